@@ -1,0 +1,104 @@
+"""Where a target stands in the full catalogue: score, hide the history, count what is ahead.
+
+One tie rule everywhere: of two items with equal scores the one with the lower catalogue index
+comes first, as in jax.lax.top_k. Ranks are counted, never sorted, so a catalogue sharded over
+devices costs one small sum between them. Only the first `valid` rows of a catalogue are items
+(None: all of them); the rest is padding for an even sharding.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpt_jax.array_types import Embeddings, HiddenItems, ItemEmbeddings, Ranks, Scores, Targets
+
+
+def score(profiles: Embeddings, items: ItemEmbeddings) -> Scores:
+    """Dot products in full float32, cosines where both sides have unit length; never -0.0."""
+    scores = jnp.einsum(
+        "bd,nd->bn", profiles, items, precision="highest", preferred_element_type=jnp.float32
+    )
+    return jnp.where(scores == 0, jnp.zeros_like(scores), scores)  # top_k puts -0.0 below 0.0
+
+
+def _ahead(scores, ids, target_scores, targets):
+    """Bool[B,M,·]: does each item (scores, ids [B,·]) come before each target (both [B,M])?"""
+    scores, ids = scores[:, None, :], ids[:, None, :]
+    target_scores, targets = target_scores[:, :, None], targets[:, :, None]
+    tie_before = (scores == target_scores) & (ids < targets)
+    return (scores > target_scores) | tie_before | (jnp.isnan(target_scores) & (ids != targets))
+
+
+def _ranks(scores, targets, hidden, valid):
+    n = scores.shape[1]
+    hidden = jnp.sort(hidden, axis=1)  # so that an item named twice is discounted once
+    once = (hidden >= 0) & (jnp.diff(hidden, axis=1, prepend=-1) != 0)
+    target_scores = jnp.take_along_axis(scores, jnp.maximum(targets, 0), axis=1)
+    hidden_scores = jnp.take_along_axis(scores, jnp.maximum(hidden, 0), axis=1)
+    ids = jnp.arange(n, dtype=targets.dtype)[None, :]
+    real = ids < (n if valid is None else valid)
+    ahead = _ahead(scores, ids, target_scores, targets) & real[:, None, :]
+    of_them_hidden = _ahead(hidden_scores, hidden, target_scores, targets) & once[:, None, :]
+    ahead = jnp.sum(ahead, axis=2, dtype=jnp.int32)
+    ahead -= jnp.sum(of_them_hidden, axis=2, dtype=jnp.int32)
+    return jnp.where(targets >= 0, 1 + ahead, 0)
+
+
+@jax.jit
+def ranks(scores: Scores, target, hidden: HiddenItems, valid: int | None = None):
+    """The rank Int32[B] of each row's target Int[B]: 1 + the unhidden items that come before it.
+
+    A target whose score is NaN comes after all other items.
+
+    >>> scores = jnp.array([[0.9, 0.5, 0.5, 0.1]])  # item 0 is hidden, item 1 ties and is before
+    >>> ranks(scores, jnp.array([2]), jnp.array([[0, -1]])).tolist()
+    [2]
+    """
+    return _ranks(scores, target[:, None], hidden, valid)[:, 0]
+
+
+@jax.jit
+def target_ranks(
+    profiles: Embeddings, items: ItemEmbeddings, targets: Targets, hidden: HiddenItems, valid=None
+) -> Ranks:
+    """Each target's rank with the hidden items and the other targets left out; 0 for target -1."""
+    others = jnp.concatenate([hidden, targets], axis=1)  # none is ahead of itself: it may be there
+    return _ranks(score(profiles, items), targets, others, valid)
+
+
+@partial(jax.jit, static_argnames="k")
+def top_k(profiles: Embeddings, items: ItemEmbeddings, hidden: HiddenItems, k: int, valid=None):
+    """The best k items, best first: ids Int32[B,k], scores Float32[B,k]; -1, -inf for none."""
+    scores, n = score(profiles, items), items.shape[0]
+    real = jnp.arange(n)[None, :] < (n if valid is None else valid)
+    scores = jnp.where(real & ~jnp.isnan(scores), scores, -jnp.inf)
+    rows, columns = jnp.arange(scores.shape[0])[:, None], jnp.where(hidden < 0, n, hidden)
+    scores = scores.at[rows, columns].set(-jnp.inf, mode="drop")
+    best, ids = jax.lax.top_k(scores, min(k, n))
+    return jnp.where(best == -jnp.inf, -1, ids), best
+
+
+def padded(rows, width: int = 0) -> np.ndarray:
+    """Lists of catalogue indices as Int32[B,width], -1 after their ends; width 0: a power of 2."""
+    longest = max((len(row) for row in rows), default=1)
+    out = np.full((len(rows), width or 1 << max(longest - 1, 0).bit_length()), -1, np.int32)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return out
+
+
+def session_ranks(profiles, items: ItemEmbeddings, sessions, valid=None, batch: int = 256):
+    """Ranks Int32[S,M] of all sessions' targets by their profiles Float[S,D], batch by batch."""
+    targets = [s.targets for s in sessions]
+    targets = padded(targets, max(map(len, targets), default=1))
+    hidden, profiles = padded([s.history for s in sessions]), np.asarray(profiles)
+    out = np.zeros(targets.shape, np.int32)
+    for start in range(0, len(sessions), batch):
+        rows = np.arange(start, start + batch) % len(
+            sessions
+        )  # full to the end: one shape compiles
+        found = target_ranks(profiles[rows], items, targets[rows], hidden[rows], valid)
+        out[start : start + batch] = np.asarray(found)[: len(sessions) - start]
+    return out

@@ -1,0 +1,113 @@
+"""Ranks by counting against a plain sort: ties, hidden items, padding, NaN, eight devices."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lpt_jax import ranking
+
+
+def brute(scores, targets, hidden, valid):
+    """Ranks by sorting (-score, index) of the items that are left."""
+    out = np.zeros(targets.shape, int)
+    for row in range(len(scores)):
+        for column, target in enumerate(targets[row]):
+            if target >= 0:
+                drop = (set(hidden[row]) | set(targets[row])) - {target}
+                left = [i for i in range(valid) if i not in drop]
+                left.sort(key=lambda i: (np.isnan(scores[row, i]), -scores[row, i], i))
+                out[row, column] = left.index(target) + 1
+    return out
+
+
+def world(seed, rows=6, n=24, valid=21, width=3):
+    """Small integers as embeddings: exact dot products, many ties."""
+    rng = np.random.default_rng(seed)
+    profiles = rng.integers(-1, 2, (rows, width)).astype(np.float32)
+    items = rng.integers(-1, 2, (n, width)).astype(np.float32)
+    chosen = np.stack([rng.permutation(valid)[:7] for _ in range(rows)]).astype(np.int32)
+    targets, hidden = chosen[:, :2].copy(), chosen[:, 2:].copy()
+    targets[0, 1] = hidden[1, 3:] = -1
+    hidden[2, 1] = hidden[2, 0]  # an item named twice
+    return profiles, items, targets, hidden, valid
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_a_sort(seed):
+    profiles, items, targets, hidden, valid = world(seed)
+    scores = profiles @ items.T
+    expected = brute(scores, targets, hidden, valid)
+    np.testing.assert_array_equal(
+        ranking.target_ranks(profiles, items, targets, hidden, valid), expected
+    )
+    hidden = np.concatenate([hidden, targets[:, 1:]], axis=1)
+    np.testing.assert_array_equal(
+        ranking.ranks(scores, targets[:, 0], hidden, valid), expected[:, 0]
+    )
+
+
+def test_order_is_that_of_top_k():
+    profiles, items, _, hidden, valid = world(7)
+    ids, scores = ranking.top_k(profiles, items, hidden, 20, valid)
+    for row in range(len(profiles)):
+        left = [i for i in ids[row].tolist() if i >= 0]
+        assert len(left) == valid - len(set(hidden[row]) - {-1}) and not set(left) & set(
+            hidden[row].tolist()
+        )
+        assert np.isneginf(scores[row, len(left) :]).all()
+        same = jnp.tile(profiles[row : row + 1], (len(left), 1))
+        everywhere = jnp.tile(hidden[row : row + 1], (len(left), 1))
+        ranks = ranking.target_ranks(
+            same, items, jnp.array(left, jnp.int32)[:, None], everywhere, valid
+        )
+        assert ranks[:, 0].tolist() == list(range(1, len(left) + 1))
+
+
+def test_not_a_number_comes_last():
+    scores = np.array([[0.1, np.nan, 0.3, np.nan]], np.float32)
+    hidden = np.array([[0, -1]], np.int32)
+    assert ranking.ranks(scores, np.array([1], np.int32), hidden).tolist() == [
+        3
+    ]  # after 2 and the other NaN
+    assert ranking.ranks(scores, np.array([2], np.int32), hidden).tolist() == [1]
+
+
+def test_negative_zero_ties_with_zero():
+    items = np.array([[-0.0], [0.0], [-0.0]], np.float32)
+    ids, _ = ranking.top_k(np.ones((1, 1), np.float32), items, np.full((1, 1), -1, np.int32), 3)
+    assert ids[0].tolist() == [0, 1, 2]
+
+
+def test_eight_devices_give_the_same_ranks():
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    profiles, items, targets, hidden, valid = world(3, rows=8)
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("data", "fsdp"))
+
+    def place(array, *axes):
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    spread = (
+        place(profiles, "data"),
+        place(items, ("data", "fsdp")),
+        place(targets, "data"),
+        place(hidden, "data"),
+    )
+    expected = brute(profiles @ items.T, targets, hidden, valid)
+    np.testing.assert_array_equal(ranking.target_ranks(*spread, valid), expected)
+    ids, _ = ranking.top_k(spread[0], spread[1], spread[3], 5, valid)
+    np.testing.assert_array_equal(ids, ranking.top_k(profiles, items, hidden, 5, valid)[0])
+
+
+def test_session_ranks_batches_and_pads():
+    profiles, items, targets, hidden, valid = world(5, rows=7)
+    sessions = [
+        SimpleNamespace(history=tuple(h[h >= 0].tolist()), targets=tuple(t[t >= 0].tolist()))
+        for h, t in zip(hidden, targets)
+    ]
+    found = ranking.session_ranks(profiles, items, sessions, valid, batch=3)
+    np.testing.assert_array_equal(found, brute(profiles @ items.T, targets, hidden, valid))
