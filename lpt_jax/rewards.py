@@ -26,8 +26,8 @@ def _discount(ranks):
 def ndcg(ranks) -> Rewards:
     """NDCG over the whole ranking, 1 / log2(1 + rank) with one relevant item.
 
-    >>> ndcg(jnp.array([[[1], [3], [7]]])).tolist()  # 1/log2(2), 1/log2(4), 1/log2(8)
-    [[1.0, 0.5, 0.3333333432674408]]
+    >>> print(ndcg(jnp.array([[[1], [3], [7]]])).round(3))  # 1/log2(2), 1/log2(4), 1/log2(8)
+    [[1.    0.5   0.333]]
     """
     return _mean_over_targets(_discount(ranks), ranks)
 
@@ -35,8 +35,8 @@ def ndcg(ranks) -> Rewards:
 def mrr(ranks) -> Rewards:
     """Mean reciprocal rank, 1 / rank.
 
-    >>> mrr(jnp.array([[[2, 4], [4, 0]]])).tolist()  # (1/2 + 1/4) / 2, then 1/4 alone
-    [[0.375, 0.25]]
+    >>> print(mrr(jnp.array([[[2, 4], [4, 0]]])))  # (1/2 + 1/4) / 2, then 1/4 alone
+    [[0.375 0.25 ]]
     """
     return _mean_over_targets(1 / jnp.maximum(ranks, 1).astype(jnp.float32), ranks)
 
@@ -44,8 +44,7 @@ def mrr(ranks) -> Rewards:
 def target_similarity(similarities, targets, temperature: float, valid=None):
     """The softmax over the catalogue, of cosines Float[B,G,N] / temperature, at targets Int[B,M].
 
-    >>> flat = jnp.zeros((1, 1, 4))  # four items, all equally similar
-    >>> target_similarity(flat, jnp.array([[2]]), 0.1).tolist()
+    >>> print(target_similarity(jnp.zeros((1, 1, 4)), jnp.array([[2]]), 0.1))  # 4 equal items
     [[[0.25]]]
     """
     n = similarities.shape[-1]
@@ -60,8 +59,8 @@ def dense(ranks, similarity) -> Rewards:
 
     `similarity` Float[B,G,M] is target_similarity's softmax (arXiv 2505.16994; papers.md, 1).
 
-    >>> dense(jnp.array([[[3], [5000]]]), jnp.array([[[0.2], [0.1]]])).round(4).tolist()
-    [[0.48500001430511475, 0.004999999888241291]]
+    >>> print(dense(jnp.array([[[3], [5000]]]), jnp.array([[[0.2], [0.1]]])).round(3))
+    [[0.485 0.005]]
     """
     near = jnp.where(ranks <= 1000, _discount(ranks), 0.0)
     return _mean_over_targets(0.95 * near + 0.05 * similarity, ranks)
@@ -73,17 +72,16 @@ def metric(name: str, ranks, similarities, texts) -> Rewards:
     A function of one's own is called as f(ranks Int[B,G,M], similarities Float[B,G,M], texts:
     G strings for each of B users) and returns Float[B,G]; similarities are target_similarity's.
     """
-    if ":" not in name:
-        known = {"ndcg": lambda: ndcg(ranks), "mrr": lambda: mrr(ranks)}
-        return (known | {"dense": lambda: dense(ranks, similarities)})[name]()
+    if name in ("ndcg", "mrr"):
+        return ndcg(ranks) if name == "ndcg" else mrr(ranks)
+    if name == "dense":
+        return dense(ranks, similarities)
     module, function = name.split(":", 1)
     values = getattr(importlib.import_module(module), function)(ranks, similarities, texts)
     values = jnp.asarray(values, jnp.float32)
     if values.shape != ranks.shape[:2] or not bool(jnp.all(jnp.isfinite(values))):
-        wanted = f"finite numbers of shape {ranks.shape[:2]}, users by profiles"
-        raise InputError(
-            f"policy.reward={name} must return {wanted}; it gave shape {values.shape}."
-        )
+        wanted = f"finite numbers of shape {ranks.shape[:2]}, not of {values.shape}"
+        raise InputError(f"policy.reward={name} must return {wanted}, users by profiles.")
     return values
 
 
@@ -94,9 +92,9 @@ def parts(values: Rewards, valid, log_ratio, kl_coef: float) -> dict[str, Reward
     "invalid" takes them back to 0. "kl" is -kl_coef × log_ratio, and log_ratio Float[B,G] is
     log π(profile) - log π_ref(profile), summed over the profile's tokens.
 
-    >>> p = parts(jnp.array([[0.5, 1.0]]), jnp.array([[True, False]]), jnp.array([[1.0, 0.0]]), 0.2)
-    >>> [p[k].round(3).tolist() for k in ("metric", "invalid", "kl", "total")]
-    [[[0.5, 1.0]], [[0.0, -1.0]], [[-0.20000000298023224, -0.0]], [[0.30000001192092896, 0.0]]]
+    >>> p = parts(jnp.array([[0.5, 1.0]]), jnp.array([[True, False]]), jnp.array([[1.0, 2.0]]), 0.2)
+    >>> print(p["invalid"], p["kl"], p["total"])
+    [[ 0. -1.]] [[-0.2 -0.4]] [[ 0.3 -0.4]]
     """
     invalid = jnp.where(valid, 0.0, -values)
     kl = -kl_coef * log_ratio
@@ -106,10 +104,11 @@ def parts(values: Rewards, valid, log_ratio, kl_coef: float) -> dict[str, Reward
 def whiten(rewards: Rewards, baseline: str = "batch") -> Rewards:
     """(r - mean) / sqrt(var + 1e-8); the mean is the batch's, or ("user") of a user's G profiles.
 
-    >>> whiten(jnp.array([[0.0, 1.0], [1.0, 2.0]])).round(3).tolist()  # mean 1, variance 1/2
-    [[-1.4140000343322754, 0.0], [0.0, 1.4140000343322754]]
-    >>> whiten(jnp.array([[0.0, 1.0], [1.0, 2.0]]), "user").round(3).tolist()  # all ±1/2 before
-    [[-1.0, 1.0], [-1.0, 1.0]]
+    >>> print(whiten(jnp.array([[0.0, 2.0, 4.0]])).round(3))  # mean 2, variance 8/3
+    [[-1.225  0.     1.225]]
+    >>> print(whiten(jnp.array([[0.0, 1.0], [3.0, 4.0]]), "user").round(3))  # ±1/2 of one's mean
+    [[-1.  1.]
+     [-1.  1.]]
     """
     rewards = rewards.astype(jnp.float32)
     mean = jnp.mean(rewards, axis=1, keepdims=True) if baseline == "user" else jnp.mean(rewards)
