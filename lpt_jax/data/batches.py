@@ -1,0 +1,80 @@
+"""Token rows and index batches: few static lengths, order by (seed, epoch), position = the step alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lpt_jax.errors import InputError
+
+
+def _pad(rows: Sequence[Sequence[int]], length: int, pad_id: int, left: bool):
+    tokens = np.full((len(rows), length), pad_id, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        if len(row) > length:
+            raise ValueError(
+                f"Row {i} has {len(row)} tokens, more than the {length} it is padded to."
+            )
+        where = slice(length - len(row), None) if left else slice(0, len(row))
+        tokens[i, where], mask[i, where] = row, True
+    return tokens, mask
+
+
+def pad_left(rows: Sequence[Sequence[int]], length: int, pad_id: int):
+    """Rows of token ids with padding before them -> Prompts int32 and PromptMask, [B, length]."""
+    return _pad(rows, length, pad_id, left=True)
+
+
+def pad_right(rows: Sequence[Sequence[int]], length: int, pad_id: int):
+    """Rows of token ids with padding after them -> Tokens int32 and Mask, [B, length]."""
+    return _pad(rows, length, pad_id, left=False)
+
+
+def bucket_lengths(lengths: Sequence[int], count: int, multiple: int = 16) -> tuple[int, ...]:
+    """At most `count` static lengths, multiples of `multiple`, that hold equal shares of the rows; the last holds all."""
+    if not len(lengths):
+        return ()
+    shares = np.quantile(lengths, np.arange(1, count + 1) / count, method="higher").astype(int)
+    return tuple(sorted({max(multiple, -(-int(s) // multiple) * multiple) for s in shares}))
+
+
+def bucket(length: int, lengths: Sequence[int]) -> int:
+    """The smallest of the static lengths that holds `length` tokens."""
+    fitting = [size for size in lengths if size >= length]
+    if not fitting:
+        raise ValueError(f"{length} tokens fit none of the static lengths {tuple(lengths)}.")
+    return min(fitting)
+
+
+def order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of n rows in one epoch, Int64[n]; nothing but (n, seed, epoch) decides it."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def indices(n: int, size: int, seed: int, step: int) -> np.ndarray:
+    """The rows of global step `step`, Int64[size]: epochs follow each other without a gap, so every batch is full."""
+    if n < 1:
+        raise InputError("There is nothing to make batches of: no rows are left in this split.")
+    positions = np.arange(step * size, (step + 1) * size)
+    epochs = positions // n
+    return np.concatenate(
+        [order(n, seed, int(e))[positions[epochs == e] % n] for e in np.unique(epochs)]
+    )
+
+
+def tokenise(tokenizer, texts: Sequence[str], max_tokens: int):
+    """Texts -> (rows of token ids cut to max_tokens, Bool[n] overlong: its true length was greater).
+
+    Lengths count what the tokenizer adds ([CLS], [SEP]); a cut row keeps them. A row is never empty:
+    an empty text that gets no special tokens becomes one padding token.
+    """
+    if not len(texts):
+        return [], np.zeros(0, bool)
+    rows = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+    overlong = np.array([len(row) > max_tokens for row in rows])
+    if overlong.any():
+        where = np.flatnonzero(overlong)
+        cut = tokenizer([texts[i] for i in where], truncation=True, max_length=max_tokens)
+        for i, row in zip(where, cut["input_ids"]):
+            rows[i] = row
+    return [row or [tokenizer.pad_token_id or 0] for row in rows], overlong

@@ -1,0 +1,171 @@
+"""Every English sentence the models read: Session -> chat messages -> token ids within a budget."""
+
+import functools
+import re
+
+import jinja2
+
+from lpt_jax.data import catalogue as catalogue_lib
+from lpt_jax.errors import InputError
+
+# style -> what the user's turn says; {kind} is the items' kind, {did} what the user did with them, {items} the history.
+INSTRUCTIONS = {
+    "paper": "Below are the {kind} that one user has {did}, in chronological order. From them, summarise "
+    "this user's preferences at a high level and in detail: what the user likes and dislikes, and which other "
+    "{kind} would suit.\n\n{items}",
+    "short": "Here are the {kind} a person has {did}, oldest first. In one or two sentences, describe this "
+    "person's taste, keeping to what the list shows, and say which kinds of {kind} to recommend next.\n\n{items}",
+    "genres": "A person has {did} these {kind}:\n\n{items}\n\nIn one sentence, name the genres, eras and moods "
+    "of {kind} this person likes.",
+    "tiny": "Name the genres of {kind} this user likes.\n\n{items}",
+}
+DID = {  # (ratings are shown, reviews are shown) -> the verb
+    (True, True): "rated (out of 5) and reviewed",
+    (True, False): "rated (out of 5)",
+    (False, True): "reviewed",
+    (False, False): "chosen",
+}
+NO_TEMPLATE = "{text}\n\nProfile:"  # the prompt of a model without a chat template
+USER_FIELDS = ("rating", "review")
+ONE_LINE = {"title", "year", "genres", "rating"}  # with no other fields an item is one line
+
+
+def item_block(
+    fields: dict, chosen: list[str], rating: float | None = None, review: str | None = None
+) -> str:
+    """One item of the history: a line where only short fields are chosen, else a paragraph of labelled lines."""
+    rated = "" if rating is None or "rating" not in chosen else f"{rating:g}/5"
+    if set(chosen) <= ONE_LINE:
+        own = [
+            text for _, text in catalogue_lib.values(fields, [n for n in chosen if n != "rating"])
+        ]
+        return f"- {', '.join(own)}" + (f": rated {rated}" if rated else "")
+    lines = catalogue_lib.lines(fields, [name for name in chosen if name not in USER_FIELDS])
+    text = " ".join((review or "").split()) if "review" in chosen else ""
+    if text:
+        lines.append(f"Review from the user{f' (rating {rated})' if rated else ''}: {text}")
+    elif rated:
+        lines.append(f"Rating from the user: {rated}")
+    return "\n".join(lines)
+
+
+def _blocks(session, catalogue, chosen, keep):
+    start = len(session.history) - keep
+    return [
+        item_block(
+            catalogue.fields[session.history[i]],
+            chosen,
+            session.ratings and session.ratings[i],
+            session.reviews and session.reviews[i],
+        )
+        for i in range(start, len(session.history))
+    ]
+
+
+def _chosen(data_config):
+    return catalogue_lib.names(
+        data_config.prompt_fields, "data.prompt_fields", catalogue_lib.FIELDS + USER_FIELDS
+    )
+
+
+def _messages(blocks, session, chosen, data_config, prompt_config):
+    if prompt_config.style not in INSTRUCTIONS:
+        known = ", ".join(INSTRUCTIONS)
+        raise InputError(
+            f"--config.prompt.style={prompt_config.style!r} won't do: it must be one of {known}."
+        )
+    did = DID[
+        "rating" in chosen and bool(session.ratings), "review" in chosen and bool(session.reviews)
+    ]
+    items = ("\n" if set(chosen) <= ONE_LINE else "\n\n").join(blocks)
+    text = INSTRUCTIONS[prompt_config.style].format(kind=data_config.kind, did=did, items=items)
+    system = [{"role": "system", "content": prompt_config.system}] if prompt_config.system else []
+    return system + [{"role": "user", "content": text.strip()}]
+
+
+def messages(session, catalogue, data_config, prompt_config, keep: int) -> list[dict[str, str]]:
+    """The chat that asks for a profile, showing the `keep` latest items of the session's history, oldest first."""
+    chosen = _chosen(data_config)
+    blocks = _blocks(session, catalogue, chosen, min(keep, len(session.history)))
+    return _messages(blocks, session, chosen, data_config, prompt_config)
+
+
+@functools.lru_cache(maxsize=4)
+def control_tokens(tokenizer) -> re.Pattern | None:
+    """What users' text must not hold: the tokenizer's special tokens, and added ones shaped like <…> or […]."""
+    added = tokenizer.added_tokens_decoder.values()
+    found = {t.content for t in added if t.special or re.fullmatch(r"<.+>|\[.+\]", t.content)}
+    found = sorted(
+        filter(str.strip, found | set(tokenizer.all_special_tokens)), key=len, reverse=True
+    )
+    return re.compile("|".join(map(re.escape, found)), re.IGNORECASE) if found else None
+
+
+def neutralise(text: str, control: re.Pattern | None) -> str:
+    """The text without control tokens, also without those that removing others would form."""
+    while control and (cleaned := control.sub("", text)) != text:
+        text = cleaned
+    return text
+
+
+def _encode(chat, tokenizer):
+    if not tokenizer.chat_template:
+        return tokenizer(
+            NO_TEMPLATE.format(text="\n\n".join(m["content"] for m in chat)), verbose=False
+        )["input_ids"]
+    ask = dict(add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False)
+    try:
+        return tokenizer.apply_chat_template(chat, **ask)
+    except (
+        jinja2.TemplateError
+    ):  # Gemma's template knows no system turn: say it at the start of the user's
+        if len(chat) == 1:
+            raise
+        joined = "\n\n".join(m["content"] for m in chat)
+        return tokenizer.apply_chat_template([{"role": "user", "content": joined}], **ask)
+
+
+def encode_prompt(
+    session, catalogue, data_config, prompt_config, tokenizer
+) -> tuple[list[int], int]:
+    """A session's prompt as token ids, chat template and start of the answer included, and how many items it shows.
+
+    At most `prompt.history_items` of the latest items, then the oldest are dropped until `prompt.max_tokens`
+    hold the whole prompt: items are never cut. 0 items shown means that not even the latest fits.
+    """
+    chosen, control = _chosen(data_config), control_tokens(tokenizer)
+    most = min(prompt_config.history_items, len(session.history))
+    blocks = [neutralise(block, control) for block in _blocks(session, catalogue, chosen, most)]
+
+    def render(keep):
+        return _encode(
+            _messages(blocks[most - keep :], session, chosen, data_config, prompt_config), tokenizer
+        )
+
+    best, budget = render(0), prompt_config.max_tokens
+    if len(best) > budget:
+        raise InputError(
+            f"--config.prompt.max_tokens={budget} won't do: the instruction {prompt_config.style!r} and the chat "
+            f"template alone take {len(best)} tokens."
+        )
+    keep, total = 0, len(best)
+    if blocks:  # an estimate from the items' own lengths, newest first, then exact steps down or up
+        rows = tokenizer(blocks, add_special_tokens=False, verbose=False)["input_ids"]
+        while keep < most and (total := total + len(rows[most - 1 - keep]) + 1) <= budget:
+            keep += 1
+    ids = render(keep)
+    while len(ids) > budget:
+        keep, ids = keep - 1, render(keep - 1)
+    while keep < most and len(longer := render(keep + 1)) <= budget:
+        keep, ids = keep + 1, longer
+    return list(ids), keep
+
+
+def history_text(session, catalogue, n: int) -> str:
+    """The texts of the history's last n items, the latest first so that a cut to the window loses the oldest."""
+    return "\n\n".join(catalogue.texts[i] for i in session.history[::-1][:n])
+
+
+def last_item_text(session, catalogue) -> str:
+    """The text of the history's last item."""
+    return catalogue.texts[session.history[-1]]
