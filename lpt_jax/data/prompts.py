@@ -113,7 +113,8 @@ def _encode(chat, tokenizer):
         return tokenizer(
             NO_TEMPLATE.format(text="\n\n".join(m["content"] for m in chat)), verbose=False
         )["input_ids"]
-    ask = dict(add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False)
+    ask = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    ask["enable_thinking"] = False  # Qwen 3: answer at once
     try:
         return tokenizer.apply_chat_template(chat, **ask)
     except (
