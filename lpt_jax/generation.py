@@ -1,0 +1,147 @@
+"""Prompts to profiles: one shared prefill per prompt, a static KV cache in place, one uniform per token."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpt_jax.models import decoder
+from lpt_jax.models.decoder import DecoderSpec
+
+BLOCK = 128  # vocabulary words per block of the two-level inverse CDF
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Profiles:
+    """Sampled profiles as arrays; G profiles for each of B prompts.
+
+    tokens: ProfileTokens [B, G, T], pad_id after the end.
+    mask: ProfileMask [B, G, T], True up to and including the end-of-sequence token.
+    log_probs: LogProbs [B, G, T] under the sampling policy (softmax of logits / temperature), 0 where masked.
+    context: hidden states [B, P, D] of the prompt (without its last token) after the frozen layers, or None.
+    hidden: hidden states [B, G, T, D] of the continuation's inputs (the prompt's last token, then the
+      profile's own) after the frozen layers, or None.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    log_probs: jax.Array
+    context: jax.Array | None
+    hidden: jax.Array | None
+
+
+def unstack(layers: dict) -> list[dict]:
+    """Stacked layers to a list of single ones: decoding reads each where it lies (call it outside jit)."""
+    count = next(iter(layers.values())).shape[0] if layers else 0
+    return [{name: w[i] for name, w in layers.items()} for i in range(count)]
+
+
+def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The token whose cumulative softmax probability first exceeds one uniform number per row.
+
+    Shapes: logits [..., V], uniform [...] in [0, 1); returns int32 [...]. Two levels (blocks of words, then
+    words) need one pass over the vocabulary; tokens of probability 0 are never drawn.
+    """
+    vocab = logits.shape[-1]
+    p = jnp.exp(logits - logits.max(-1, keepdims=True))
+    p = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -vocab % BLOCK)])
+    blocks = p.reshape(*p.shape[:-1], -1, BLOCK)
+    ends = jnp.cumsum(blocks.sum(-1), -1)
+    threshold = uniform * ends[..., -1]
+    block = jnp.argmax(ends > threshold[..., None], -1)
+    chosen = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
+    before = jnp.take_along_axis(ends, block[..., None], -1)[..., 0] - chosen.sum(-1)
+    inside = jnp.cumsum(chosen, -1)
+    last = BLOCK - 1 - jnp.argmax((chosen > 0)[..., ::-1], -1)  # rounding may leave the threshold beyond
+    first = jnp.argmax(inside > (threshold - before)[..., None], -1)
+    found = jnp.any(inside > (threshold - before)[..., None], -1)
+    return (block * BLOCK + jnp.where(found, first, last)).astype(jnp.int32)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("spec", "samples", "max_tokens", "temperature", "eos", "pad", "keep_hidden")
+)
+def sample(spec: DecoderSpec, trunk: dict, trunk_list: list, upper: dict, upper_list: list, prompts: jax.Array,
+           mask: jax.Array, keys: jax.Array, *, samples: int, max_tokens: int, temperature: float,
+           eos: tuple[int, ...], pad: int, keep_hidden: bool = False) -> Profiles:  # fmt: skip
+    """Samples G profiles per prompt until every row has ended.
+
+    Args:
+      trunk: {"embed", "layers"} of the lower layers, stacked, and trunk_list the same layers unstacked;
+      upper: the other layers, stacked, with final_norm and head or embed; upper_list unstacked.
+      prompts, mask: [B, P + 1] token ids, left-padded.
+      keys: one random key per prompt [B]: a prompt's profiles don't depend on its batch.
+      temperature: 0 is greedy (log-probabilities are then those of temperature 1).
+      eos: the ids that end a profile.
+    """
+    batch, context_length = prompts.shape[0], prompts.shape[1] - 1
+    context_mask = mask[:, :-1]
+    context = decoder.embed_tokens(spec, trunk, prompts[:, :-1])
+    count = len(trunk_list)
+    cached = []
+    if count:
+        context, kept = decoder.run(spec, trunk["layers"], context, context_mask)
+        cached += [(kept[0][i], kept[1][i]) for i in range(count)]
+    _, kept = decoder.run(spec, upper["layers"], context, context_mask, start=count)
+    cached += [(kept[0][i], kept[1][i]) for i in range(len(upper_list))]
+    own_shape = (batch, spec.kv_heads, samples, max_tokens, spec.head_dim)
+    state = {
+        "t": jnp.int32(0),
+        "token": jnp.broadcast_to(prompts[:, -1:], (batch, samples)),
+        "ended": jnp.zeros((batch, samples), bool),
+        "tokens": jnp.full((batch, samples, max_tokens), pad, jnp.int32),
+        "mask": jnp.zeros((batch, samples, max_tokens), bool),
+        "log_probs": jnp.zeros((batch, samples, max_tokens), jnp.float32),
+        "caches": [(jnp.zeros(own_shape, spec.dtype), jnp.zeros(own_shape, spec.dtype)) for _ in cached],
+    }
+    if keep_hidden:
+        state["hidden"] = jnp.zeros((batch, samples, max_tokens, spec.width), jnp.float32)
+
+    def put(buffer, value, t):
+        return jax.lax.dynamic_update_slice_in_dim(buffer, value[:, :, None].astype(buffer.dtype), t, 2)
+
+    def step(s):
+        t = s["t"]
+        x = decoder.embed_tokens(spec, trunk, s["token"])
+        x, lower = decoder.decode_step(spec, trunk_list, x, t, cached[:count], context_mask, s["caches"][:count])
+        new = dict(s, hidden=put(s["hidden"], x, t)) if keep_hidden else dict(s)
+        x, higher = decoder.decode_step(
+            spec, upper_list, x, t, cached[count:], context_mask, s["caches"][count:], start=count
+        )
+        scores = decoder.logits(spec, upper, x) / (temperature or 1.0)
+        if temperature:
+            uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t), (samples,)))(keys)
+            token = draw(scores, uniform)
+        else:
+            token = jnp.argmax(scores, -1).astype(jnp.int32)
+        chosen = jnp.take_along_axis(scores, token[..., None], -1)[..., 0] - jax.nn.logsumexp(scores, -1)
+        token = jnp.where(s["ended"], pad, token)
+        return new | {
+            "t": t + 1,
+            "token": token,
+            "ended": s["ended"] | jnp.isin(token, jnp.asarray(eos, jnp.int32)),
+            "tokens": put(s["tokens"], token, t),
+            "mask": put(s["mask"], ~s["ended"], t),
+            "log_probs": put(s["log_probs"], jnp.where(s["ended"], 0.0, chosen), t),
+            "caches": lower + higher,
+        }
+
+    end = jax.lax.while_loop(lambda s: (s["t"] < max_tokens) & ~jnp.all(s["ended"]), step, state)
+    return Profiles(
+        end["tokens"], end["mask"], end["log_probs"],
+        context if keep_hidden else None, end.get("hidden"),
+    )  # fmt: skip
+
+
+def texts_of(profiles: Profiles, tokenizer, eos: tuple[int, ...]) -> tuple[list[list[str]], np.ndarray]:
+    """The profiles' texts [B][G] without special tokens, and which of them never ended (Bool [B, G])."""
+    tokens, mask = np.asarray(profiles.tokens), np.asarray(profiles.mask)
+    rows = [row[m].tolist() for row, m in zip(tokens.reshape(-1, tokens.shape[-1]),
+                                              mask.reshape(-1, mask.shape[-1]), strict=True)]  # fmt: skip
+    texts = [t.strip() for t in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    samples = tokens.shape[1]
+    unended = ~np.isin(np.where(mask, tokens, -1), list(eos)).any(-1)
+    return [texts[i : i + samples] for i in range(0, len(texts), samples)], unended

@@ -1,0 +1,122 @@
+"""Reinforcement learning for system optimisation (RLSO): rollouts' rewards move the profile encoder.
+
+What trains is either the top layers (`last_layers`: with final norm and untied head) or LoRA matrices.
+Everything below the first trained layer, the *trunk*, runs once per rollout, in the sampler itself:
+scoring, the reference policy and every epoch start from its stored hidden states.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lpt_jax.generation import Profiles
+from lpt_jax.models import decoder, low_rank
+from lpt_jax.models.decoder import DecoderSpec
+
+
+def split(spec: DecoderSpec, weights: dict, settings, key: jax.Array) -> tuple[dict, dict, dict]:
+    """Parts a decoder into (trunk, upper, trainable), none of which shares a leaf with another.
+
+    trunk: {"embed", "layers"} below the first trained layer; upper: the frozen part of what is above;
+    trainable: what the optimiser sees. `assemble(upper, trainable)` is the upper model, and the
+    reference policy is assemble(upper, initial trainable), or with LoRA the base, upper alone.
+    """
+    others = {name: w for name, w in weights.items() if name != "layers"}
+    if settings.trains == "lora":
+        lora = low_rank.attach(spec, weights, settings.lora.targets, settings.lora.rank, key)
+        trunk_layers = {name: w[:0] for name, w in weights["layers"].items()}
+        return {"embed": weights["embed"], "layers": trunk_layers}, others | {"layers": weights["layers"]}, lora
+    start = max(spec.layers - settings.last_layers, 0)
+    trunk = {"embed": weights["embed"], "layers": {n: w[:start] for n, w in weights["layers"].items()}}
+    trainable = {"layers": {n: w[start:] for n, w in weights["layers"].items()}}
+    trainable |= {n: w for n, w in others.items() if n in ("final_norm", "head")}
+    upper = {"embed": weights["embed"], "layers": {}} if spec.tied else {"layers": {}}
+    return trunk, upper, trainable
+
+
+def assemble(upper: dict, trainable: dict) -> dict:
+    """The weights of the upper model: frozen and trained parts together."""
+    return upper | trainable | {"layers": upper["layers"] | trainable.get("layers", {})}
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "start", "temperature", "chunk", "remat"))
+def score(spec: DecoderSpec, upper: dict, profiles: Profiles, tokens: jax.Array, context_mask: jax.Array, *,
+          start: int, temperature: float, chunk: int, remat: bool = False) -> jax.Array:  # fmt: skip
+    """LogProbs [B, G, T] of the profiles under an upper model, from the trunk's stored hidden states; 0 where masked.
+
+    tokens [B, G, T] are the profiles' (a minibatch of `profiles` holds only what is scored), context_mask [B, P].
+    """
+    batch, samples, length, width = profiles.hidden.shape
+    x = jnp.concatenate([profiles.context, profiles.hidden.reshape(batch, -1, width)], 1)
+    x, _ = decoder.run(spec, upper["layers"], x, context_mask, samples, start=start, remat=remat, last=True)
+    x = x.reshape(batch, samples, length, width)
+    found = decoder.log_probs(spec, upper, x, tokens, temperature, chunk)
+    return jnp.where(profiles.mask, found, 0.0)
+
+
+# ---- losses: all of (new and old log-probabilities [B, G, T], mask [B, G, T], rewards [B, G])
+
+
+def rebel(new, old, mask, rewards, *, eta: float, clip_ratio: float = 0.0) -> jax.Array:
+    """REBEL over all pairs of a user's profiles: mean ((Δ_i − Δ_j) − η (r_i − r_j))², Δ = log π_θ/π_t.
+
+    With a = Δ − η r, the sum over pairs i < j of (a_i − a_j)² is G Σ a² − (Σ a)² (papers.md §1; arXiv 2404.16767).
+    """
+    a = jnp.sum(jnp.where(mask, new - old, 0.0), -1) - eta * rewards
+    a = a - jax.lax.stop_gradient(a.mean(1, keepdims=True))  # pairs don't see a shift: less cancellation
+    samples = a.shape[1]
+    pairs = samples * jnp.sum(a * a, 1) - jnp.sum(a, 1) ** 2
+    return jnp.mean(pairs / (samples * (samples - 1) / 2))
+
+
+def rloo(new, old, mask, rewards, *, eta: float = 0.0, clip_ratio: float = 0.0) -> jax.Array:
+    """REINFORCE with the leave-one-out baseline (arXiv 2402.14740), importance-weighted after the first epoch.
+
+    −mean A_i π_θ(p_i)/π_t(p_i), A_i = r_i − mean of the other r_j; at θ = t its gradient is −A_i ∇ log π_θ(p_i).
+    """
+    samples = rewards.shape[1]
+    advantage = (rewards - rewards.mean(1, keepdims=True)) * samples / (samples - 1)
+    ratio = jnp.exp(jnp.sum(jnp.where(mask, new - old, 0.0), -1))
+    return -jnp.mean(advantage * ratio)
+
+
+def grpo(new, old, mask, rewards, *, eta: float = 0.0, clip_ratio: float) -> jax.Array:
+    """GRPO (arXiv 2402.03300): clipped token ratios, a profile's mean over tokens, rewards normed per user.
+
+    The KL to the reference is in the reward here, as in every loss of this file, not in the loss.
+    """
+    centred = rewards - rewards.mean(1, keepdims=True)
+    advantage = (centred / (jnp.sqrt(jnp.mean(centred**2, 1, keepdims=True)) + 1e-4))[..., None]
+    ratio = jnp.exp(jnp.where(mask, new - old, 0.0))
+    clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
+    gain = jnp.where(mask, jnp.minimum(ratio * advantage, clipped * advantage), 0.0)
+    return -jnp.mean(gain.sum(-1) / jnp.maximum(mask.sum(-1), 1))
+
+
+LOSSES = {"rebel": rebel, "rloo": rloo, "grpo": grpo}
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("spec", "optimiser", "loss", "start", "temperature", "chunk", "remat", "eta", "clip_ratio"),
+    donate_argnames=("trainable", "optimiser_state"),
+)
+def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, profiles: Profiles,
+           context_mask: jax.Array, old: jax.Array, rewards: jax.Array, *,
+           optimiser: optax.GradientTransformation, loss: str, start: int, temperature: float, chunk: int,
+           remat: bool, eta: float, clip_ratio: float):  # fmt: skip
+    """One optimiser step on a (mini)batch of rollouts: returns trainable, optimiser state and metrics."""
+
+    def objective(trainable):
+        new = score(spec, assemble(upper, trainable), profiles, profiles.tokens, context_mask, start=start,
+                    temperature=temperature, chunk=chunk, remat=remat)  # fmt: skip
+        value = LOSSES[loss](new, old, profiles.mask, rewards, eta=eta, clip_ratio=clip_ratio)
+        return value, jnp.mean(jnp.abs(jnp.sum(new - old, -1)))
+
+    (value, moved), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
+    updates, optimiser_state = optimiser.update(grads, optimiser_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    metrics = {"loss": value, "grad_norm": optax.global_norm(grads), "log_ratio_moved": moved}
+    return trainable, optimiser_state, metrics
