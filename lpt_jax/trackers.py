@@ -1,0 +1,116 @@
+"""What a run writes while it goes on: metrics.jsonl, samples.jsonl and TensorBoard events."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from lpt_jax.errors import InputError
+
+
+def write_text(path, text: str) -> None:
+    """Writes a file whole or not at all, by a temporary file that is renamed."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_jsonl(path) -> list[dict]:
+    """The records of a .jsonl file, [] without one; a last line cut short by a kill is left out."""
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines) or line.endswith("\n"):
+                raise InputError(f"{path}:{number} is not JSON: remove that line.") from None
+    return records
+
+
+def _plain(value):
+    """What JSON can hold: scalar arrays as numbers, and None for those that are not finite."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, str) or value is None:
+        return value
+    number = value.item() if hasattr(value, "item") else value
+    return number if math.isfinite(number) else None
+
+
+class Tracker:
+    """Appends records to metrics.jsonl and samples.jsonl of a workdir, and to TensorBoard.
+
+    Every record begins with its place, {"iteration", "phase", "step" (within the phase),
+    "global_step"}. A number that is not finite is written as null and named in "not_finite".
+    """
+
+    def __init__(self, workdir, tensorboard: bool = True):
+        self.workdir, self.tensorboard = Path(workdir), tensorboard
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self._open(purge_step=0)
+
+    def _open(self, purge_step: int):
+        self.files = {
+            name: open(self.workdir / f"{name}.jsonl", "a", encoding="utf-8")
+            for name in ("metrics", "samples")
+        }
+        self.events, self.purge_step = None, purge_step  # TensorBoard opens with the first record
+
+    def _write(self, name, place, values):
+        place = dict(zip(("iteration", "phase", "step", "global_step"), place, strict=True))
+        self.files[name].write(json.dumps(place | values, ensure_ascii=False) + "\n")
+        self.files[name].flush()
+
+    def log(self, iteration: int, phase: str, step: int, global_step: int, values: dict):
+        """Writes one record of numbers, scalars of any kind."""
+        plain = _plain(values)
+        bad = [name for name in plain if plain[name] is None]
+        extra = {"not_finite": bad} if bad else {}
+        self._write("metrics", (iteration, phase, step, global_step), plain | extra)
+        if self.tensorboard and not self.events:
+            from tensorboardX import SummaryWriter
+
+            folder, start = str(self.workdir / "tensorboard"), self.purge_step
+            self.events = SummaryWriter(folder, purge_step=start, filename_suffix=f".{start}")
+        if self.events:
+            for name in plain.keys() - set(bad):
+                self.events.add_scalar(f"{phase}/{name}", plain[name], global_step)
+
+    def sample(self, iteration: int, phase: str, step: int, global_step: int, values: dict):
+        """Writes one sample: a user's history, profile, ranks and reward parts."""
+        self._write("samples", (iteration, phase, step, global_step), _plain(values))
+
+    def resume(self, iteration: int = -1, phase: str = "", step: int = -1):
+        """Drops what was written after that step, so that a resumed run writes nothing twice.
+
+        Without arguments everything goes. Records are in the order of time, so that other phases
+        of the iteration count as later when they come after this one's records.
+        """
+        self.close()
+        purge_step = 0
+        for name in self.files:
+            kept = []
+            for record in read_jsonl(self.workdir / f"{name}.jsonl"):
+                here = (record["iteration"], record["phase"]) == (iteration, phase)
+                seen = kept and (kept[-1]["iteration"], kept[-1]["phase"]) == (iteration, phase)
+                if record["iteration"] > iteration or here and record["step"] > step:
+                    break
+                if seen and not here:
+                    break
+                kept.append(record)
+            text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+            write_text(self.workdir / f"{name}.jsonl", text)
+            purge_step = max([purge_step] + [record["global_step"] + 1 for record in kept])
+        self._open(purge_step)
+
+    def close(self):
+        """Closes the files; a closed tracker logs no more."""
+        for file in self.files.values():
+            file.close()
+        if self.events:
+            self.events.close()

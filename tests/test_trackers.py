@@ -1,0 +1,80 @@
+"""What a run writes survives a kill and a resume without gaps, doubles or half lines."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lpt_jax import trackers
+from lpt_jax.errors import InputError
+
+PLACES = [(0, "contrastive", s, s) for s in (1, 2)] + [(0, "policy", s, 2 + s) for s in (0, 1, 2)]
+PLACES += [(1, "contrastive", 1, 5), (1, "policy", 1, 6)]
+
+
+def places(path):
+    keys = ("iteration", "phase", "step", "global_step")
+    return [tuple(record[key] for key in keys) for record in trackers.read_jsonl(path)]
+
+
+def test_records_are_plain_json(tmp_path):
+    tracker = trackers.Tracker(tmp_path, tensorboard=False)
+    values = {"loss": np.float32(0.5), "bad": float("nan"), "kl": np.array(np.inf), "tied": 3}
+    tracker.log(0, "policy", 1, 1, values)
+    tracker.sample(0, "policy", 1, 1, {"user": "ü", "after": {"ranks": [np.int32(3), np.nan]}})
+    line = (tmp_path / "metrics.jsonl").read_text()  # before close: flushed
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        **{"iteration": 0, "phase": "policy", "step": 1, "global_step": 1},
+        **{"loss": 0.5, "bad": None, "kl": None, "tied": 3, "not_finite": ["bad", "kl"]},
+    }
+    sample = trackers.read_jsonl(tmp_path / "samples.jsonl")[0]
+    assert sample["user"] == "ü" and sample["after"] == {"ranks": [3, None]}
+    tracker.close()
+
+
+@pytest.mark.parametrize(
+    "at, kept", [((0, "contrastive", 1), 1), ((0, "contrastive", 2), 2), ((0, "policy", 0), 3)]
+    + [((0, "policy", 2), 5), ((1, "contrastive", 0), 5), ((1, "policy", 9), 7), ((), 0)],
+)  # fmt: skip
+def test_resume_drops_what_came_later(tmp_path, at, kept):
+    tracker = trackers.Tracker(tmp_path, tensorboard=False)
+    for place in PLACES:
+        tracker.log(*place, {"loss": 1.0})
+        tracker.sample(*place, {"user": "u"})
+    tracker.resume(*at)
+    tracker.log(2, "policy", 9, 99, {"loss": 2.0})
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        written = places(tmp_path / name)
+        assert written[:kept] == PLACES[:kept] and len(written) == kept + (name[0] == "m")
+    tracker.close()
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = json.dumps({"iteration": 0, "phase": "policy", "step": 1, "global_step": 1})
+    path.write_text(whole + '\n{"iteration": 0, "ph')
+    tracker = trackers.Tracker(tmp_path, tensorboard=False)
+    tracker.resume(0, "policy", 1)
+    tracker.log(0, "policy", 2, 2, {})
+    assert [p[2] for p in places(path)] == [1, 2]
+    tracker.close()
+    path.write_text("{\n" + whole + "\n")
+    with pytest.raises(InputError, match="metrics.jsonl:1 is not JSON"):
+        trackers.read_jsonl(path)
+
+
+def test_tensorboard_events(tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs tensorboardX")
+    tracker = trackers.Tracker(tmp_path)
+    tracker.log(0, "policy", 1, 1, {"val/ndcg": 0.25, "bad": np.nan})
+    tracker.resume(0, "policy", 1)
+    tracker.log(0, "policy", 2, 2, {"val/ndcg": 0.5})
+    tracker.close()
+    written = b"".join(p.read_bytes() for p in sorted((tmp_path / "tensorboard").iterdir()))
+    assert written.count(b"policy/val/ndcg") == 2 and b"policy/bad" not in written
+
+
+def test_write_text_replaces_whole(tmp_path):
+    trackers.write_text(tmp_path / "a.md", "old")
+    trackers.write_text(tmp_path / "a.md", "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.md", "new")]
