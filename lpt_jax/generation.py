@@ -6,7 +6,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
+from lpt_jax import devices
+from lpt_jax.data import batches
 from lpt_jax.models import decoder
 from lpt_jax.models.decoder import DecoderSpec
 
@@ -145,3 +148,54 @@ def texts_of(profiles: Profiles, tokenizer, eos: tuple[int, ...]) -> tuple[list[
     samples = tokens.shape[1]
     unended = ~np.isin(np.where(mask, tokens, -1), list(eos)).any(-1)
     return [texts[i : i + samples] for i in range(0, len(texts), samples)], unended
+
+
+class Writer:
+    """Writes profiles with the current policy: holds both forms of its weights, pads and spreads prompts."""
+
+    def __init__(self, loaded, spec: DecoderSpec, trunk: dict, lengths: tuple[int, ...], mesh, settings):
+        """loaded: the decoder's tokenizer and ids; lengths: static prompt lengths; settings: config.profile."""
+        self.tokenizer, self.eos, self.pad = loaded.tokenizer, tuple(sorted(loaded.eos_ids)), loaded.pad_id
+        self.spec, self.trunk, self.lengths, self.mesh, self.settings = spec, trunk, lengths, mesh, settings
+        self.trunk_list = unstack(trunk["layers"])
+
+    def use(self, upper: dict) -> None:
+        """Takes the upper model's weights (LoRA merged): the step from the trainer to the sampler."""
+        self.upper, self.upper_list = upper, unstack(upper["layers"])
+
+    def pad_prompts(self, prompts: list[list[int]]):
+        """Prompts and PromptMask [B, P], left-padded to the smallest static length that holds all."""
+        length = batches.bucket(max(map(len, prompts)), self.lengths)
+        return devices.split_batch(batches.pad_left(prompts, length, self.pad), self.mesh)
+
+    def sample(self, prompts: list[list[int]], numbers, key, samples: int, temperature: float,
+               keep_hidden: bool = False):  # fmt: skip
+        """One batch: (Profiles, PromptMask); numbers name the prompts, so that a draw doesn't depend on the batch."""
+        tokens, mask = self.pad_prompts(prompts)
+        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(numbers, jnp.uint32))
+        profiles = sample(
+            self.spec, self.trunk, self.trunk_list, self.upper, self.upper_list, tokens, mask,
+            devices.split_batch(keys, self.mesh), samples=samples, max_tokens=self.settings.max_tokens,
+            temperature=float(temperature), eos=self.eos, pad=self.pad, keep_hidden=keep_hidden,
+        )  # fmt: skip
+        return profiles, mask
+
+    def write(self, prompts: list[list[int]], numbers, key, temperature: float = 0.0, what: str = "",
+              on_batch=None) -> tuple[list[str], np.ndarray]:  # fmt: skip
+        """One profile per prompt, in the prompts' order: (texts, Int [n] tokens written); on_batch(done, texts)
+        is called after each batch with the rows done and their texts."""
+        size = self.settings.batch
+        texts, counts = [""] * len(prompts), np.zeros(len(prompts), int)
+        order = np.argsort([len(p) for p in prompts], kind="stable")
+        with tqdm(total=len(prompts), desc=what or "profiles", unit="profile", disable=not what) as bar:
+            for start in range(0, len(prompts), size):
+                rows = order[start : start + size]
+                full = np.resize(rows, size)  # the last batch repeats rows: one shape compiles
+                profiles, _ = self.sample([prompts[i] for i in full], np.asarray(numbers)[full], key, 1, temperature)
+                written, _ = texts_of(profiles, self.tokenizer, self.eos)
+                for i, row, mask in zip(rows, written, np.asarray(profiles.mask)):
+                    texts[i], counts[i] = row[0], mask.sum()
+                if on_batch:
+                    on_batch(rows, [texts[i] for i in rows])
+                bar.update(len(rows))
+        return texts, counts

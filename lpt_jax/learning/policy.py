@@ -42,17 +42,16 @@ def assemble(upper: dict, trainable: dict) -> dict:
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "start", "temperature", "chunk", "remat"))
-def score(spec: DecoderSpec, upper: dict, profiles: Profiles, tokens: jax.Array, context_mask: jax.Array, *,
-          start: int, temperature: float, chunk: int, remat: bool = False) -> jax.Array:  # fmt: skip
+def score(spec: DecoderSpec, upper: dict, profiles: Profiles, context_mask: jax.Array, *, start: int, temperature: float, chunk: int, remat: bool = False) -> jax.Array:  # fmt: skip
     """LogProbs [B, G, T] of the profiles under an upper model, from the trunk's stored hidden states; 0 where masked.
 
-    tokens [B, G, T] are the profiles' (a minibatch of `profiles` holds only what is scored), context_mask [B, P].
+    context_mask [B, P] is the prompts' without their last token.
     """
     batch, samples, length, width = profiles.hidden.shape
     x = jnp.concatenate([profiles.context, profiles.hidden.reshape(batch, -1, width)], 1)
     x, _ = decoder.run(spec, upper["layers"], x, context_mask, samples, start=start, remat=remat, last=True)
     x = x.reshape(batch, samples, length, width)
-    found = decoder.log_probs(spec, upper, x, tokens, temperature, chunk)
+    found = decoder.log_probs(spec, upper, x, profiles.tokens, temperature, chunk)
     return jnp.where(profiles.mask, found, 0.0)
 
 
@@ -110,7 +109,7 @@ def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, pro
     """One optimiser step on a (mini)batch of rollouts: returns trainable, optimiser state and metrics."""
 
     def objective(trainable):
-        new = score(spec, assemble(upper, trainable), profiles, profiles.tokens, context_mask, start=start,
+        new = score(spec, assemble(upper, trainable), profiles, context_mask, start=start,
                     temperature=temperature, chunk=chunk, remat=remat)  # fmt: skip
         value = LOSSES[loss](new, old, profiles.mask, rewards, eta=eta, clip_ratio=clip_ratio)
         return value, jnp.mean(jnp.abs(jnp.sum(new - old, -1)))

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from lpt_jax.errors import InputError
 
@@ -51,27 +50,6 @@ class DecoderSpec:
     dtype: str = "float32"  # of matrix products' inputs; they accumulate in float32
     attention: str = "chunked"  # xla | chunked | cudnn: the context's own attention
     lora_scale: float = 0.0  # alpha / rank, where LoRA matrices are present
-
-
-# Partition of every weight over the mesh axes ("data", "fsdp", "model"), without the stacked layer axis.
-PARTITION = {
-    "embed": ("model", "fsdp"), "head": ("fsdp", "model"),
-    "q": ("fsdp", "model"), "k": ("fsdp", "model"), "v": ("fsdp", "model"), "o": ("model", "fsdp"),
-    "gate": ("fsdp", "model"), "up": ("fsdp", "model"), "down": ("model", "fsdp"),
-    "q_bias": ("model",), "k_bias": ("model",), "v_bias": ("model",),
-}  # fmt: skip
-
-
-def partition(path: tuple[str, ...]) -> PartitionSpec:
-    """The PartitionSpec of the weight at a dict path, e.g. ("layers", "q")."""
-    name = path[-1]
-    if name.endswith("_lora_a"):
-        spec = (PARTITION[name[: -len("_lora_a")]][0], None)
-    elif name.endswith("_lora_b"):
-        spec = (None, PARTITION[name[: -len("_lora_b")]][1])
-    else:
-        spec = PARTITION.get(name, ())
-    return PartitionSpec(*((None, *spec) if len(path) > 1 else spec))
 
 
 # ---- specs and weights
@@ -252,18 +230,6 @@ def _scores(spec, q, k, allowed):
     return jnp.where(allowed, scores, MASKED)
 
 
-def _weigh(spec, parts):
-    """Softmax over several blocks of keys at once: parts is a list of (scores, values)."""
-    top = jax.lax.stop_gradient(jnp.max(jnp.stack([s.max(-1) for s, _ in parts]), 0))[..., None]
-    total, out = 0.0, 0.0
-    for scores, values in parts:
-        weights = jnp.exp(scores - top)
-        total += weights.sum(-1, keepdims=True)
-        out += jnp.einsum("...qs,...sd->...qd", weights.astype(spec.dtype), values,
-                          preferred_element_type=jnp.float32)  # fmt: skip
-    return out / total
-
-
 def _near(query_index, key_index, window):
     """True where a key is not after its query and within the sliding window (0 = no limit)."""
     distance = query_index[:, None] - key_index[None, :]
@@ -293,7 +259,8 @@ def context_attention(spec, q, k, v, mask, window) -> jax.Array:
         allowed = _near(jnp.arange(start, stop), jnp.arange(stop), window)[None] & mask[:, None, :stop]
         allowed = jnp.repeat(allowed, rep, 1)[:, None]  # [B, 1, Q * rep, S]
         block = q[:, :, start:stop].reshape(batch, kv, -1, hd)
-        out = _weigh(spec, [(_scores(spec, block, k[:, :, :stop], allowed), v[:, :, :stop])])
+        weights = jax.nn.softmax(_scores(spec, block, k[:, :, :stop], allowed), -1).astype(spec.dtype)
+        out = jnp.einsum("...qs,...sd->...qd", weights, v[:, :, :stop], preferred_element_type=jnp.float32)
         blocks.append(out.reshape(batch, kv, stop - start, rep, hd))
     out = jnp.concatenate(blocks, 2) if len(blocks) > 1 else blocks[0]
     return out.transpose(0, 2, 1, 3, 4).reshape(batch, length, -1)
