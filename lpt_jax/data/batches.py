@@ -34,7 +34,7 @@ def bucket_lengths(lengths: Sequence[int], count: int, multiple: int = 16) -> tu
     """At most `count` static lengths, multiples of `multiple`, that hold equal shares of the rows; the last holds all."""
     if not len(lengths):
         return ()
-    shares = np.quantile(lengths, np.arange(1, count + 1) / count, method="higher").astype(int)
+    shares = np.quantile(lengths, np.arange(1, count + 1) / count, method="inverted_cdf").astype(int)
     return tuple(sorted({max(multiple, -(-int(s) // multiple) * multiple) for s in shares}))
 
 

@@ -49,45 +49,39 @@ def item_block(
     return "\n".join(lines)
 
 
-def _blocks(session, catalogue, chosen, keep):
-    start = len(session.history) - keep
-    return [
-        item_block(
-            catalogue.fields[session.history[i]],
-            chosen,
-            session.ratings and session.ratings[i],
-            session.reviews and session.reviews[i],
-        )
-        for i in range(start, len(session.history))
-    ]
-
-
 def _chosen(data_config):
-    return catalogue_lib.names(
-        data_config.prompt_fields, "data.prompt_fields", catalogue_lib.FIELDS + USER_FIELDS
-    )
+    known = catalogue_lib.FIELDS + USER_FIELDS
+    return catalogue_lib.names(data_config.prompt_fields, "data.prompt_fields", known)
 
 
-def _messages(blocks, session, chosen, data_config, prompt_config):
-    if prompt_config.style not in INSTRUCTIONS:
-        known = ", ".join(INSTRUCTIONS)
-        raise InputError(
-            f"--config.prompt.style={prompt_config.style!r} won't do: it must be one of {known}."
-        )
-    did = DID[
-        "rating" in chosen and bool(session.ratings), "review" in chosen and bool(session.reviews)
+def _blocks(session, catalogue, data_config, keep, control):
+    chosen, n = _chosen(data_config), len(session.history)
+    nothing = [None] * n
+    ratings, reviews = session.ratings or nothing, session.reviews or nothing
+    return [
+        neutralise(item_block(catalogue.fields[item], chosen, rating, review), control)
+        for item, rating, review in list(zip(session.history, ratings, reviews))[max(n - keep, 0) :]
     ]
+
+
+def messages(session, catalogue, data_config, prompt_config, keep: int, control=None) -> list[dict]:
+    """The chat that asks for a profile, showing the history's `keep` latest items, oldest first.
+
+    `control` (see control_tokens) is what must not occur in the items' text.
+    """
+    if prompt_config.style not in INSTRUCTIONS:
+        raise InputError(
+            f"--config.prompt.style={prompt_config.style!r} won't do: it must be one of "
+            f"{', '.join(INSTRUCTIONS)}."
+        )
+    chosen = _chosen(data_config)
+    blocks = _blocks(session, catalogue, data_config, keep, control)
     items = ("\n" if set(chosen) <= ONE_LINE else "\n\n").join(blocks)
+    rated = "rating" in chosen and bool(session.ratings)
+    did = DID[rated, "review" in chosen and bool(session.reviews)]
     text = INSTRUCTIONS[prompt_config.style].format(kind=data_config.kind, did=did, items=items)
     system = [{"role": "system", "content": prompt_config.system}] if prompt_config.system else []
-    return system + [{"role": "user", "content": text.strip()}]
-
-
-def messages(session, catalogue, data_config, prompt_config, keep: int) -> list[dict[str, str]]:
-    """The chat that asks for a profile, showing the `keep` latest items of the session's history, oldest first."""
-    chosen = _chosen(data_config)
-    blocks = _blocks(session, catalogue, chosen, min(keep, len(session.history)))
-    return _messages(blocks, session, chosen, data_config, prompt_config)
+    return [*system, {"role": "user", "content": text.strip()}]
 
 
 @functools.lru_cache(maxsize=4)
@@ -109,10 +103,9 @@ def neutralise(text: str, control: re.Pattern | None) -> str:
 
 
 def _encode(chat, tokenizer):
+    joined = "\n\n".join(message["content"] for message in chat)
     if not tokenizer.chat_template:
-        return tokenizer(
-            NO_TEMPLATE.format(text="\n\n".join(m["content"] for m in chat)), verbose=False
-        )["input_ids"]
+        return tokenizer(NO_TEMPLATE.format(text=joined), verbose=False)["input_ids"]
     ask = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
     ask["enable_thinking"] = False  # Qwen 3: answer at once
     try:
@@ -122,7 +115,6 @@ def _encode(chat, tokenizer):
     ):  # Gemma's template knows no system turn: say it at the start of the user's
         if len(chat) == 1:
             raise
-        joined = "\n\n".join(m["content"] for m in chat)
         return tokenizer.apply_chat_template([{"role": "user", "content": joined}], **ask)
 
 
@@ -134,22 +126,20 @@ def encode_prompt(
     At most `prompt.history_items` of the latest items, then the oldest are dropped until `prompt.max_tokens`
     hold the whole prompt: items are never cut. 0 items shown means that not even the latest fits.
     """
-    chosen, control = _chosen(data_config), control_tokens(tokenizer)
+    control, budget = control_tokens(tokenizer), prompt_config.max_tokens
     most = min(prompt_config.history_items, len(session.history))
-    blocks = [neutralise(block, control) for block in _blocks(session, catalogue, chosen, most)]
 
     def render(keep):
-        return _encode(
-            _messages(blocks[most - keep :], session, chosen, data_config, prompt_config), tokenizer
-        )
+        chat = messages(session, catalogue, data_config, prompt_config, keep, control)
+        return _encode(chat, tokenizer)
 
-    best, budget = render(0), prompt_config.max_tokens
-    if len(best) > budget:
+    total = len(render(0))
+    if total > budget:
         raise InputError(
             f"--config.prompt.max_tokens={budget} won't do: the instruction {prompt_config.style!r} and the chat "
-            f"template alone take {len(best)} tokens."
+            f"template alone take {total} tokens."
         )
-    keep, total = 0, len(best)
+    keep, blocks = 0, _blocks(session, catalogue, data_config, most, control)
     if blocks:  # an estimate from the items' own lengths, newest first, then exact steps down or up
         rows = tokenizer(blocks, add_special_tokens=False, verbose=False)["input_ids"]
         while keep < most and (total := total + len(rows[most - 1 - keep]) + 1) <= budget:

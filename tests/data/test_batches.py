@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from lpt_jax.data import batches, made_up
+from lpt_jax.errors import InputError
+
+
+def test_padding_left_and_right():
+    tokens, mask = batches.pad_left([[7, 8], [9]], 3, 0)
+    assert tokens.tolist() == [[0, 7, 8], [0, 0, 9]] and tokens.dtype == np.int32
+    assert mask.tolist() == [[False, True, True], [False, False, True]]
+    tokens, mask = batches.pad_right([[7, 8], []], 3, 5)
+    assert tokens.tolist() == [[7, 8, 5], [5, 5, 5]]
+    assert mask.tolist() == [[True, True, False], [False, False, False]]
+    with pytest.raises(ValueError, match="Row 1 has 2 tokens"):
+        batches.pad_left([[1], [1, 2]], 1, 0)
+
+
+def test_buckets_are_few_multiples_that_hold_all():
+    lengths = [3, 5, 17, 18, 40, 90]
+    assert batches.bucket_lengths(lengths, 1) == (96,)
+    assert batches.bucket_lengths(lengths, 3) == (16, 32, 96)  # two rows in each
+    assert batches.bucket_lengths([], 3) == ()
+    assert [batches.bucket(n, (16, 32, 96)) for n in (1, 16, 17, 96)] == [16, 16, 32, 96]
+    with pytest.raises(ValueError, match="97 tokens fit none"):
+        batches.bucket(97, (16, 32, 96))
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 23])
+def test_every_epoch_holds_every_row_once_and_batches_are_full(size):
+    n = 10
+    stream = np.concatenate([batches.indices(n, size, 3, step) for step in range(40)])
+    assert len(stream) == 40 * size
+    epochs = stream[: len(stream) // n * n].reshape(-1, n)
+    assert (np.sort(epochs, axis=1) == np.arange(n)).all()
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_a_step_alone_decides_its_rows():
+    assert batches.indices(50, 8, 1, 17).tolist() == batches.indices(50, 8, 1, 17).tolist()
+    assert batches.indices(50, 8, 1, 17).tolist() != batches.indices(50, 8, 2, 17).tolist()
+    with pytest.raises(InputError, match="no rows are left"):
+        batches.indices(0, 8, 1, 0)
+
+
+def test_tokenise_cuts_and_flags_by_the_true_length():
+    tokenizer = made_up.tiny_tokenizer()
+    texts = ["space comet", "", "comet comet comet", "comet comet comet comet"]
+    rows, overlong = batches.tokenise(tokenizer, texts, 3)
+    comet = tokenizer.convert_tokens_to_ids("comet")
+    assert rows[1] == [tokenizer.pad_token_id] and rows[2] == rows[3] == [comet] * 3
+    assert overlong.tolist() == [False, False, False, True]
+    assert len(batches.tokenise(tokenizer, texts, 9)[0][3]) == 4  # the cut does not stay set
+    assert batches.tokenise(tokenizer, [], 3)[0] == []
