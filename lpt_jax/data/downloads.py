@@ -35,18 +35,31 @@ _UCSD = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_"
 AMAZON = {
     2014: (_SNAP + "reviews_{}_5.json.gz", _SNAP + "meta_{}.json.gz"),
     2018: (_UCSD + "v2/categoryFilesSmall/{}_5.json.gz", _UCSD + "v2/metaFiles2/meta_{}.json.gz"),
-    2023: (_UCSD + "2023/raw/review_categories/{}.jsonl.gz", _UCSD + "2023/raw/meta_categories/meta_{}.jsonl.gz"),
+    2023: (
+        _UCSD + "2023/raw/review_categories/{}.jsonl.gz",
+        _UCSD + "2023/raw/meta_categories/meta_{}.jsonl.gz",
+    ),
 }
-PAIRS = (("u.data", "u.item"), ("ratings.dat", "movies.dat"), ("ratings.csv", "movies.csv"))  # of MovieLens
+PAIRS = (
+    ("u.data", "u.item"),
+    ("ratings.dat", "movies.dat"),
+    ("ratings.csv", "movies.csv"),
+)  # of MovieLens
 
 
 def cache(*parts: str) -> pathlib.Path:
     """A folder under $LPT_JAX_CACHE, else under ~/.cache/lpt_jax, made if it is not there."""
-    folder = pathlib.Path(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax").expanduser().joinpath(*parts)
+    folder = (
+        pathlib.Path(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
+        .expanduser()
+        .joinpath(*parts)
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} can't be made ({error.strerror}): set LPT_JAX_CACHE to a folder that can.") from None
+        raise InputError(
+            f"{folder} can't be made ({error.strerror}): set LPT_JAX_CACHE to a folder that can."
+        ) from None
     return folder
 
 
@@ -54,9 +67,13 @@ def dataset(source: str, name: str, year: int) -> pathlib.Path:
     """The cache's folder of a MovieLens or Amazon data set, downloaded if it is not there; InputError if it can't be."""
     name = name or ("ml-100k" if source == "movielens" else "")
     if source == "movielens" and name not in MOVIELENS:
-        raise InputError(f"--config.data.name={name!r} won't do: known MovieLens are {', '.join(MOVIELENS)}.")
+        raise InputError(
+            f"--config.data.name={name!r} won't do: known MovieLens are {', '.join(MOVIELENS)}."
+        )
     if not re.fullmatch(r"[\w&-]+", name):
-        raise InputError(f"--config.data.name={name!r} won't do: give an Amazon category such as Beauty, or a data.path.")
+        raise InputError(
+            f"--config.data.name={name!r} won't do: give an Amazon category such as Beauty, or a data.path."
+        )
     folder = cache("data", name if source == "movielens" else f"amazon-{year}-{name}")
     urls = {url.format(name): None for url in AMAZON.get(year, ())}
     if source == "movielens":
@@ -91,7 +108,9 @@ def fetch(url: str, path: pathlib.Path, sha256: str | None = None) -> pathlib.Pa
         if path.exists():
             wanted = sha256 or (kept.read_text().split()[0] if kept.exists() else None)
             if wanted and hash_of(path) != wanted:
-                raise InputError(f"{path} is damaged (its sha256 is not {wanted}): remove it and try again.")
+                raise InputError(
+                    f"{path} is damaged (its sha256 is not {wanted}): remove it and try again."
+                )
             return path
         try:
             _transfer(url, part)
@@ -131,15 +150,22 @@ def _transfer(url, part):
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing is left to send: the checks decide whether that is all of it
+        if (
+            error.code == 416 and start
+        ):  # nothing is left to send: the checks decide whether that is all of it
             return
         raise
     with response:
         start = start if response.status == 206 else 0  # a server without ranges begins anew
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        bar = dict(desc=part.stem, initial=start, total=total, mininterval=1 if sys.stderr.isatty() else 30)
-        with open(part, "ab" if start else "wb") as file, tqdm.tqdm.wrapattr(file, "write", **bar) as out:
+        bar = dict(
+            desc=part.stem, initial=start, total=total, mininterval=1 if sys.stderr.isatty() else 30
+        )
+        with (
+            open(part, "ab" if start else "wb") as file,
+            tqdm.tqdm.wrapattr(file, "write", **bar) as out,
+        ):
             shutil.copyfileobj(response, out, 1 << 20)
     if total and part.stat().st_size != total:
         raise OSError(f"the connection broke after {part.stat().st_size} of {total} bytes")
