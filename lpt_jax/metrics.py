@@ -112,14 +112,14 @@ def write_run(path, queries, ranked, name: str = "lpt_jax") -> None:
         for query, items in zip(queries, ranked, strict=True)
         for rank, item in enumerate(items, 1)
     ]
-    trackers.write_text(path, "".join(lines))
+    trackers.write_file(path, "".join(lines))
 
 
 def write_qrels(path, queries, relevant) -> None:
     """A TREC qrels file: for each query id the ids of its relevant items."""
     pairs = zip(queries, relevant, strict=True)
     lines = [f"{quote(query)} 0 {quote(item)} 1\n" for query, items in pairs for item in items]
-    trackers.write_text(path, "".join(lines))
+    trackers.write_file(path, "".join(lines))
 
 
 def read_trec(path) -> dict[str, dict[str, float]]:

@@ -8,34 +8,36 @@ from pathlib import Path
 from lpt_jax.errors import InputError
 
 
-def write_text(path, text: str) -> None:
-    """Writes a file whole or not at all, by a temporary file that is renamed."""
+def write_file(path, content: str | bytes) -> None:
+    """Writes a file whole or not at all, by a temporary file that is renamed; text is UTF-8."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(
+        content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    )
     os.replace(part, path)
 
 
 def read_jsonl(path) -> list[dict]:
     """The records of a .jsonl file, [] without one; a last line cut short by a kill is left out."""
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     records = []
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines) or line.endswith("\n"):
+        except ValueError:  # not JSON, or not UTF-8
+            if number < len(lines) or line.endswith(b"\n"):
                 raise InputError(f"{path}:{number} is not JSON: remove that line.") from None
     return records
 
 
-def _plain(value):
+def plain(value):
     """What JSON can hold: scalar arrays as numbers, and None for those that are not finite."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, str) or value is None:
         return value
     number = value.item() if hasattr(value, "item") else value
@@ -55,10 +57,13 @@ class Tracker:
         self._open(purge_step=0)
 
     def _open(self, purge_step: int):
-        self.files = {
-            name: open(self.workdir / f"{name}.jsonl", "a", encoding="utf-8")
-            for name in ("metrics", "samples")
-        }
+        self.files = {}
+        for name in (
+            "metrics",
+            "samples",
+        ):  # lone surrogates, which UTF-8 can't hold, as JSON's \\u
+            path = self.workdir / f"{name}.jsonl"
+            self.files[name] = open(path, "a", encoding="utf-8", errors="backslashreplace")
         self.events, self.purge_step = None, purge_step  # TensorBoard opens with the first record
 
     def _write(self, name, place, values):
@@ -68,22 +73,22 @@ class Tracker:
 
     def log(self, iteration: int, phase: str, step: int, global_step: int, values: dict):
         """Writes one record of numbers, scalars of any kind."""
-        plain = _plain(values)
-        bad = [name for name in plain if plain[name] is None]
+        numbers = plain(values)
+        bad = [name for name in numbers if numbers[name] is None]
         extra = {"not_finite": bad} if bad else {}
-        self._write("metrics", (iteration, phase, step, global_step), plain | extra)
+        self._write("metrics", (iteration, phase, step, global_step), numbers | extra)
         if self.tensorboard and not self.events:
             from tensorboardX import SummaryWriter
 
             folder, start = str(self.workdir / "tensorboard"), self.purge_step
             self.events = SummaryWriter(folder, purge_step=start, filename_suffix=f".{start}")
         if self.events:
-            for name in plain.keys() - set(bad):
-                self.events.add_scalar(f"{phase}/{name}", plain[name], global_step)
+            for name in numbers.keys() - set(bad):
+                self.events.add_scalar(f"{phase}/{name}", numbers[name], global_step)
 
     def sample(self, iteration: int, phase: str, step: int, global_step: int, values: dict):
         """Writes one sample: a user's history, profile, ranks and reward parts."""
-        self._write("samples", (iteration, phase, step, global_step), _plain(values))
+        self._write("samples", (iteration, phase, step, global_step), plain(values))
 
     def resume(self, iteration: int = -1, phase: str = "", step: int = -1):
         """Drops what was written after that step, so that a resumed run writes nothing twice.
@@ -104,7 +109,7 @@ class Tracker:
                     break
                 kept.append(record)
             text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-            write_text(self.workdir / f"{name}.jsonl", text)
+            write_file(self.workdir / f"{name}.jsonl", text)
             purge_step = max([purge_step] + [record["global_step"] + 1 for record in kept])
         self._open(purge_step)
 

@@ -21,14 +21,16 @@ def test_records_are_plain_json(tmp_path):
     tracker = trackers.Tracker(tmp_path, tensorboard=False)
     values = {"loss": np.float32(0.5), "bad": float("nan"), "kl": np.array(np.inf), "tied": 3}
     tracker.log(0, "policy", 1, 1, values)
-    tracker.sample(0, "policy", 1, 1, {"user": "ü", "after": {"ranks": [np.int32(3), np.nan]}})
+    tracker.sample(
+        0, "policy", 1, 1, {"user": "ü\u2028\ud800", "after": {"ranks": [np.int32(3), np.nan]}}
+    )
     line = (tmp_path / "metrics.jsonl").read_text()  # before close: flushed
     assert json.loads(line, parse_constant=pytest.fail) == {
         **{"iteration": 0, "phase": "policy", "step": 1, "global_step": 1},
         **{"loss": 0.5, "bad": None, "kl": None, "tied": 3, "not_finite": ["bad", "kl"]},
     }
     sample = trackers.read_jsonl(tmp_path / "samples.jsonl")[0]
-    assert sample["user"] == "ü" and sample["after"] == {"ranks": [3, None]}
+    assert sample["user"] == "ü\u2028\ud800" and sample["after"] == {"ranks": [3, None]}
     tracker.close()
 
 
@@ -75,6 +77,6 @@ def test_tensorboard_events(tmp_path):
 
 
 def test_write_text_replaces_whole(tmp_path):
-    trackers.write_text(tmp_path / "a.md", "old")
-    trackers.write_text(tmp_path / "a.md", "new")
+    trackers.write_file(tmp_path / "a.md", "old")
+    trackers.write_file(tmp_path / "a.md", "new")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.md", "new")]

@@ -1,0 +1,317 @@
+"""The report of a run: one HTML file that needs nothing else, its Markdown twin, results.json."""
+
+import base64
+import html
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lpt_jax.metrics import NAMES
+from lpt_jax.trackers import plain, write_file
+
+SHOWN = 20  # items of a sample user's history
+INK, ACCENT, SECOND, GREY, FAINT = "#1d2430", "#1f6f8b", "#c8553d", "#7a8594", "#d9dde3"
+STYLE = """
+body { font: 16px/1.55 Charter, Georgia, "Noto Serif", serif; color: #1d2430; background: #fff;
+       max-width: 60rem; margin: 3rem auto; padding: 0 1.5rem; }
+h1, h2, h3 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; font-weight: 600; }
+h2 { font-size: 1.25rem; margin: 2.8rem 0 .6rem; } h3 { font-size: 1rem; margin: 2rem 0 .4rem; }
+p, li { max-width: 44rem; } ol { margin: .3rem 0; } .scroll { overflow-x: auto; }
+table, pre, h4 { font: 14px/1.5 system-ui, "Noto Sans", sans-serif; }
+table { font-variant-numeric: tabular-nums; border-collapse: collapse; margin: .6rem 0 1.2rem; }
+td, th { padding: .32rem 0 .32rem 1.4rem; text-align: right; border-bottom: 1px solid #e8ebef; }
+th { font-weight: 600; border-bottom: 1.5px solid #1d2430; min-width: 4.6rem; }
+td:first-child, th:first-child { text-align: left; padding-left: 0; min-width: 12rem; }
+img { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; align-items: start; }
+.pair h4 { margin: .6rem 0 .3rem; font-weight: 600; color: #5b6573; }
+blockquote { margin: 0; padding: .1rem 0 .1rem 1rem; border-left: 3px solid #d9dde3; }
+blockquote, pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { background: #f6f7f9; padding: 1rem; }
+@media (max-width: 42rem) { .pair { grid-template-columns: 1fr; } }
+"""
+LABELS = {  # what the rows of the results are called in words; others by their own name
+    **{"random": "Random", "popularity": "Popularity", "last_item": "Last item’s text"},
+    **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
+    **{"zero_shot": "Zero-shot profile", "cl": "Profile after CL"},
+    **{"cl_rlso": "Profile after CL + RLSO", "rlso": "Profile after RLSO, no CL"},
+}
+TABLES = (("ndcg",), ("recall", "mean_rank"), ("mrr",))  # families of metrics side by side
+PANELS = {  # of the learning curves: a record's key and its title; METRIC is the validation's
+    "contrastive": {
+        "loss": "InfoNCE loss",
+        "accuracy": "In-batch accuracy",
+        "METRIC": "Validation",
+    },
+    "policy": {
+        **{"reward": "Mean reward, training", "METRIC": "Validation", "kl": "KL to the reference"},
+        **{"profile_tokens": "Profile length, tokens", "invalid": "Invalid profiles, share"},
+        "tied": "Users whose rewards all tie, share",
+    },
+}
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # what neither format can hold
+
+
+def _label(name: str) -> str:
+    """A row's name, or a step's ("a->b"), in words."""
+    parts = [part.strip() for part in name.split("->")]
+    return " → ".join(LABELS.get(part, part.replace("_", " ")) for part in parts)
+
+
+def _number(value, metric: str) -> str:
+    return "–" if value is None else f"{value:.1f}" if metric == "mean_rank" else f"{value:.4f}"
+
+
+def _tables(rows: dict):
+    """For each family in TABLES its metrics, texts [row][column], and the places of the best."""
+    for families in TABLES:
+        known = [m for m in NAMES if m.partition("@")[0] in families]
+        names = [m for m in known if any(row.get(m) is not None for row in rows.values())]
+        texts = [[_number(row.get(m), m) for m in names] for row in rows.values()]
+        best = set()
+        for column, metric in enumerate(names):
+            values = [row[metric] for row in rows.values() if row.get(metric) is not None]
+            top = _number(min(values) if metric == "mean_rank" else max(values), metric)
+            best |= {(r, column) for r, line in enumerate(texts) if line[column] == top}
+        if names:
+            yield names, texts, best
+
+
+def results_table(rows: dict[str, dict[str, float]]) -> str:
+    """The results for a terminal, 80 columns wide, the best of each column starred."""
+    width, lines = max(map(len, map(_label, rows)), default=0), []
+    for names, texts, best in _tables(rows):
+        lines += ["", " " * width + " ".join(name.rjust(9) for name in names)]
+        for r, (name, line) in enumerate(zip(rows, texts, strict=True)):
+            cells = (text.rjust(9) + " *"[(r, c) in best] for c, text in enumerate(line))
+            lines.append((_label(name).ljust(width) + "".join(cells)).rstrip())
+    return "\n".join(lines[1:])
+
+
+def _axes(figure, *place):
+    axes = figure.add_subplot(*place)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(labelcolor=INK, labelsize=9, color=FAINT)
+    return axes
+
+
+def _png(figure) -> bytes:
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def gains_picture(gains: dict) -> bytes:
+    """A PNG of each step's gain as a point with its interval, zero marked."""
+    figure = Figure(figsize=(8, 0.9 + 0.42 * len(gains)), layout="constrained")
+    axes = _axes(figure)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for y, gain in enumerate(gains.values()):
+        color = ACCENT if gain["low"] > 0 else SECOND if gain["high"] < 0 else GREY
+        axes.plot([gain["low"], gain["high"]], [y, y], color=color, linewidth=2)
+        axes.plot(gain["mean"], y, "o", color=color)
+    axes.set_yticks(range(len(gains)), [_label(name).replace("$", r"\$") for name in gains])
+    axes.set_ylim(len(gains) - 0.5, -0.5)
+    metrics = sorted({gain["metric"] for gain in gains.values()})
+    axes.set_xlabel(f"gain in {', '.join(metrics)}", fontsize=9, color=INK)
+    return _png(figure)
+
+
+def curves_picture(records: list[dict], phase: str, metric: str) -> bytes | None:
+    """A PNG of a phase's learning curves over the run's steps; None where there are no records."""
+    panels = []
+    for key, title in PANELS[phase].items():
+        key, title = (f"val/{metric}", f"{title}: {metric}") if key == "METRIC" else (key, title)
+        lines = {}  # by iteration: between two of them another phase ran
+        for r in records:
+            if r["phase"] == phase and r.get(key) is not None:
+                lines.setdefault(r["iteration"], []).append((r["global_step"], r[key]))
+        panels += [(key, title, lines)] if lines else []
+    if not panels:
+        return None
+    rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(10, 2.7 * rows), layout="constrained")
+    for place, (key, title, lines) in enumerate(panels, 1):
+        axes = _axes(figure, rows, 3, place)
+        for points in lines.values():
+            marker, color = "o" if len(points) < 30 else None, SECOND if "/" in key else ACCENT
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, marker=marker, ms=3.5)
+        if title.endswith("share"):
+            axes.set_ylim(-0.03, 1.03)
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
+        axes.locator_params(axis="x", integer=True, nbins=6)
+        axes.set_xlabel("step", fontsize=9, color=INK)
+    return _png(figure)
+
+
+class Html:
+    """The report's blocks as HTML: every text is escaped, pictures are in the file itself."""
+
+    def text(self, text):
+        return html.escape(CONTROL.sub("", str(text)))
+
+    def heading(self, level, text):
+        return f"<h{level}>{self.text(text)}</h{level}>"
+
+    def paragraph(self, text):
+        return f"<p>{self.text(text)}</p>"
+
+    def bold(self, text):
+        return f"<b>{text}</b>"
+
+    def table(self, head, rows):
+        lines = [f"<th>{'</th><th>'.join(head)}</th>"]
+        lines = "</tr>\n<tr>".join(lines + [f"<td>{'</td><td>'.join(row)}</td>" for row in rows])
+        return f'<div class="scroll"><table><tr>{lines}</tr></table></div>'
+
+    def picture(self, name, png, alt):
+        data = base64.b64encode(png).decode()
+        return f'<img alt="{self.text(alt)}" src="data:image/png;base64,{data}">'
+
+    def items(self, texts, start):
+        items = "".join(f"<li>{self.text(text)}</li>" for text in texts)
+        return f'<ol start="{start}">{items}</ol>'
+
+    def quotes(self, quotes):
+        pair = [(self.text(title), self.text(quote)) for title, quote in quotes.items()]
+        pair = [f"<div><h4>{t}</h4><blockquote>{q}</blockquote></div>" for t, q in pair]
+        return f'<div class="pair">{"".join(pair)}</div>'
+
+    def code(self, title, text):
+        return f"<details><summary>{title}</summary><pre>{self.text(text)}</pre></details>"
+
+    def page(self, title, blocks):
+        head = f'<meta charset="utf-8"><title>{self.text(title)}</title><style>{STYLE}</style>'
+        head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        body = "\n".join(["<body>", *blocks, "</body>"])
+        return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n{body}</html>\n'
+
+
+class Markdown:
+    """The same blocks as Markdown: texts escaped as well, pictures in files beside it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def text(self, text):
+        text = " ".join(CONTROL.sub("", str(text)).split())
+        text = re.sub(r"[\\`*_\[\]<>|~$&#]|(?<=\w):(?=//)|(?<=www)\.", r"\\\g<0>", text)
+        return re.sub(r"^(\d*)([-+=]|(?<=\d)[.)])(?=[\s=-]|$)", r"\1\\\2", text)  # lists, rules
+
+    def heading(self, level, text):
+        return f"{'#' * level} {self.text(text)}"
+
+    def paragraph(self, text):
+        return self.text(text)
+
+    def bold(self, text):
+        return f"**{text}**"
+
+    def table(self, head, rows):
+        lines = [head, [":--"] + ["--:"] * (len(head) - 1), *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def picture(self, name, png, alt):
+        write_file(self.folder / f"report_{name}.png", png)
+        return f"![{self.text(alt)}](report_{name}.png)"
+
+    def items(self, texts, start):
+        return "\n".join(f"{n}. {self.text(text)}" for n, text in enumerate(texts, start))
+
+    def quotes(self, quotes):
+        lines = {t: [f"> {self.text(line)}" for line in q.split("\n")] for t, q in quotes.items()}
+        return "\n\n".join(f"**{title}**\n\n" + "\n".join(quote) for title, quote in lines.items())
+
+    def code(self, title, text):
+        lines = CONTROL.sub("", text).split("\n")
+        return f"{title}:\n\n" + "\n".join(f"    {line}" for line in lines)
+
+    def page(self, title, blocks):
+        return "\n\n".join(blocks) + "\n"
+
+
+def _blocks(to, results, curves, samples):
+    """The report's blocks from top to bottom, made by `to`, an Html or a Markdown."""
+    gains, config = results.get("gains", {}), results.get("config", {})
+    yield to.heading(1, f"lpt_jax: {config.get('name', 'results')}")
+    yield to.paragraph(results["protocol"])
+    yield to.heading(2, "Results")
+    for names, texts, best in _tables(results["rows"]):
+        lines = []
+        for r, (name, line) in enumerate(zip(results["rows"], texts, strict=True)):
+            cells = [to.bold(text) if (r, c) in best else text for c, text in enumerate(line)]
+            lines.append([to.text(_label(name)), *cells])
+        yield to.table(["", *map(to.text, names)], lines)
+    yield to.paragraph(
+        "Means over test users, the best of a column in bold. Without @k a metric is over the "
+        "whole ranking. Of mean_rank less is better, of all others more."
+    )
+    if gains:
+        yield to.heading(2, "What each step gained")
+        lines = []
+        for name, g in gains.items():
+            interval = f"{g['low']:+.4f} to {g['high']:+.4f}"
+            lines.append([to.text(_label(name)), g["metric"], f"{g['mean']:+.4f}", interval])
+        yield to.table(["Step", "Metric", "Gain", "95 % interval"], lines)
+        yield to.picture("gains", gains_picture(gains), "Each step's gain with its interval")
+        yield to.paragraph("Intervals by paired bootstrap over users.")
+    metric = config.get("evaluation", {}).get("metric", "ndcg")
+    for phase, title in (("contrastive", "Contrastive learning"), ("policy", "Policy (RLSO)")):
+        if picture := curves_picture(curves, phase, metric):
+            yield to.heading(2, f"{title}: learning curves")
+            yield to.picture(phase, picture, f"Learning curves of the {phase} phase")
+    if samples:
+        yield to.heading(2, "Users, before and after")
+    for sample in samples:
+        yield to.heading(3, f"User {sample['user']}")
+        ratings = [h.get("rating") for h in sample["history"]]
+        ratings = ["" if r is None or r != r else f" — {r:g}" for r in ratings]  # NaN is none
+        history = [h["title"] + r for h, r in zip(sample["history"], ratings, strict=True)]
+        start = max(len(history) - SHOWN, 0)
+        shown = f", the last {SHOWN} of {len(history)}" if start else ""
+        yield to.paragraph(f"History{shown}, oldest first" + ", with ratings" * any(ratings) + ":")
+        yield to.items(history[start:], start + 1)
+        ranks = zip(sample["before"]["ranks"], sample["after"]["ranks"], strict=True)
+        targets = map(to.text, sample["targets"])
+        lines = [[title, *map(str, pair)] for title, pair in zip(targets, ranks, strict=True)]
+        yield to.table(["Next item", "Rank before", "Rank after"], lines)
+        texts = {f"Profile {w}": sample[w]["profile"] or "(empty)" for w in ("before", "after")}
+        yield to.quotes(texts)
+    yield to.heading(2, "How it was run")
+    versions = ", ".join(f"{name} {v}" for name, v in results.get("versions", {}).items())
+    seconds = results.get("seconds") or 0
+    each = seconds if isinstance(seconds, dict) else {"in all": seconds}
+    spent = ", ".join(f"{name} {s / 60:.1f} min" for name, s in each.items())
+    yield to.paragraph(f"Seed {results.get('seed')}. Time: {spent}. Versions: {versions}.")
+    yield to.code("All settings", json.dumps(plain(config), indent=1, ensure_ascii=False))
+
+
+def write(workdir, results: dict, curves: list[dict], samples: list[dict]) -> None:
+    """Writes report.html and its twin report.md (with its report_*.png) into the workdir.
+
+    `results` is results.json's content, `curves` metrics.jsonl's records, and a sample is {"user",
+    "history": [{"title", "rating"}], "targets": [title], "before" and "after": {"profile",
+    "ranks"}}, a rank for each target.
+    """
+    for to, name in ((Html(), "report.html"), (Markdown(Path(workdir)), "report.md")):
+        page = to.page("lpt_jax report", list(_blocks(to, results, curves, samples)))
+        write_file(Path(workdir) / name, page)
+
+
+def write_results(workdir, results: dict, per_user: dict[str, tuple]) -> None:
+    """Writes results.json, and per_user.npz with the arrays "row/users" and "row/metric".
+
+    `per_user` holds for every row what metrics.per_user returns.
+    """
+    arrays = {f"{row}/users": np.array(users, str) for row, (users, _) in per_user.items()}
+    for row, (_, values) in per_user.items():
+        arrays |= {f"{row}/{metric}": of_users for metric, of_users in values.items()}
+    np.savez_compressed(buffer := io.BytesIO(), **arrays)
+    write_file(Path(workdir) / "per_user.npz", buffer.getvalue())
+    text = json.dumps(plain(results), indent=1, ensure_ascii=False)
+    write_file(Path(workdir) / "results.json", text + "\n")
