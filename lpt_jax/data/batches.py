@@ -1,4 +1,4 @@
-"""Token rows and index batches: few static lengths, order by (seed, epoch), position = the step alone."""
+"""Token rows and index batches: few static lengths, order by (seed, epoch), position = the step."""
 
 from collections.abc import Sequence
 
@@ -31,10 +31,12 @@ def pad_right(rows: Sequence[Sequence[int]], length: int, pad_id: int):
 
 
 def bucket_lengths(lengths: Sequence[int], count: int, multiple: int = 16) -> tuple[int, ...]:
-    """At most `count` static lengths, multiples of `multiple`, that hold equal shares of the rows; the last holds all."""
+    """At most `count` multiples of `multiple`: each holds its share of the rows, the last all."""
     if not len(lengths):
         return ()
-    shares = np.quantile(lengths, np.arange(1, count + 1) / count, method="inverted_cdf").astype(int)
+    shares = np.quantile(lengths, np.arange(1, count + 1) / count, method="inverted_cdf").astype(
+        int
+    )
     return tuple(sorted({max(multiple, -(-int(s) // multiple) * multiple) for s in shares}))
 
 
@@ -52,7 +54,7 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def indices(n: int, size: int, seed: int, step: int) -> np.ndarray:
-    """The rows of global step `step`, Int64[size]: epochs follow each other without a gap, so every batch is full."""
+    """The rows of global step `step`, Int64[size]; epochs join, so every batch is full."""
     if n < 1:
         raise InputError("There is nothing to make batches of: no rows are left in this split.")
     positions = np.arange(step * size, (step + 1) * size)
@@ -63,10 +65,10 @@ def indices(n: int, size: int, seed: int, step: int) -> np.ndarray:
 
 
 def tokenise(tokenizer, texts: Sequence[str], max_tokens: int):
-    """Texts -> (rows of token ids cut to max_tokens, Bool[n] overlong: its true length was greater).
+    """Texts -> (rows of token ids cut to max_tokens, Bool[n]: its true length was greater).
 
-    Lengths count what the tokenizer adds ([CLS], [SEP]); a cut row keeps them. A row is never empty:
-    an empty text that gets no special tokens becomes one padding token.
+    Lengths count what the tokenizer adds ([CLS], [SEP]), and a cut row keeps it. A row is never
+    empty: an empty text without special tokens becomes one padding token.
     """
     if not len(texts):
         return [], np.zeros(0, bool)

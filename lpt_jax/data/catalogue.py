@@ -21,7 +21,7 @@ WORDLESS = ("year", "price", "average_rating")  # alone these do not say what an
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """The N items that are ranked, by catalogue index: ids, titles (the id where there is none), texts, metadata."""
+    """The N ranked items by catalogue index; a title is the id where there is none."""
 
     ids: list[str]
     titles: list[str]
@@ -41,7 +41,7 @@ def names(listed: str, setting: str, known=FIELDS) -> list[str]:
 
 
 def value(fields: dict, name: str) -> str:
-    """One field as a line of text; empty where the item lacks it. A title brings its year: "Heat (1995)"."""
+    """One field on one line, empty where it is missing; a title brings its year: "Heat (1995)"."""
     found = fields.get(name)
     if found is None or (isinstance(found, float) and math.isnan(found)):
         return ""
@@ -63,7 +63,7 @@ def value(fields: dict, name: str) -> str:
 
 
 def values(fields: dict, chosen: list[str]) -> list[tuple[str, str]]:
-    """(name, text) of the chosen fields the item has, in the chosen order; a title already brings the year."""
+    """(name, text) of the chosen fields that the item has, in order; a title brings the year."""
     found = (
         (name, value(fields, name)) for name in chosen if not (name == "year" and "title" in chosen)
     )
@@ -71,7 +71,7 @@ def values(fields: dict, chosen: list[str]) -> list[tuple[str, str]]:
 
 
 def lines(fields: dict, chosen: list[str]) -> list[str]:
-    """ "Title: Heat (1995)", "Genres: Crime, Drama", … in the chosen order; missing fields drop out."""
+    """Lines as "Title: Heat (1995)", "Genres: Crime, Drama" in order; missing fields drop out."""
     return [
         f"{name.replace('_', ' ').capitalize()}: {text}" for name, text in values(fields, chosen)
     ]

@@ -1,4 +1,4 @@
-"""A synthetic world with learnable taste and a tokenizer for it: tests and :tiny configs download nothing."""
+"""A synthetic world with learnable taste, and its tokenizer: tests and :tiny download nothing."""
 
 import itertools
 
@@ -16,23 +16,25 @@ GENRES = {  # genre -> the words its titles are made of
     "western": "cowboy saloon sheriff prairie outlaw canyon wagon frontier ranch duel",
 }
 OTHER_WORDS = (  # what prompts, item texts and profiles need besides the world's own words
-    "name the genres of films movies items books this user person likes like liked loves and or a an is in to by "
-    "title genre rated rating review from profile system assistant high low most many no not also who would "
-    "recommend next chosen one two other good bad 0 1 2 3 4 5 10 20 . , : ; - / ( ) ! ? ' \""
+    "name the genres of films movies items books this user person likes like liked loves and or a "
+    "an is in to by title genre rated rating review from profile system assistant high low most "
+    "many no not also who would recommend next chosen one two other good bad 0 1 2 3 4 5 10 20 "
+    ". , : ; - / ( ) ! ? ' \""
 )
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<|im_start|>", "<|im_end|>")
 DAY = 86_400.0
 START = 1_577_836_800.0  # 2020-01-01 UTC
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def world(seed: int = 0, users: int = 96, items: int = 60) -> Raw:
-    """Users who arrive one a day and then take 8-12 items, nine in ten of the one or two genres they like.
+    """Users who arrive one a day and take 8-12 items, nine in ten of one or two genres they like.
 
-    Every item has one genre and a unique title of two or three of its words; liked genres are rated 4-5, others 1-3.
+    An item has one genre and a unique title of two or three of its words; users rate items of the
+    genres they like 4-5, others 1-3.
     """
     rng = np.random.default_rng(seed)
     genres = list(GENRES)
@@ -72,9 +74,9 @@ def world(seed: int = 0, users: int = 96, items: int = 60) -> Raw:
 
 
 def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """A lower-casing word tokenizer over the world's and the tiny prompts' words, with a chat template; [PAD] is 0.
+    """A lower-casing word tokenizer of the world's and tiny prompts' words, with a chat template.
 
-    It adds no special tokens of its own; "<|im_end|>" ends a turn and is its eos token.
+    [PAD] is 0; it adds no special tokens by itself; "<|im_end|>" ends a turn and is its eos token.
     """
     words = " ".join([*GENRES, *GENRES.values(), OTHER_WORDS]).split()
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*SPECIAL, *words]))}

@@ -8,15 +8,16 @@ import jinja2
 from lpt_jax.data import catalogue as catalogue_lib
 from lpt_jax.errors import InputError
 
-# style -> what the user's turn says; {kind} is the items' kind, {did} what the user did with them, {items} the history.
+# style -> the user's turn; {kind}: what the items are, {did}: what the user did, {items}: the history
 INSTRUCTIONS = {
-    "paper": "Below are the {kind} that one user has {did}, in chronological order. From them, summarise "
-    "this user's preferences at a high level and in detail: what the user likes and dislikes, and which other "
-    "{kind} would suit.\n\n{items}",
-    "short": "Here are the {kind} a person has {did}, oldest first. In one or two sentences, describe this "
-    "person's taste, keeping to what the list shows, and say which kinds of {kind} to recommend next.\n\n{items}",
-    "genres": "A person has {did} these {kind}:\n\n{items}\n\nIn one sentence, name the genres, eras and moods "
-    "of {kind} this person likes.",
+    "paper": "Below are the {kind} that one user has {did}, in chronological order. From them, "
+    "summarise this user's preferences at a high level and in detail: what the user likes and "
+    "dislikes, and which other {kind} would suit.\n\n{items}",
+    "short": "Here are the {kind} a person has {did}, oldest first. In one sentence, describe this "
+    "person's taste, keeping to what the list shows, and which kinds of {kind} to recommend next."
+    "\n\n{items}",
+    "genres": "A person has {did} these {kind}:\n\n{items}\n\nIn one sentence, name the genres, "
+    "eras and moods of {kind} this person likes.",
     "tiny": "Name the genres of {kind} this user likes.\n\n{items}",
 }
 DID = {  # (ratings are shown, reviews are shown) -> the verb
@@ -33,14 +34,13 @@ ONE_LINE = {"title", "year", "genres", "rating"}  # with no other fields an item
 def item_block(
     fields: dict, chosen: list[str], rating: float | None = None, review: str | None = None
 ) -> str:
-    """One item of the history: a line where only short fields are chosen, else a paragraph of labelled lines."""
+    """One item of the history: a line where only short fields are chosen, else labelled lines."""
     rated = "" if rating is None or "rating" not in chosen else f"{rating:g}/5"
+    own = [name for name in chosen if name not in USER_FIELDS]
     if set(chosen) <= ONE_LINE:
-        own = [
-            text for _, text in catalogue_lib.values(fields, [n for n in chosen if n != "rating"])
-        ]
-        return f"- {', '.join(own)}" + (f": rated {rated}" if rated else "")
-    lines = catalogue_lib.lines(fields, [name for name in chosen if name not in USER_FIELDS])
+        texts = ", ".join(text for _, text in catalogue_lib.values(fields, own))
+        return f"- {texts}" + (f": rated {rated}" if rated else "")
+    lines = catalogue_lib.lines(fields, own)
     text = " ".join((review or "").split()) if "review" in chosen else ""
     if text:
         lines.append(f"Review from the user{f' (rating {rated})' if rated else ''}: {text}")
@@ -70,9 +70,9 @@ def messages(session, catalogue, data_config, prompt_config, keep: int, control=
     `control` (see control_tokens) is what must not occur in the items' text.
     """
     if prompt_config.style not in INSTRUCTIONS:
+        known = ", ".join(INSTRUCTIONS)
         raise InputError(
-            f"--config.prompt.style={prompt_config.style!r} won't do: it must be one of "
-            f"{', '.join(INSTRUCTIONS)}."
+            f"--config.prompt.style={prompt_config.style!r} won't do: it must be one of {known}."
         )
     chosen = _chosen(data_config)
     blocks = _blocks(session, catalogue, data_config, keep, control)
@@ -86,13 +86,12 @@ def messages(session, catalogue, data_config, prompt_config, keep: int, control=
 
 @functools.lru_cache(maxsize=4)
 def control_tokens(tokenizer) -> re.Pattern | None:
-    """What users' text must not hold: the tokenizer's special tokens, and added ones shaped like <…> or […]."""
+    """What users' text must not hold: special tokens, and added ones shaped like <…> or […]."""
     added = tokenizer.added_tokens_decoder.values()
     found = {t.content for t in added if t.special or re.fullmatch(r"<.+>|\[.+\]", t.content)}
-    found = sorted(
-        filter(str.strip, found | set(tokenizer.all_special_tokens)), key=len, reverse=True
-    )
-    return re.compile("|".join(map(re.escape, found)), re.IGNORECASE) if found else None
+    found = filter(str.strip, found | set(tokenizer.all_special_tokens))
+    pattern = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
+    return re.compile(pattern, re.IGNORECASE) if pattern else None
 
 
 def neutralise(text: str, control: re.Pattern | None) -> str:
@@ -106,25 +105,21 @@ def _encode(chat, tokenizer):
     joined = "\n\n".join(message["content"] for message in chat)
     if not tokenizer.chat_template:
         return tokenizer(NO_TEMPLATE.format(text=joined), verbose=False)["input_ids"]
-    ask = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    ask = {"add_generation_prompt": True, "return_dict": False}
     ask["enable_thinking"] = False  # Qwen 3: answer at once
     try:
         return tokenizer.apply_chat_template(chat, **ask)
-    except (
-        jinja2.TemplateError
-    ):  # Gemma's template knows no system turn: say it at the start of the user's
+    except jinja2.TemplateError:
         if len(chat) == 1:
-            raise
+            raise  # else: Gemma's template knows no system turn, so the user's begins with it
         return tokenizer.apply_chat_template([{"role": "user", "content": joined}], **ask)
 
 
-def encode_prompt(
-    session, catalogue, data_config, prompt_config, tokenizer
-) -> tuple[list[int], int]:
-    """A session's prompt as token ids, chat template and start of the answer included, and how many items it shows.
+def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
+    """A session's prompt -> (token ids with chat template and start of the answer, items shown).
 
-    At most `prompt.history_items` of the latest items, then the oldest are dropped until `prompt.max_tokens`
-    hold the whole prompt: items are never cut. 0 items shown means that not even the latest fits.
+    Of the `prompt.history_items` latest items the oldest are dropped until `prompt.max_tokens` hold
+    the whole prompt; items are never cut. 0 items shown: not even the latest fits.
     """
     control, budget = control_tokens(tokenizer), prompt_config.max_tokens
     most = min(prompt_config.history_items, len(session.history))
@@ -136,8 +131,8 @@ def encode_prompt(
     total = len(render(0))
     if total > budget:
         raise InputError(
-            f"--config.prompt.max_tokens={budget} won't do: the instruction {prompt_config.style!r} and the chat "
-            f"template alone take {total} tokens."
+            f"--config.prompt.max_tokens={budget} won't do: instruction {prompt_config.style!r} "
+            f"and the chat template alone take {total} tokens."
         )
     keep, blocks = 0, _blocks(session, catalogue, data_config, most, control)
     if blocks:  # an estimate from the items' own lengths, newest first, then exact steps down or up
@@ -153,7 +148,7 @@ def encode_prompt(
 
 
 def history_text(session, catalogue, n: int) -> str:
-    """The texts of the history's last n items, the latest first so that a cut to the window loses the oldest."""
+    """The texts of the history's last n items, latest first: a cut at the window loses the oldest."""
     return "\n\n".join(catalogue.texts[i] for i in session.history[::-1][:n])
 
 

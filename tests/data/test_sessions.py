@@ -127,16 +127,21 @@ def test_leave_last_by_hand():
     two = sessions.from_raw(
         raw(rows, ITEMS), settings(split="leave_last", eval_targets=2, min_history=1), 0
     )  # training: v ab, w f, z abcd, so that e, g and h are cold
-    assert told(two, "train") == [("v", "a", "b"), ("z", "a", "b"), ("z", "ab", "c"), ("z", "abc", "d")]
+    assert told(two, "train") == [
+        ("v", "a", "b"),
+        ("z", "a", "b"),
+        ("z", "ab", "c"),
+        ("z", "abc", "d"),
+    ]
     assert told(two, "validation") == [("v", "ab", "cd"), ("w", "f", "d"), ("z", "abcd", "f")]
     assert told(two, "test") == [("v", "abcd", "f"), ("w", "fd", "cb")]
 
 
 def test_windows_are_spread_evenly_and_one_window_is_the_papers():
-    assert sessions._windows(4, 19, 1).tolist() == [4]
-    assert sessions._windows(4, 19, 4).tolist() == [4, 9, 14, 19]
-    assert sessions._windows(4, 5, 4).tolist() == [4, 5]
-    assert sessions._windows(4, 2, 3).tolist() == [4]
+    assert sessions._windows(4, 19, 1) == [4]
+    assert sessions._windows(4, 19, 4) == [4, 9, 14, 19]
+    assert sessions._windows(4, 5, 4) == [4, 5]
+    assert sessions._windows(4, 2, 3) == [4]
 
 
 def test_k_core_is_iterative():
