@@ -8,7 +8,7 @@ import jinja2
 from lpt_jax.data import catalogue as catalogue_lib
 from lpt_jax.errors import InputError
 
-# style -> the user's turn; {kind}: what the items are, {did}: what the user did, {items}: the history
+# style -> the user's turn; {kind}: what items are, {did}: what the user did, {items}: the history
 INSTRUCTIONS = {
     "paper": "Below are the {kind} that one user has {did}, in chronological order. From them, "
     "summarise this user's preferences at a high level and in detail: what the user likes and "
@@ -148,7 +148,7 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
 
 
 def history_text(session, catalogue, n: int) -> str:
-    """The texts of the history's last n items, latest first: a cut at the window loses the oldest."""
+    """The texts of the history's last n items, latest first: a cut to fit loses the oldest."""
     return "\n\n".join(catalogue.texts[i] for i in session.history[::-1][:n])
 
 

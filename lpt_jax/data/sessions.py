@@ -1,10 +1,11 @@
 """Interactions -> who trains, validates and tests, on what history and which next items.
 
 In this order, each drop counted: items without any text go, then repeats of a user's item (the
-first in time stays), then the iterative k-core (over all times), then users outside the seeded
-sample; then the split, then the windows. A user's items are ordered by time; equal times by a fixed
-shuffle of the (user, item) pairs, so that neither the source's row order nor ids tell what comes
-next. Users and items are numbered in the order of their ids as strings.
+first in time stays), then the iterative k-core (over all times); then the split and the windows. A
+user's items are ordered by time; equal times by a fixed shuffle of the (user, item) pairs, so that
+neither the source's row order nor ids tell what comes next. Users and items are numbered in the
+order of their ids as strings. max_users: only a seeded sample's sessions are made, but catalogue,
+popularity and cuts are of all users (a sample's own catalogue would lack many of its targets).
 
 split "time": users in the order of their first interaction (ties by id). The latest test_share of
 them test, the validation_share before those validate, the others train. The validation cut is the
@@ -90,7 +91,6 @@ def from_raw(raw, data_config, seed: int) -> Dataset:
         )
     drop("repeats of a user's item", _repeats(user[kept], item[kept], time[kept]))
     drop(f"{c.core}-core", ~_core(user[kept], item[kept], c.core))
-    drop("users not in the sample", ~_sample(user[kept], c.max_users, seed))
     if not len(kept):
         raise InputError(f"The {c.core}-core leaves no interaction: lower --config.data.core.")
     kept = kept[_chronological(user[kept], item[kept], time[kept])]
@@ -125,7 +125,9 @@ def from_raw(raw, data_config, seed: int) -> Dataset:
         rating=_objects(rows.rating, kept),
         review=_objects(rows.review, kept),
     )
-    sessions = _sessions(stays, part, c, counts)
+    sample = _sample(len(user_ids), user[kept], c.max_users, seed)
+    counts["users not in the sample"] = int((~sample[np.unique(user[kept])]).sum())
+    sessions = _sessions(stays, part, sample, c, counts)
     for split, share in zip(SPLITS, (1, c.validation_share, c.test_share)):
         if not sessions[split] and (share or not by_time):
             raise InputError(
@@ -180,12 +182,12 @@ def _core(user, item, core):
         alive[alive] = stays
 
 
-def _sample(user, max_users, seed):
-    """Bool[n]: the interaction's user is in the seeded sample."""
+def _sample(n, user, max_users, seed):
+    """Bool[n users]: is in the seeded sample of those who have interactions."""
     users = np.unique(user)
     if max_users and len(users) > max_users:
         users = np.random.default_rng(seed).choice(users, max_users, replace=False)
-    return np.isin(user, users)
+    return np.isin(np.arange(n), users)
 
 
 def _chronological(user, item, time):
@@ -197,7 +199,7 @@ def _chronological(user, item, time):
 
 def _users(user):
     """Where each user's rows start and how many they are, rows sorted by user."""
-    starts = np.flatnonzero(np.r_[True, np.diff(user) != 0])
+    starts = np.flatnonzero(np.r_[True, np.diff(user) != 0][: len(user)])
     return starts, np.diff(np.r_[starts, len(user)])
 
 
@@ -255,13 +257,14 @@ def _windows(low, high, count):
     return sorted({round(low + k * step) for k in range(count)})
 
 
-def _sessions(rows, part, c, counts):
-    """All sessions by split, counted, of rows sorted by user and time with their splits' numbers."""
+def _sessions(rows, part, sample, c, counts):
+    """All sessions of the sample by split, counted; rows are sorted by user and time."""
     sessions = {split: [] for split in SPLITS}
     users, short = [0, 0, 0], [0, 0, 0]
     starts, sizes = _users(rows.user)
     whose = np.repeat(np.arange(len(starts)), sizes)
     sizes = np.bincount(whose * 3 + part, minlength=3 * len(starts)).reshape(-1, 3)
+    starts, sizes = (column[sample[rows.user[starts]]] for column in (starts, sizes))
     how = [(c.windows, c.targets)] + [(c.eval_windows, c.eval_targets)] * 2
     least = c.min_history
 
@@ -298,7 +301,7 @@ def _sessions(rows, part, c, counts):
 def _protocol(c, counts, cuts, seed):
     """One line: source, filters, split with its dates and users, what is ranked and how."""
     source = " ".join(filter(None, (c.source, c.name, str(c.year) if c.source == "amazon" else "")))
-    sample = f", a sample of {c.max_users} users (seed {seed})" if c.max_users else ""
+    sample = f", sessions of {c.max_users} sampled users (seed {seed})" if c.max_users else ""
     of = [f"{counts[f'{s} users']} {s} users ({counts[f'{s} sessions']} sessions)" for s in SPLITS]
     if cuts is None:
         split = (

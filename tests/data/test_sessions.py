@@ -9,6 +9,9 @@ from lpt_jax.data.reviews import Interactions, Raw
 from lpt_jax.errors import InputError
 
 
+INTERACTIONS = {f"{split} interactions" for split in sessions.SPLITS}
+
+
 def raw(rows, items, has_time=True, counts=None, rating=True):
     """rows: (user, item, time) with rating = time mod 5."""
     users, things = (list(dict.fromkeys(r[k] for r in rows)) for k in (0, 1))
@@ -80,7 +83,6 @@ def test_the_time_split_by_hand():
         "dropped: items without title/text": 1,
         "dropped: repeats of a user's item": 1,
         "dropped: 0-core": 0,
-        "dropped: users not in the sample": 0,
         "dropped: training users' interactions after the cut": 1,
         "dropped: validation users' interactions after the cut": 1,
         "dropped: cold items in validation": 1,
@@ -88,6 +90,7 @@ def test_the_time_split_by_hand():
         "train interactions": 11,
         "validation interactions": 4,
         "test interactions": 3,
+        "users not in the sample": 0,
         "train users": 3,
         "train users with too few items": 1,
         "train sessions": 4,
@@ -274,16 +277,43 @@ def test_average_rating_comes_from_training_interactions_only():
     assert not any("1.25" in text for text in data.catalogue.texts)
 
 
-def test_the_sample_of_users_is_seeded():
-    c = settings(max_users=50, validation_share=0.1, test_share=0.2)
+def test_the_sample_of_users_is_seeded_and_takes_nothing_from_the_catalogue():
+    c = settings(validation_share=0.1, test_share=0.2)
+    whole = sessions.from_raw(made_up.world(), c, 0)
+    c.max_users = 50
     one, two, other = (sessions.from_raw(made_up.world(), c, seed) for seed in (0, 0, 1))
     assert one.sessions == two.sessions != other.sessions
+    assert one.counts["users not in the sample"] == 46
+    for split in sessions.SPLITS:
+        assert {s.user for s in one.sessions[split]} < {s.user for s in whole.sessions[split]}
+        assert set(one.sessions[split]) < set(whole.sessions[split])
+        assert one.counts[f"{split} interactions"] == whole.counts[f"{split} interactions"]
+    assert one.catalogue == whole.catalogue and (one.popularity == whole.popularity).all()
+
+
+def test_movielens_latest_small(shared_data):
+    c = config.default().data
+    c.update(
+        source="movielens", path=str(shared_data / "movielens_latest_small_2016"), kind="movies"
+    )
+    data = sessions.prepare(c, 0)
+    counts = data.counts
     assert (
-        sum(
-            one.counts[f"{s} users"] + one.counts[f"{s} users with too few items"]
-            for s in sessions.SPLITS
+        counts["interactions"]
+        == 100_004
+        == sum(
+            n for name, n in counts.items() if name.startswith("dropped: ") or name in INTERACTIONS
         )
-        <= 50
+    )
+    assert [counts[f"{split} users"] for split in sessions.SPLITS] == [470, 67, 134]
+    assert counts["items ranked"] == len(data.catalogue.ids) == 3068
+    assert "all before 2009-01-12T12:25:20Z" in data.protocol
+    first = {split: [s.time for s in data.sessions[split]] for split in sessions.SPLITS}
+    assert (
+        max(first["train"])
+        < min(first["validation"])
+        <= max(first["validation"])
+        < min(first["test"])
     )
 
 
