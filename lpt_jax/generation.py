@@ -180,22 +180,26 @@ class Writer:
         )  # fmt: skip
         return profiles, mask
 
-    def write(self, prompts: list[list[int]], numbers, key, temperature: float = 0.0, what: str = "",
-              on_batch=None) -> tuple[list[str], np.ndarray]:  # fmt: skip
-        """One profile per prompt, in the prompts' order: (texts, Int [n] tokens written); on_batch(done, texts)
-        is called after each batch with the rows done and their texts."""
-        size = self.settings.batch
-        texts, counts = [""] * len(prompts), np.zeros(len(prompts), int)
+    def write(self, prompts: list[list[int]], numbers, key, temperature: float = 0.0, what: str = "", known=None,
+              keep=None) -> list[str]:  # fmt: skip
+        """One profile per prompt, in the prompts' order.
+
+        known: texts by row that an earlier, interrupted call has written; only batches with others are written, and
+        the batches are always the same ones. keep(rows, texts, tokens) is called after each.
+        """
+        size, texts = self.settings.batch, dict(known or {})
         order = np.argsort([len(p) for p in prompts], kind="stable")
         with tqdm(total=len(prompts), desc=what or "profiles", unit="profile", disable=not what) as bar:
             for start in range(0, len(prompts), size):
                 rows = order[start : start + size]
-                full = np.resize(rows, size)  # the last batch repeats rows: one shape compiles
-                profiles, _ = self.sample([prompts[i] for i in full], np.asarray(numbers)[full], key, 1, temperature)
-                written, _ = texts_of(profiles, self.tokenizer, self.eos)
-                for i, row, mask in zip(rows, written, np.asarray(profiles.mask)):
-                    texts[i], counts[i] = row[0], mask.sum()
-                if on_batch:
-                    on_batch(rows, [texts[i] for i in rows])
+                if missing := [i for i in rows if i not in texts]:
+                    full = np.resize(rows, size)  # the last batch repeats rows: one shape compiles
+                    profiles, _ = self.sample([prompts[i] for i in full], np.asarray(numbers)[full], key, 1, temperature)
+                    written, _ = texts_of(profiles, self.tokenizer, self.eos)
+                    counts = np.asarray(profiles.mask).sum(-1)[:, 0]
+                    new = {i: (row[0], n) for i, row, n in zip(rows, written, counts) if i in missing}
+                    texts |= {i: text for i, (text, _) in new.items()}
+                    if keep:
+                        keep(list(new), *zip(*new.values(), strict=True))
                 bar.update(len(rows))
-        return texts, counts
+        return [texts[i] for i in range(len(prompts))]

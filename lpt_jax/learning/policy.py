@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lpt_jax.generation import Profiles
-from lpt_jax.models import decoder, low_rank
+from lpt_jax.models import decoder
 from lpt_jax.models.decoder import DecoderSpec
 
 
@@ -25,6 +25,8 @@ def split(spec: DecoderSpec, weights: dict, settings, key: jax.Array) -> tuple[d
     """
     others = {name: w for name, w in weights.items() if name != "layers"}
     if settings.trains == "lora":
+        from lpt_jax.models import low_rank
+
         lora = low_rank.attach(spec, weights, settings.lora.targets, settings.lora.rank, key)
         trunk_layers = {name: w[:0] for name, w in weights["layers"].items()}
         return {"embed": weights["embed"], "layers": trunk_layers}, others | {"layers": weights["layers"]}, lora

@@ -1,0 +1,174 @@
+"""The models and the data of a run, and the way from a session's prompt to the rank of its target."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpt_jax import devices, generation, metrics, ranking, similarity, trackers
+from lpt_jax.data import batches, made_up, prompts, sessions
+from lpt_jax.errors import InputError
+from lpt_jax.learning import optimisers, policy
+from lpt_jax.models import decoder as decoder_lib
+from lpt_jax.models import encoder as encoder_lib
+from lpt_jax.models import low_rank, weights
+
+TINY_WIDTH = 64
+
+
+def load_models(config) -> tuple[weights.Loaded, weights.Loaded]:
+    """The profile encoder and the recommender decoder of a config, in their settings' types."""
+    tokenizer = made_up.tiny_tokenizer() if "tiny" in (config.decoder.source, config.encoder.source) else None
+    keys = jax.random.split(jax.random.key(config.seed))
+    if config.decoder.source == "tiny":
+        spec = decoder_lib.DecoderSpec("llama", len(tokenizer), TINY_WIDTH, 2, 4, 2, 16, 2 * TINY_WIDTH)
+        writer = weights.Loaded(spec, decoder_lib.init_weights(spec, keys[0]), tokenizer, tokenizer.pad_token_id,
+                                frozenset({tokenizer.eos_token_id}))  # fmt: skip
+    else:
+        writer = weights.load_decoder(config.decoder.source, config.decoder.dtype)
+    if config.encoder.source == "tiny":
+        spec = encoder_lib.EncoderSpec(len(tokenizer), TINY_WIDTH, 1, 4, 2 * TINY_WIDTH, 512)
+        ranker = weights.Loaded(spec, encoder_lib.init_weights(spec, keys[1]), tokenizer, tokenizer.pad_token_id)
+    else:
+        ranker = weights.load_encoder(config.encoder.source, config.encoder.dtype)
+    kind = config.decoder.attention
+    kind = ("cudnn" if jax.default_backend() == "gpu" else "chunked") if kind == "auto" else kind
+    lora = config.policy.lora
+    writer.spec = dataclasses.replace(
+        writer.spec, dtype=config.decoder.dtype, attention=kind,
+        lora_scale=lora.alpha / lora.rank if config.policy.trains == "lora" else 0.0,
+    )  # fmt: skip
+    return writer, ranker
+
+
+class ProfileRecommender:
+    """The profile encoder, the recommender decoder and the data: everything from prompts to ranks.
+
+    What training changes is not kept here but in `state`, a dict of trees: "policy" (what trains of the profile
+    encoder), "encoder" (the recommender decoder), "control" (a second one, for raw histories), and their optimisers'.
+    """
+
+    def __init__(self, config, workdir: Path, interrupt=None):
+        self.config, self.workdir, self.interrupt = config, Path(workdir), interrupt
+        self.data = sessions.prepare(config.data, config.seed)
+        if not all(self.data.sessions[split] for split in ("train", "validation", "test")):
+            sizes = ", ".join(f"{k}: {len(v)}" for k, v in self.data.sessions.items())
+            raise InputError(f"A split has no sessions ({sizes}): lower data.core or data.min_history, or add data.")
+        self.mesh = devices.make_mesh(config.mesh)
+        self.key = jax.random.key(config.seed)
+        writer, ranker = load_models(config)
+        self.spec, self.encoder_spec, self.ranker = writer.spec, ranker.spec, ranker
+        cap = min(config.encoder.max_profile_tokens, ranker.spec.max_tokens)
+        self.profile_limit, self.item_limit = cap, min(config.encoder.max_item_tokens, ranker.spec.max_tokens)
+        self.optimisers = {"policy": optimisers.of(config.policy), "encoder": optimisers.of(config.contrastive)}
+        self.optimisers["control"] = self.optimisers["encoder"]
+        placed = devices.place(jax.tree.map(jnp.asarray, writer.weights), self.mesh)
+        self.trunk, self.upper, trainable = policy.split(self.spec, placed, config.policy, self.key)
+        trainable = devices.place(jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), trainable), self.mesh)
+        self.start = self.trunk["layers"]["q"].shape[0]  # layers below the first trained one
+        is_lora = config.policy.trains == "lora"
+        self.reference = {} if is_lora else jax.tree.map(jnp.copy, trainable)
+        self.initial_policy = trainable
+        self.prompts, lengths = {}, []
+        for split, found in self.data.sessions.items():
+            rows = [prompts.encode_prompt(s, self.data.catalogue, config.data, config.prompt, writer.tokenizer)
+                    for s in found]  # fmt: skip
+            self.data.counts[f"{split} prompts without room for an item"] = sum(kept == 0 for _, kept in rows)
+            self.prompts[split] = [ids for ids, _ in rows]
+            lengths += [len(ids) for ids, _ in rows]
+        lengths = batches.bucket_lengths(lengths, config.prompt.buckets)
+        self.writer = generation.Writer(writer, self.spec, self.trunk, lengths, self.mesh, config.profile)
+        self.item_rows, cut = batches.tokenise(ranker.tokenizer, self.data.catalogue.texts, self.item_limit)
+        self.data.counts["item texts cut to the window"] = int(cut.sum())
+
+    # ---- parts of the way from prompts to ranks
+
+    def fresh_encoder(self) -> dict:
+        """The recommender decoder's weights as loaded, on the mesh, as float32 masters."""
+        return devices.place(jax.tree.map(lambda a: jnp.array(a, jnp.float32), self.ranker.weights), self.mesh)
+
+    def initial_state(self, names) -> dict:
+        """Fresh trainable parts and their optimisers' states."""
+        made = {"policy": lambda: jax.tree.map(jnp.copy, self.initial_policy)}
+        state = {}
+        for name in names:
+            state[name] = made.get(name, self.fresh_encoder)()
+            state[f"{name}_optimiser"] = devices.place(self.optimisers[name].init(state[name]), self.mesh)
+        return state
+
+    def use_policy(self, trainable: dict) -> None:
+        """Hands the policy to the writer (LoRA merged)."""
+        if self.config.policy.trains == "lora":
+            lora = self.config.policy.lora
+            self.writer.use(low_rank.merge(self.spec, self.upper, trainable, lora.alpha, lora.rank))
+        else:
+            self.writer.use(policy.assemble(self.upper, trainable))
+
+    def embed(self, encoder: dict, texts: list[str], limit: int, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Texts to (Embeddings, Bool[n] over-long)."""
+        return similarity.embed_texts(
+            self.encoder_spec, encoder, self.ranker.tokenizer, texts, self.config.encoder.batch, limit, prefix,
+            dtype=self.config.encoder.dtype, mesh=self.mesh,
+        )  # fmt: skip
+
+    def embed_profiles(self, encoder: dict, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Profiles to (Embeddings, Bool[n] valid: neither empty nor longer than the embedder's window)."""
+        found, overlong = self.embed(encoder, texts, self.profile_limit, self.encoder_spec.query_prefix)
+        return found, ~overlong & np.array([bool(t.strip()) for t in texts], bool)
+
+    def embed_catalogue(self, encoder: dict) -> jax.Array:
+        """ItemEmbeddings [N, D], padded and spread over the mesh."""
+        return devices.split_rows(self.embed(encoder, self.data.catalogue.texts, self.item_limit)[0], self.mesh)
+
+    @property
+    def count(self) -> int:
+        """N, the number of items that are ranked."""
+        return len(self.data.catalogue.ids)
+
+    def split_sessions(self, split: str) -> list:
+        """The sessions of a split that are used: validation and test may be capped by config.evaluation."""
+        cap = {"validation": self.config.evaluation.max_users, "test": self.config.evaluation.max_test_sessions}
+        found = self.data.sessions[split]
+        return found[: cap[split]] if cap.get(split) else found
+
+    def write(self, split: str, file: Path | None, seed: int, temperature: float, copy: int = 0) -> list[str]:
+        """One profile per session of a split with the writer's policy; `file` keeps them, so a killed run goes on."""
+        found, lines = self.split_sessions(split), trackers.read_jsonl(file) if file else []
+        known = {line["row"]: line["profile"] for line in lines}
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            trackers.write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+        def keep(rows, texts, tokens):
+            with open(file, "a", encoding="utf-8") as out:
+                for row, text, n in zip(rows, texts, tokens, strict=True):
+                    line = {"row": int(row), "user": found[row].user, "profile": text, "tokens": int(n)}
+                    out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            if self.interrupt:
+                self.interrupt.check(f"profiles in {file}")
+
+        numbers = np.arange(len(found)) + copy * len(found)
+        return self.writer.write(self.prompts[split][: len(found)], numbers, jax.random.fold_in(self.key, seed),
+                                 temperature, f"{split} profiles", known, keep if file else None)  # fmt: skip
+
+    def history_texts(self, split: str) -> list[str]:
+        """The raw texts of the histories' latest items, as many as prompts show."""
+        last = self.config.prompt.history_items
+        return [prompts.history_text(s, self.data.catalogue, last) for s in self.split_sessions(split)]
+
+    def ranks(self, encoder: dict, texts: list[str], split: str, items: jax.Array | None = None):
+        """Ranks Int[S, M] of a split's targets by these profiles (an invalid profile ranks all its targets last)."""
+        found = self.split_sessions(split)
+        items = self.embed_catalogue(encoder) if items is None else items
+        embedded, valid = self.embed_profiles(encoder, texts)
+        ranks = ranking.session_ranks(embedded, items, found, self.count)
+        return np.where((ranks > 0) & ~valid[:, None], self.count, ranks)
+
+    def validation(self, ranks: np.ndarray) -> dict:
+        """Validation metrics of ranks, and the held-out reward's own metric part."""
+        users = [s.user for s in self.split_sessions("validation")]
+        names = {"ndcg", "ndcg@10", "mrr", "recall@10", self.config.evaluation.metric}
+        return {f"val/{name}": metrics.mean(ranks, users, name) for name in sorted(names)}

@@ -1,0 +1,329 @@
+"""LangPTune (arXiv 2410.18870): a profile encoder and a recommender decoder, trained end to end.
+
+    for each iteration:
+        profiles = write(decoder, training sessions)          # plain language, one per session
+        encoder  = contrastive phase: profile ↔ next items    # learn to rank by profiles
+        items    = embed(encoder, catalogue)                  # Float[N, D], spread over the mesh
+        decoder  = policy phase: sample G profiles per user → rank → reward → update
+"""
+
+import functools
+import importlib.metadata
+import json
+import resource
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpt_jax import devices, generation, metrics, ranking, report, rewards, trackers
+from lpt_jax.baselines import simple
+from lpt_jax.checkpoints import Checkpoints
+from lpt_jax.data import batches
+from lpt_jax.errors import InputError
+from lpt_jax.learning import contrastive, loop, policy
+from lpt_jax.recommender import ProfileRecommender
+
+# ---- the phases
+
+def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encoder") -> loop.Phase:
+    """CL: fresh profiles of all training sessions (or, for the control, the history's raw text) ↔ next items."""
+    settings, data, held = r.config.contrastive, r.data, {}
+    train = data.sessions["train"]
+
+    def begin(state, position):
+        if part == "control":
+            texts, held["val"] = r.history_texts("train"), r.history_texts("validation")
+        else:
+            r.use_policy(state["policy"])
+            texts = []
+            for copy in range(settings.profiles_per_session):
+                texts += r.write("train", r.workdir / f"profiles/{position}-train-{copy}.jsonl", position,
+                                    settings.sampling_temperature, copy)  # fmt: skip
+            held["val"] = r.write("validation", r.workdir / f"profiles/{position}-validation.jsonl", 0, 0.0)
+        prefix = r.encoder_spec.query_prefix
+        held["rows"], _ = batches.tokenise(r.ranker.tokenizer, [prefix + t for t in texts], r.profile_limit)
+        usable = [bool(t.strip()) for t in texts]
+        held["pairs"] = [(row, target) for row in range(len(texts)) if usable[row]
+                         for target in train[row % len(train)].targets]  # fmt: skip
+        if not held["pairs"]:
+            raise InputError("Every training profile is empty: raise --config.profile.max_tokens.")
+        frequency = np.bincount([t for _, t in held["pairs"]], minlength=r.count) / len(held["pairs"])
+        held["correction"] = contrastive.log_sampling(frequency, settings.batch, settings.hard_negatives)
+        held["lengths"] = [batches.bucket_lengths([len(r) for r in rows], 3) for rows in
+                           (held["rows"], r.item_rows)]  # fmt: skip
+
+    def step(state, step):
+        number = iteration * settings.steps + step
+        seed = r.config.seed * 1000 + (1 if part == "control" else 2)
+        pairs = [held["pairs"][i] for i in batches.indices(len(held["pairs"]), settings.batch, seed, number)]
+        rng = np.random.default_rng((seed, number))
+        positives = np.array([target for _, target in pairs])
+        candidates = np.concatenate([positives, rng.integers(0, r.count, settings.hard_negatives)])
+        users = [train[row % len(train)] for row, _ in pairs]
+        excluded = contrastive.exclusions(positives, candidates, [s.history + s.targets for s in users])
+        correction = held["correction"][candidates] * settings.popularity_correction
+        rows = [held["rows"][row] for row, _ in pairs], [r.item_rows[i] for i in candidates]
+        sides = [batches.pad_right(side, batches.bucket(max(map(len, side)), lengths), r.ranker.pad_id)
+                 for side, lengths in zip(rows, held["lengths"], strict=True)]  # fmt: skip
+        batch = {"profiles": sides[0], "items": sides[1], "correction": correction, "excluded": excluded}
+        state[part], state[f"{part}_optimiser"], found = contrastive.update(
+            r.encoder_spec, state[part], state[f"{part}_optimiser"], devices.split_batch(batch, r.mesh),
+            optimiser=r.optimisers[part], temperature=settings.temperature, dtype=r.config.encoder.dtype,
+            remat=r.config.decoder.remat,
+        )  # fmt: skip
+        return state, found
+
+    def validate(state):
+        return r.validation(r.ranks(state[part], held["val"], "validation"))
+
+    name = "control" if part == "control" else "contrastive"
+    return loop.Phase(name, iteration, part, settings, begin, step, validate)
+
+def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
+    """RLSO: sample G profiles per user, rank the whole catalogue by each, reward, several epochs of updates."""
+    settings, train, held = r.config.policy, r.data.sessions["train"], {}
+    static = {"start": r.start, "temperature": settings.temperature, "chunk": settings.logits_chunk}
+
+    def begin(state, position):
+        r.use_policy(state["policy"])
+        held["items"] = r.embed_catalogue(state["encoder"])
+
+    def rewards_of(encoder, texts, users):
+        """Reward's metric [B, G], which profiles count, the ranks [B, G, M] and how many are empty."""
+        samples = len(texts[0])
+        embedded, valid = r.embed_profiles(encoder, sum(texts, []))
+        repeat = lambda a: np.repeat(a, samples, 0)  # noqa: E731
+        width = r.config.data.targets
+        targets = repeat(ranking.padded([s.targets for s in users], width))
+        hidden = repeat(ranking.padded([s.history for s in users], held["hidden"]))
+        put = devices.split_batch((embedded, targets, hidden), r.mesh)
+        ranks = ranking.target_ranks(put[0], held["items"], put[1], put[2], r.count)
+        shape = (len(users), samples, width)
+        near = jnp.zeros(shape)
+        if settings.reward not in ("ndcg", "mrr"):
+            cosines = ranking.score(put[0], held["items"]).reshape(len(users), samples, -1)
+            near = rewards.target_similarity(
+                cosines, put[1].reshape(shape)[:, 0], r.config.contrastive.temperature, r.count
+            )
+        value = rewards.metric(settings.reward, ranks.reshape(shape), near, texts)
+        return value, jnp.asarray(valid.reshape(shape[:2])), ranks.reshape(shape)
+
+    def step(state, step):
+        clock, seconds = time.monotonic(), {}
+
+        def lap(name):
+            nonlocal clock
+            seconds[f"seconds/{name}"], clock = time.monotonic() - clock, time.monotonic()
+
+        held.setdefault("hidden", ranking.padded([s.history for s in train]).shape[1])
+        number = iteration * settings.steps + step
+        rows = batches.indices(len(train), settings.users, r.config.seed * 1000 + 3, number)
+        users = [train[i] for i in rows]
+        key = jax.random.fold_in(jax.random.fold_in(r.key, 1 << 20), number)
+        profiles, mask = r.writer.sample([r.prompts["train"][i] for i in rows], rows, key,
+                                            settings.samples, settings.temperature, keep_hidden=True)  # fmt: skip
+        texts, unended = generation.texts_of(profiles, r.writer.tokenizer, r.writer.eos)
+        lap("generation")
+        value, valid, ranks = rewards_of(state["encoder"], texts, users)
+        lap("reward")
+        context_mask, remat = mask[:, :-1], r.config.decoder.remat
+        old, reference = (
+            policy.score(r.spec, policy.assemble(r.upper, w), profiles, context_mask, **static)
+            for w in (state["policy"], r.reference)
+        )
+        log_ratio = jnp.sum(old - reference, -1)
+        parts = rewards.parts(value, valid, log_ratio, settings.kl_coef)
+        lap("scoring")
+        whitened = rewards.whiten(parts["total"], settings.baseline) if settings.whiten else parts["total"]
+        size = settings.users // settings.minibatches
+        for epoch in range(settings.epochs):
+            order = batches.order(settings.users, r.config.seed, number * settings.epochs + epoch)
+            for at in range(0, settings.users, size):
+                chosen = np.sort(order[at : at + size])
+                take = (lambda a: a) if size == settings.users else (lambda a, c=chosen: a[c])  # noqa: E731
+                state["policy"], state["policy_optimiser"], found = policy.update(
+                    r.spec, r.upper, state["policy"], state["policy_optimiser"],
+                    jax.tree.map(take, profiles), take(context_mask), take(old), take(whitened),
+                    optimiser=r.optimisers["policy"], loss=settings.loss, remat=remat, eta=settings.eta,
+                    clip_ratio=settings.clip_ratio, **static,
+                )  # fmt: skip
+        found = jax.device_get(found)
+        r.use_policy(state["policy"])
+        lap("updates")
+        flat = sum(texts, [])
+        empty = sum(not t for t in flat)
+        tracker.sample(iteration, "policy", step + 1, number, {
+            "user": users[0].user, "history": [r.data.catalogue.titles[i] for i in users[0].history[-10:]],
+            "profile": texts[0][0], "ranks": np.asarray(ranks)[0, 0].tolist(),
+            **{f"reward/{n}": float(p[0, 0]) for n, p in parts.items()},
+        })  # fmt: skip
+        return state, found | seconds | {
+            "reward": parts["total"].mean(), **{f"reward/{n}": p.mean() for n, p in parts.items()},
+            "kl": log_ratio.mean(), "tied": rewards.all_tied(value) / len(users), "invalid": 1 - valid.mean(),
+            "empty": empty / len(flat), "unended": unended.mean(), "spread": value.std(1).mean(),
+            "profile_tokens": profiles.mask.sum(-1).mean(),
+            "batch_tied": float(rewards.all_tied(value) == len(users)),
+        }  # fmt: skip
+
+    def validate(state):
+        r.use_policy(state["policy"])
+        texts = r.write("validation", None, 0, 0.0)
+        ranks = r.ranks(state["encoder"], texts, "validation", held["items"])
+        held["hidden"] = ranking.padded([s.history for s in train]).shape[1]
+        return r.validation(ranks)
+
+    return loop.Phase("policy", iteration, "policy", settings, begin, step, validate)
+
+def schedule(r: ProfileRecommender, tracker) -> list[loop.Phase]:
+    """All phases in order; the profile-free control, where asked for, comes last."""
+    make = {"contrastive": contrastive_phase, "policy": functools.partial(policy_phase, tracker=tracker)}
+    names = [name.strip() for name in r.config.phases.split(",")]
+    phases = [make[name](r, i) for i in range(r.config.iterations) for name in names]
+    if "history_trained" in r.config.evaluation.baselines and "contrastive" in names:
+        phases += [contrastive_phase(r, i, "control") for i in range(r.config.iterations)]
+    return phases
+
+
+# ---- the runs
+
+
+def train(config, workdir: Path) -> dict:
+    """Trains both models by the config's schedule, tests them once at the end and writes results and report."""
+    started = time.monotonic()
+    interrupt = loop.Interrupt()
+    r = ProfileRecommender(config, workdir, interrupt)
+    print_data(r)
+    tracker = trackers.Tracker(workdir, config.tensorboard)
+    phases = schedule(r, tracker)
+    state, note = loop.run(phases, r.initial_state({p.part: 0 for p in phases}), config, workdir, tracker, interrupt)
+    tracker.close()
+    before = sum(note["seconds"].values())
+    results = test(r, phases, state, note)
+    results["seconds"] = round(max(time.monotonic() - started, before), 1)
+    finish(r, results)
+    interrupt.close()
+    return results
+
+
+def evaluate(config, workdir: Path) -> dict:
+    """The test of a trained workdir once more, from its checkpoints."""
+    r, phases, state, note = trained(config, workdir)
+    results = test(r, phases, state, note)
+    results["seconds"] = round(sum(note["seconds"].values()), 1)
+    finish(r, results)
+    return results
+
+
+def trained(config, workdir: Path):
+    """A finished (or still going) run as it stands: recommender, phases, state and note of its last checkpoint."""
+    r = ProfileRecommender(config, workdir)
+    phases = schedule(r, None)
+    state = r.initial_state({p.part: 0 for p in phases})
+    last = Checkpoints(Path(workdir) / "checkpoints" / "last", config.checkpoint.keep)
+    if last.latest() is None:
+        raise InputError(f"{workdir} holds no checkpoint: train first, with the same --config and --workdir.")
+    note = last.note(last.latest())
+    state = last.restore(last.latest(), state)
+    r.use_policy(state["policy"] if "policy" in state else r.initial_policy)
+    return r, phases, state, note
+
+
+def write_profiles(config, workdir: Path, output: Path, split: str) -> list[str]:
+    """Writes one greedy profile per session of a split with the trained policy, as JSON lines, resumable."""
+    r, *_ = trained(config, workdir)
+    texts = r.write(split, output, 0, 0.0)
+    print(f"lpt_jax: {len(texts)} profiles of {split} users in {output}")
+    return texts
+
+
+def print_data(r: ProfileRecommender) -> None:
+    """What was read, dropped and kept, and the protocol."""
+    width = max(map(len, r.data.counts))
+    print(*(f"  {name:<{width}}  {count:>9,}" for name, count in r.data.counts.items()), sep="\n")
+    print(f"protocol: {r.data.protocol}", flush=True)
+
+
+def test(r: ProfileRecommender, phases: list[loop.Phase], state: dict, note: dict) -> dict:
+    """All rows of the results on the test sessions, full ranking, greedy profiles, and the gain of each step."""
+    found, baselines = r.split_sessions("test"), r.config.evaluation.baselines.split(",")
+    users = [s.user for s in found]
+    initial, texts, ranks = r.fresh_encoder(), {}, {}
+
+    def profiles(name, trainable):
+        r.use_policy(trainable)
+        texts[name] = r.write("test", r.workdir / f"profiles/{name}-test.jsonl", 0, 0.0)
+        return texts[name]
+
+    def stage(position):
+        phase = phases[position]
+        kept = Checkpoints(loop.stage_folder(r.workdir, position, phase), 1)
+        return kept.restore(kept.latest(), {phase.part: state[phase.part]})[phase.part]
+
+    if {"last_item", "history_text"} & set(baselines):
+        items = r.embed_catalogue(initial)
+    simple_rows = {
+        "random": lambda: simple.random(found, r.count, r.config.seed),
+        "popularity": lambda: simple.popularity(found, r.data.popularity),
+        "last_item": lambda: simple.last_item(found, items, r.count),
+        "history_text": lambda: r.ranks(initial, r.history_texts("test"), "test", items),
+    }
+    for name in baselines:
+        if name in simple_rows:
+            ranks[name] = simple_rows[name]()
+    if any(p.part == "control" for p in phases):
+        ranks["history_trained"] = r.ranks(state["control"], r.history_texts("test"), "test")
+    steps = ["zero_shot"]
+    ranks["zero_shot"] = r.ranks(initial, profiles("zero_shot", r.initial_policy), "test")
+    names = [p.name for p in phases if p.part != "control"]
+    if "contrastive" in names:
+        first = names.index("contrastive")
+        before = [i for i in range(first) if names[i] == "policy"]
+        policy_then = stage(before[-1]) if before else r.initial_policy
+        written = profiles("cl", policy_then) if before else texts["zero_shot"]
+        texts["cl"], ranks["cl"] = written, r.ranks(stage(first), written, "test")
+        steps.append("cl")
+    if "policy" in names:
+        name = "cl_rlso" if "contrastive" in names else "rlso"
+        ranks[name] = r.ranks(state.get("encoder", initial), profiles(name, state["policy"]), "test")
+        steps.append(name)
+    values = {name: metrics.per_user(rank, users) for name, rank in ranks.items()}
+    metric = r.config.evaluation.metric
+    pairs = list(dict.fromkeys([*zip(steps, steps[1:]), (steps[0], steps[-1])]))
+    gains = {f"{a}->{b}": metrics.paired_bootstrap(values[a][1][metric], values[b][1][metric], r.config.seed,
+                                                   r.config.evaluation.bootstrap, metric)
+             for a, b in pairs if a != b}  # fmt: skip
+    titles = r.data.catalogue.titles
+    shown = [
+        {
+            "user": s.user,
+            "history": [{"title": titles[item], "rating": s.ratings and s.ratings[j]} for j, item in
+                        enumerate(s.history)][-r.config.prompt.history_items :],
+            "targets": [titles[t] for t in s.targets],
+            "before": {"profile": texts["zero_shot"][i], "ranks": [int(x) for x in ranks["zero_shot"][i] if x]},
+            "after": {"profile": texts[steps[-1]][i], "ranks": [int(x) for x in ranks[steps[-1]][i] if x]},
+        }
+        for i, s in enumerate(found[:: max(len(found) // max(r.config.evaluation.samples, 1), 1)])
+        for i in [i * max(len(found) // max(r.config.evaluation.samples, 1), 1)]
+    ][: r.config.evaluation.samples]  # fmt: skip
+    return {
+        "protocol": r.data.protocol, "rows": {name: metrics.table_row(v[1]) for name, v in values.items()},
+        "gains": gains, "seed": r.config.seed, "config": json.loads(r.config.to_json_best_effort()),
+        "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "optax", "transformers")},
+        "counts": r.data.counts, "timings": {k: round(v, 1) for k, v in note["seconds"].items()},
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "per_user": values, "samples": shown,
+    }  # fmt: skip
+
+
+def finish(r: ProfileRecommender, results: dict) -> None:
+    """Writes results.json, the values per user and the report, and prints the table."""
+    samples, per_user = results.pop("samples"), results.pop("per_user")
+    report.write_results(r.workdir, results, per_user)
+    report.write(r.workdir, results, trackers.read_jsonl(r.workdir / "metrics.jsonl"), samples)
+    print(f"\n{results['protocol']}\n\n{report.results_table(results['rows'])}\n")
+    for name, gain in results["gains"].items():
+        print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
+    print(f"\nresults.json and report.html are in {r.workdir} ({results['seconds']:.0f} s)", flush=True)
