@@ -1,10 +1,18 @@
 """Every setting with one comment: default() makes them, tiny() shrinks them, finish() checks and locks."""
 
+import contextlib
 import difflib
+import hashlib
 import importlib
+import json
+import math
+import pathlib
+import re
+import runpy
 
 import ml_collections
 
+from lpt_jax import trackers
 from lpt_jax.errors import InputError
 
 
@@ -60,6 +68,7 @@ def default() -> ml_collections.ConfigDict:
         max_tokens=1024,  # template and history together; the oldest items are dropped to fit
         history_items=20,  # at most this many of the latest items are shown
         system="",  # a system message; empty: none (SmolLM2's template then adds its own)
+        start="",  # the words every profile begins with; keeps a small model on its task
         style="paper",  # the instruction's wording, a key of prompts.INSTRUCTIONS
         buckets=4,  # prompts are padded to this many static lengths at most
     )
@@ -147,6 +156,14 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def choose(config: ml_collections.ConfigDict, variant: str, **known) -> ml_collections.ConfigDict:
+    """The config as its variant changes it: what follows the colon in --config=configs/movielens.py:tiny."""
+    known = {"": lambda c: c, "tiny": tiny} | known
+    if variant not in known:
+        raise InputError(f"This config has no variant {variant!r}; known are: {', '.join(filter(None, known))}.")
+    return known[variant](config)
+
+
 CHOICES = {
     "data.source": ("movielens", "amazon", "sequences", "table", "datasets", "tfds", "made_up"),
     "data.split": ("auto", "time", "leave_last"),
@@ -166,8 +183,18 @@ POSITIVE = (
     "contrastive.profiles_per_session",
     "policy.users", "policy.temperature", "policy.eta", "policy.epochs", "policy.minibatches",
     "policy.learning_rate", "policy.clip", "policy.evaluate_every", "policy.logits_chunk", "policy.last_layers",
-    "policy.lora.rank", "checkpoint.every", "checkpoint.keep", "evaluation.bootstrap",
+    "policy.lora.rank", "policy.lora.alpha", "checkpoint.every", "checkpoint.keep", "evaluation.bootstrap",
 )
+NOT_NEGATIVE = (
+    "seed", "data.core", "data.max_users", "data.validation_share", "data.test_share", "contrastive.steps",
+    "contrastive.warmup", "contrastive.weight_decay", "contrastive.hard_negatives",
+    "contrastive.sampling_temperature", "policy.steps", "policy.warmup", "policy.weight_decay", "policy.kl_coef",
+    "policy.clip_ratio", "evaluation.max_users", "evaluation.max_test_sessions", "evaluation.samples",
+)
+LISTS = {  # comma-separated settings: what they may name
+    "phases": ("contrastive", "policy"),
+    "evaluation.baselines": ("random", "popularity", "last_item", "history_text", "history_trained", "zero_shot"),
+}
 
 
 def get(config, dotted: str):
@@ -188,11 +215,40 @@ def names(config, prefix: str = "") -> list[str]:
 
 def nearest(config, unknown: str) -> str:
     """The known setting most like an unknown one, for the error message."""
-    known = names(config)
-    last = {name.split(".")[-1]: name for name in known}
-    close = difflib.get_close_matches(unknown, known, 1, 0.0)
-    tail = difflib.get_close_matches(unknown.split(".")[-1], list(last), 1, 0.75)
-    return last[tail[0]] if tail else close[0]
+
+    def likeness(name):
+        pairs = (name, unknown), (name.split(".")[-1], unknown.split(".")[-1])
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return max(names(config), key=likeness)
+
+
+def check_known(setting: str) -> None:
+    """Raises InputError with the nearest known setting if there is no such one."""
+    if setting not in names(default()):
+        raise InputError(f"There is no setting --config.{setting}; the nearest is --config.{nearest(default(), setting)}.")
+
+
+def load(path: str, overrides: dict[str, str]) -> ml_collections.ConfigDict:
+    """The config of "FILE.py[:VARIANT]", changed by {"policy.eta": "0.5", …}, checked and locked."""
+    path, _, variant = path.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"--config={path}: there is no such file; say, for example, --config=configs/movielens.py.")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise InputError(f"--config={path}: the file has no function get_config(variant).")
+    config = get_config(variant) if variant else get_config()
+    for setting, text in overrides.items():
+        check_known(setting)
+        group, _, key = setting.rpartition(".")
+        kind = type(get(default(), setting))
+        try:
+            value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            raise InputError(f"--config.{setting}={text!r} won't do: it must be {expected}.") from None
+        (get(config, group) if group else config)[key] = value
+    return finish(config)
 
 
 def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -201,33 +257,129 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     def wrong(name, must):
         raise InputError(f"--config.{name}={get(config, name)!r} won't do: it must be {must}.")
 
+    defaults, given = default(), names(config)
+    known = names(defaults)
+    for name in given:
+        if name not in known:
+            check_known(name)
+    for name in known:
+        if name not in given:
+            raise InputError(f"--config.{name} is missing: change settings one by one, not a whole group.")
+        value, example = get(config, name), get(defaults, name)
+        if type(value) is not type(example):
+            wrong(name, f"of type {type(example).__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            wrong(name, "a finite number")
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
             wrong(name, "one of " + ", ".join(map(str, choices)))
+    for name, choices in LISTS.items():
+        if {part.strip() for part in get(config, name).split(",")} - {"", *choices}:
+            wrong(name, "a comma-separated list of " + ", ".join(choices))
     for name in POSITIVE:
         if not get(config, name) > 0:
             wrong(name, "greater than 0")
+    for name in NOT_NEGATIVE:
+        if not get(config, name) >= 0:
+            wrong(name, "0 or more")
+    if not config.phases.strip(", "):
+        wrong("phases", "contrastive, policy, or both with a comma between them")
     if config.policy.samples < 2:
         wrong("policy.samples", "at least 2: every loss compares profiles of one user")
-    phases = [p.strip() for p in config.phases.split(",") if p.strip()]
-    if not phases or set(phases) - {"contrastive", "policy"}:
-        wrong("phases", "a comma-separated list of contrastive and policy")
     if not 0 < config.data.validation_share + config.data.test_share < 1:
         wrong("data.test_share", "such that validation_share + test_share is between 0 and 1")
-    reward = config.policy.reward
-    if reward not in ("ndcg", "mrr", "dense"):
-        module, _, function = reward.partition(":")
+    if config.policy.reward not in ("ndcg", "mrr", "dense"):
+        module, _, function = config.policy.reward.partition(":")
         try:
             found = callable(getattr(importlib.import_module(module), function, None))
         except (ImportError, ValueError):
             found = False
         if not (function and found):
             wrong("policy.reward", 'ndcg, mrr, dense, or an importable "module:function"')
-    if (config.policy.users * config.policy.samples) % config.policy.minibatches:
-        wrong("policy.minibatches", "a divisor of policy.users")
     if config.policy.users % config.policy.minibatches:
         wrong("policy.minibatches", "a divisor of policy.users")
     if config.contrastive.batch < 2:
         wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
+    if not re.fullmatch(r"all|last:[1-9]\d*", config.contrastive.train):
+        wrong("contrastive.train", '"all" or, for example, "last:2"')
+    if not re.fullmatch(r"(ndcg|mrr)(@(1|5|10|20))?|recall@(1|5|10|20)", config.evaluation.metric):
+        wrong("evaluation.metric", "ndcg, mrr, or one of them or recall at 1, 5, 10 or 20, as in ndcg@10")
+    try:
+        re.compile(config.policy.lora.targets)
+    except re.error as error:
+        wrong("policy.lora.targets", f"a regular expression ({error})")
+    sizes = list(config.mesh.values())
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise InputError("--config.mesh: each axis must be 1 or more, and at most one of them -1 (what is left).")
     config.lock()
     return config
+
+
+def default_workdir(config, overrides: dict[str, str]) -> pathlib.Path:
+    """runs/<name>[-<overrides>], safe as a file's name and at most 100 letters long.
+
+    >>> str(default_workdir(tiny(default()), {"policy.eta": "0.5", "data.path": "/a b"}))
+    'runs/run_tiny-data.path=_a_b,policy.eta=0.5'
+    """
+    changed = ",".join(f"{setting}={text}" for setting, text in sorted(overrides.items()))
+    safe = re.sub(r"[^\w.,=+@-]", "_", f"{config.name}-{changed}" if changed else config.name).lstrip(".-") or "run"
+    if len(safe) > 100:
+        safe = f"{safe[:91]}-{hashlib.sha256(changed.encode()).hexdigest()[:8]}"
+    return pathlib.Path("runs", safe)
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool = True):
+    """Makes the workdir with its config.json, or checks that the one there was made with this very config.
+
+    If the body then finds the input wrong before it has written anything, the workdir is removed again.
+    `new`: whether the run may be a new one. InputError if the workdir can't be used, naming the settings that differ.
+    """
+    path = workdir / "config.json"
+    try:
+        made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+        fresh = not path.exists()
+        if fresh and not new:
+            raise InputError(f"There is no run in {workdir}: train first, with --mode=train and the same config.")
+        workdir.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            trackers.write_file(path, json.dumps(config.to_dict(), indent=1) + "\n")
+        there = _flat(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is broken ({error}): give another --workdir, or remove this one.") from None
+    except OSError as error:
+        raise InputError(
+            f"--workdir={workdir} can't be used ({error.strerror}): name a folder that can be written."
+        ) from None
+    ours = _flat(config.to_dict())
+    differ = [
+        f"{name} was {there.get(name)!r} and is {ours.get(name)!r}"
+        for name in sorted(there.keys() | ours.keys(), key=lambda name: (name not in there, name))
+        if there.get(name) != ours.get(name)
+    ]
+    if differ:
+        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+        raise InputError(
+            f"{workdir} holds a run with other settings ({'; '.join(differ[:5])}{more}): give another --workdir, or "
+            "the settings it was made with."
+        )
+    try:
+        yield
+    except InputError:
+        if fresh and [child.name for child in workdir.iterdir()] == ["config.json"]:
+            path.unlink()
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def _flat(tree, prefix=""):
+    """{"policy.eta": 1.0, …} of nested settings."""
+    if not isinstance(tree, dict):
+        raise ValueError("not settings by name")
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

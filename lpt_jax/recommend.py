@@ -1,0 +1,162 @@
+"""Items for a user, a history or a profile: who is asked for -> the profile -> the best items as a table."""
+
+import difflib
+import pathlib
+import re
+import textwrap
+
+import jax.numpy as jnp
+import numpy as np
+
+from lpt_jax import ranking
+from lpt_jax.data.sessions import Session
+from lpt_jax.errors import InputError
+
+
+def asked(user=None, history=None, profile=None, profile_file=None) -> tuple[str, str]:
+    """("user" | "history" | "profile", its text): the one of the four flags that was given; InputError else."""
+    given = {"user": user, "history": history, "profile": profile, "profile_file": profile_file}
+    given = {name: text for name, text in given.items() if text is not None}
+    if len(given) != 1:
+        raise InputError(
+            "--mode=recommend takes one of --user, --history, --profile and --profile_file."
+        )
+    ((name, text),) = given.items()
+    if name == "profile_file":
+        try:
+            text = pathlib.Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise InputError(f"--profile_file={profile_file} can't be read: {reason}.") from None
+    if not text.strip(" ,\t\n"):
+        raise InputError(f"--{name} is empty: say who or what to recommend to.")
+    return name.removesuffix("_file"), text.strip()
+
+
+def known_session(dataset, user: str) -> Session:
+    """The user's latest session, with its targets moved into the history: all of that is known now."""
+    of_user = [s for split in dataset.sessions.values() for s in split if s.user == user]
+    if not of_user:
+        users = sorted({s.user for split in dataset.sessions.values() for s in split})
+        near = difflib.get_close_matches(user, users, 1, 0.0)
+        raise InputError(
+            f"--user={user}: no user of this id has a session; the nearest id is {near[0]}."
+        )
+    last = max(of_user, key=lambda s: len(s.history) + len(s.targets))
+    unknown = (None,) * len(last.targets)
+    return Session(
+        user=user,
+        history=last.history + last.targets,
+        ratings=last.ratings and last.ratings + unknown,
+        reviews=last.reviews and last.reviews + unknown,
+        targets=(),
+        time=last.time,
+    )
+
+
+def find_items(text: str, catalogue) -> tuple[tuple[int, ...], list[str]]:
+    """Catalogue indices of item ids or titles with commas between them, and a note on each that was guessed.
+
+    Of "Godfather, The, Heat" the longest run of parts that names an item is taken, an id before a title; case, a year
+    in brackets at the end and an article don't matter. A part that names none is read as the title most like it.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    ids, titles, bare = {item: [i] for i, item in enumerate(catalogue.ids)}, {}, {}
+    for i, title in enumerate(catalogue.titles):
+        titles.setdefault(_plain(title), []).append(i)
+        bare.setdefault(_bare(title), []).append(i)
+    found, notes = [], []
+    while parts:
+        for take in range(len(parts), 0, -1):
+            name = ", ".join(parts[:take])
+            hits = ids.get(name) or titles.get(_plain(name)) or bare.get(_bare(name))
+            if hits:
+                break
+        else:  # none: take is 1
+            near = difflib.get_close_matches(_bare(name), list(bare), 3, 0.6)
+            if not near or difflib.SequenceMatcher(None, _bare(name), near[0]).ratio() < 0.85:
+                nearest = "; ".join(catalogue.titles[bare[n][0]] for n in near)
+                known = f"the nearest titles are: {nearest}" if near else "no title is like it"
+                raise InputError(f"--history: {name!r} is no item of this catalogue; {known}.")
+            hits = bare[near[0]]
+            notes.append(f"{name!r} is read as {catalogue.titles[hits[0]]!r}.")
+        if len(hits) > 1:
+            named = ", ".join(catalogue.ids[i] for i in hits[:5])
+            raise InputError(
+                f"--history: {name!r} is the title of {len(hits)} items: give an id ({named})."
+            )
+        found += hits
+        del parts[:take]
+    return tuple(dict.fromkeys(found)), notes
+
+
+def _plain(title):
+    return " ".join(title.casefold().split())
+
+
+def _bare(title):
+    """Without case, year and article: "Godfather, The (1972)" and "the godfather" are both "godfather"."""
+    text = re.sub(r"\s*\(\d{4}\)$", "", _plain(title))
+    return re.sub(r"^(the|an?) |, (the|an?)$", "", text) or text
+
+
+def table(catalogue, ids, scores, k: int) -> str:
+    """Rank, score, item id and title of the best k items, in columns."""
+    best = [
+        (i, s) for i, s in zip(np.asarray(ids).tolist(), np.asarray(scores).tolist()) if i >= 0
+    ][:k]
+    width = max([len(catalogue.ids[i]) for i, _ in best] + [len("item")])
+    lines = [f"rank  score  {'item':{width}}  title"]
+    for rank, (i, score) in enumerate(best, 1):
+        title = "".join(letter for letter in catalogue.titles[i] if letter.isprintable())
+        lines.append(f"{rank:4d}  {score:5.3f}  {catalogue.ids[i]:{width}}  {title}")
+    return "\n".join(lines)
+
+
+def recommend(
+    dataset, items, kind: str, text: str, k: int, *, write, embed, tokenizer, limit: int
+) -> str:
+    """The answer in words for asked()'s kind and text: the profile, and the best k items of `items` Float32[≥N,D].
+
+    write(session) gives a profile's text, embed(text) its Float32[D]; `limit` is the embedder's, in tokens of
+    `tokenizer`. What is in the history is not recommended.
+    """
+    catalogue, session, notes = dataset.catalogue, None, []
+    if kind == "user":
+        session = known_session(dataset, text)
+    elif kind == "history":
+        history, notes = find_items(text, catalogue)
+        session = Session("", history, None, None, (), float("nan"))
+    profile = write(session) if session else text
+    length = len(tokenizer(profile)["input_ids"])
+    if length > limit and not session:
+        raise InputError(
+            f"The profile has {length} tokens and the embedder reads {limit}: shorten it."
+        )
+    if length > limit:
+        notes.append(f"The profile has {length} tokens, of which the embedder reads {limit}.")
+    hidden = ranking.padded([session.history if session else ()])
+    best = ranking.top_k(jnp.asarray(embed(profile))[None], items, hidden, k, len(catalogue.ids))
+    shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
+    return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, best[0][0], best[1][0], k)])
+
+
+def run(config, workdir, kind: str, text: str, k: int) -> str:
+    """recommend() with the models that the run in `workdir` has trained."""
+    from lpt_jax import similarity
+    from lpt_jax.systems import profiles
+
+    models = profiles.load(config, workdir)
+    reader = models.encoder
+
+    def embed(profile):
+        return similarity.embed_texts(
+            reader.spec, reader.weights, reader.tokenizer, [profile], 1, limit
+        )[0]
+
+    limit = config.encoder.max_profile_tokens
+    return recommend(
+        models.dataset, profiles.embed_catalogue(models), kind, text, k, embed=embed, limit=limit,
+        write=lambda session: profiles.write_profiles_for(models, config, [session])[0],
+        tokenizer=reader.tokenizer,
+    )  # fmt: skip
