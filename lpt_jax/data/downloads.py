@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 import tempfile
 import urllib.error
 import urllib.parse
@@ -32,63 +31,54 @@ MOVIELENS = {
 # No hashes of these are published: gzip's CRC and the length are checked, and the hash is kept from then on.
 _SNAP = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 _UCSD = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_"
+_RAW = _UCSD + "2023/raw/"
 AMAZON = {
     2014: (_SNAP + "reviews_{}_5.json.gz", _SNAP + "meta_{}.json.gz"),
     2018: (_UCSD + "v2/categoryFilesSmall/{}_5.json.gz", _UCSD + "v2/metaFiles2/meta_{}.json.gz"),
-    2023: (
-        _UCSD + "2023/raw/review_categories/{}.jsonl.gz",
-        _UCSD + "2023/raw/meta_categories/meta_{}.jsonl.gz",
-    ),
+    2023: (_RAW + "review_categories/{}.jsonl.gz", _RAW + "meta_categories/meta_{}.jsonl.gz"),
 }
-PAIRS = (
-    ("u.data", "u.item"),
-    ("ratings.dat", "movies.dat"),
-    ("ratings.csv", "movies.csv"),
-)  # of MovieLens
+UNPACKED = ("u.data", "u.item", "ratings.dat", "movies.dat", "ratings.csv", "movies.csv")
 
 
 def cache(*parts: str) -> pathlib.Path:
     """A folder under $LPT_JAX_CACHE, else under ~/.cache/lpt_jax, made if it is not there."""
-    folder = (
-        pathlib.Path(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
-        .expanduser()
-        .joinpath(*parts)
-    )
+    folder = pathlib.Path(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax").expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"{folder} can't be made ({error.strerror}): set LPT_JAX_CACHE to a folder that can."
-        ) from None
-    return folder
+        raise InputError(f"{error}: set LPT_JAX_CACHE to a folder that can be written.") from None
+    return folder.joinpath(*parts)
 
 
 def dataset(source: str, name: str, year: int) -> pathlib.Path:
     """The cache's folder of a MovieLens or Amazon data set, downloaded if it is not there; InputError if it can't be."""
-    name = name or ("ml-100k" if source == "movielens" else "")
-    if source == "movielens" and name not in MOVIELENS:
-        raise InputError(
-            f"--config.data.name={name!r} won't do: known MovieLens are {', '.join(MOVIELENS)}."
-        )
-    if not re.fullmatch(r"[\w&-]+", name):
-        raise InputError(
-            f"--config.data.name={name!r} won't do: give an Amazon category such as Beauty, or a data.path."
-        )
-    folder = cache("data", name if source == "movielens" else f"amazon-{year}-{name}")
-    urls = {url.format(name): None for url in AMAZON.get(year, ())}
     if source == "movielens":
-        urls = {f"https://files.grouplens.org/datasets/movielens/{name}.zip": MOVIELENS[name]}
+        name = folder = name or "ml-100k"
+        urls = {f"https://files.grouplens.org/datasets/movielens/{name}.zip": MOVIELENS.get(name)}
+        good = name in MOVIELENS
+    else:
+        folder, good = f"amazon-{year}-{name}", re.fullmatch(r"[\w&-]+", name)
+        urls = {url.format(name): None for url in AMAZON[year]}
+    if not good:
+        what = (
+            ", ".join(MOVIELENS) if source == "movielens" else "an Amazon category such as Beauty"
+        )
+        raise InputError(
+            f"--config.data.name={name!r} won't do: give {what}; or a --config.data.path."
+        )
+    folder = cache("data", folder)
     for url, sha256 in urls.items():
         path = folder / url.rpartition("/")[2]
-        files = [pair for pair in PAIRS if all((folder / file).exists() for file in pair)]
-        unpacked = files if path.suffix == ".zip" else path.with_suffix("").exists()
+        files = UNPACKED[::2] if path.suffix == ".zip" else [path.name.removesuffix(".gz")]
+        unpacked = any((folder / file).exists() for file in files)
         try:
             if path.exists() or not unpacked:
                 fetch(url, path, sha256)
         except InputError as error:
+            wanted = " and ".join(url.rpartition("/")[2] for url in urls)
             raise InputError(
-                f"{error} Put {' and '.join(u.rpartition('/')[2] for u in urls)} (from {' and '.join(urls)}) into {folder}, "
-                "or name the folder that has them with --config.data.path; these two need no such download: "
+                f"{error} Put {wanted} (from {' and '.join(urls)}) into {folder}, or name the folder that has them "
+                "with --config.data.path; these two need no such download: "
                 "`python -m lpt_jax.main --config=configs/beauty.py:tiny` and `make quickstart`."
             ) from None
         if path.suffix == ".zip" and not unpacked:
@@ -108,9 +98,7 @@ def fetch(url: str, path: pathlib.Path, sha256: str | None = None) -> pathlib.Pa
         if path.exists():
             wanted = sha256 or (kept.read_text().split()[0] if kept.exists() else None)
             if wanted and hash_of(path) != wanted:
-                raise InputError(
-                    f"{path} is damaged (its sha256 is not {wanted}): remove it and try again."
-                )
+                raise InputError(f"{path} is damaged (its sha256 is not {wanted}): remove it.")
             return path
         try:
             _transfer(url, part)
@@ -152,16 +140,14 @@ def _transfer(url, part):
     except urllib.error.HTTPError as error:
         if (
             error.code == 416 and start
-        ):  # nothing is left to send: the checks decide whether that is all of it
+        ):  # nothing is left to send: the checks tell if it is all there
             return
         raise
     with response:
         start = start if response.status == 206 else 0  # a server without ranges begins anew
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        bar = dict(
-            desc=part.stem, initial=start, total=total, mininterval=1 if sys.stderr.isatty() else 30
-        )
+        bar = {"desc": part.stem, "initial": start, "total": total, "mininterval": 1}
         with (
             open(part, "ab" if start else "wb") as file,
             tqdm.tqdm.wrapattr(file, "write", **bar) as out,
@@ -172,11 +158,14 @@ def _transfer(url, part):
 
 
 def _unzip(path):
-    """Takes the known files out of the archive into its folder: by base name, so none lands elsewhere."""
-    wanted = {file for pair in PAIRS for file in pair} | {"README", "README.txt"}
+    """Takes the known files out of the archive by their base names, so none lands outside the folder."""
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=path.parent) as new:
-        for member in archive.namelist():
-            name = pathlib.PurePosixPath(member).name
-            if name in wanted:
-                (pathlib.Path(new) / name).write_bytes(archive.read(member))
-                os.replace(pathlib.Path(new) / name, path.parent / name)
+        found = {pathlib.PurePosixPath(member).name: member for member in archive.namelist()}
+        for name in (
+            "README",
+            "README.txt",
+            *reversed(UNPACKED),
+        ):  # a file of ratings after its films
+            if name in found:
+                pathlib.Path(new, name).write_bytes(archive.read(found[name]))
+                os.replace(pathlib.Path(new, name), path.parent / name)

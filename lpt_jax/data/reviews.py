@@ -142,9 +142,7 @@ def _amazon(data):
                 "the category of a reviews_<name>_5.json.gz, <name>_5.json.gz or <name>.jsonl.gz that is there."
             )
         path, meta = found[False, names[0]], found.get((True, names[0]))
-    meta = _there(
-        data.items_path or meta, f"The metadata of {path}, meta_<name>.json.gz or .jsonl.gz,"
-    )
+    meta = _there(data.items_path or meta, f"The metadata of {path}, meta_<name>.json(l).gz,")
     return _raw(_json(path, TAKEN), path, functools.partial(_amazon_items, meta))
 
 
@@ -171,7 +169,7 @@ def _sequences(data):
         texts = [f for f in texts if f.name == "sequential.txt"] or texts
         if len(texts) != 1:
             raise InputError(
-                f"{path} has {len(texts)} sequence files (*.txt): name one by data.path."
+                f"{path} has {len(texts)} sequence files, *.txt: name one as data.path."
             )
         path = texts[0]
     table = _there(data.items_path or table, f"The item table of {path}, *items.tsv or .csv,")
@@ -186,14 +184,12 @@ def _sequences(data):
 
 
 def _table(data):
-    path, roles = _place(data), {role: (name,) for role, name in data.columns.items() if name}
+    path, first_line = _place(data), 1 if ".jsonl" in data.path else 2
     if not data.items_path:
-        table = rows = _file(path, roles)
-    else:
-        rows = _file(path, {role: name for role, name in roles.items() if role in TAKEN})
-        table = _there(data.items_path, "The item table")
-        table = _file(table, {role: name for role, name in roles.items() if role in ITEM})
-    return _raw(rows, path, _items_of(table), first_line=1 if ".jsonl" in path.name else 2)
+        rows = _file(path, _roles(data))
+        return _raw(rows, path, _items_of(rows), first_line)
+    items = _file(_there(data.items_path, "The item table"), _roles(data, ITEM))
+    return _raw(_file(path, _roles(data, TAKEN)), path, _items_of(items), first_line)
 
 
 def _library(data):
@@ -204,7 +200,8 @@ def _library(data):
             import datasets
 
             saved = data.path and any(pathlib.Path(data.path).glob("dataset_*.json"))
-            found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+            load = datasets.load_from_disk if saved else datasets.load_dataset
+            found = load(name)
             table = (found["train"] if isinstance(found, dict) else found).with_format("arrow")[:]
         else:
             import tensorflow_datasets as tfds
@@ -217,8 +214,13 @@ def _library(data):
             f"{data.source} can't load {name!r} ({type(error).__name__}: {why}): give a folder it wrote as "
             "--config.data.path (of TFDS: with file_format=array_record), or a known name as --config.data.name."
         ) from None
-    rows = _named(table, {role: (column,) for role, column in data.columns.items() if column}, name)
+    rows = _named(table, _roles(data), name)
     return _raw(rows, name, _items_of(rows))
+
+
+def _roles(data, among=TAKEN | ITEM):
+    """role -> (its column,) for the roles that config.data.columns names."""
+    return {role: (name,) for role, name in data.columns.items() if name and role in among}
 
 
 def _place(data):
@@ -275,7 +277,9 @@ def _object(line, path, number, literals=False):
 
 
 def _first(record, names):
-    return next((record[name] for name in names if record.get(name) not in (None, "", [])), None)
+    for name in names:
+        if (value := record.get(name)) not in (None, "", []):
+            return value
 
 
 def _json(path, roles):
@@ -302,47 +306,35 @@ def _text(path, delimiter, columns=""):
     if delimiter == "::":
         content, delimiter = content.replace(b"::", b"\x1f"), "\x1f"
     quoted, bad = ".csv" in path.name or ".tsv" in path.name, []
+    encoding = "latin-1" if path.name in ("u.item", "movies.dat") else "utf8"
+    read = csv.ReadOptions(column_names=columns.split() or None, encoding=encoding)
+    read.use_threads = False  # else broken rows have no number
+    parse = csv.ParseOptions(
+        delimiter=delimiter, quote_char=quoted and '"', newlines_in_values=quoted
+    )
+    parse.ignore_empty_lines, parse.invalid_row_handler = (
+        False,
+        lambda row: bad.append(row) or "skip",
+    )
+    convert = csv.ConvertOptions(default_column_type=pa.large_string(), null_values=[""])
+    convert.strings_can_be_null = True
     try:
-        table = csv.read_csv(
-            pa.BufferReader(content),
-            csv.ReadOptions(
-                use_threads=False,  # else broken rows have no number
-                column_names=columns.split() or None,
-                encoding="latin-1" if path.name in ("u.item", "movies.dat") else "utf8",
-            ),
-            csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char=quoted and '"',
-                newlines_in_values=quoted,
-                ignore_empty_lines=False,
-                invalid_row_handler=lambda row: bad.append(row) or "skip",
-            ),
-            csv.ConvertOptions(
-                default_column_type=pa.large_string(), null_values=[""], strings_can_be_null=True
-            ),
-        )
+        table = csv.read_csv(pa.BufferReader(content), read, parse, convert)
     except pa.ArrowInvalid as error:
-        raise InputError(
-            f"{path} is no UTF-8 text with columns between {delimiter!r} ({error})."
-        ) from None
+        what = f"{path} is no UTF-8 text with columns between {delimiter!r}"
+        raise InputError(f"{what} ({error}): is it the right file?") from None
     for row in bad[:1]:
-        raise InputError(
-            f"{path}:{row.number} has {row.actual_columns} columns, not {row.expected_columns}: {MEND}."
-        )
-    if not quoted:
-        table = table.rename_columns(
-            [name.partition(":")[0] for name in table.column_names]
-        )  # RecBole's types
-    return table
+        many = f"{row.actual_columns} columns, not {row.expected_columns}"
+        raise InputError(f"{path}:{row.number} has {many}: {MEND}.")
+    names = table.column_names if quoted else [n.partition(":")[0] for n in table.column_names]
+    return table.rename_columns(names)  # RecBole's have types: user_id:token
 
 
 def _file(path, roles):
     """A csv, tsv, jsonl or parquet file as a table of the roles."""
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if path.is_dir() or kind not in ("csv", "tsv", "jsonl", "parquet"):
-        raise InputError(
-            f"{path} is no .csv, .tsv, .jsonl (each may be .gz) or .parquet file: name one."
-        )
+        raise InputError(f"{path} is no .csv, .tsv, .jsonl (or one of these .gz) or .parquet file.")
     if kind == "jsonl":
         return _json(path, roles)
     try:
@@ -395,10 +387,9 @@ def _raw(table, path, items, first_line=1):
         starts = np.cumsum(np.bincount(codes)) - np.bincount(codes)
         by_user, order = np.argsort(codes, kind="stable"), np.empty(len(codes))
         order[by_user] = np.arange(len(codes)) - starts[codes[by_user]]
-    review = None
-    if "review" in table.column_names:
-        texts = table["review"].filter(pa.array(usable)).to_pylist()
-        review = np.array([_clean(text) or None for text in texts], object)
+    texts = table["review"].filter(pa.array(usable)) if "review" in table.column_names else None
+    review = np.array([_clean(text) or None for text in texts.to_pylist()] if texts else [], object)
+    rating = None if rating is None or np.isnan(rating).all() else rating[usable].astype(np.float32)
     rows = Interactions(
         user=codes.astype(np.int32),
         item=np.asarray(item.indices).astype(np.int32),
@@ -406,10 +397,8 @@ def _raw(table, path, items, first_line=1):
         item_ids=item_ids,
         order=order,
         has_time=has_time,
-        rating=None
-        if rating is None or np.isnan(rating).all()
-        else rating[usable].astype(np.float32),
-        review=review if review is not None and any(review) else None,
+        rating=rating,
+        review=review if any(review) else None,
     )
     return Raw(rows, items(item_ids), counts)
 
@@ -429,16 +418,15 @@ def _numbers(table, role, path, first_line):
         column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     texts = _strings(column)
     try:
-        values = np.array(texts.cast(pa.float64()), np.float64)
+        values = texts.cast(pa.float64())
     except pa.ArrowInvalid:
-        values = np.full(len(texts), np.nan)
-        for row, text in enumerate(texts.to_pylist()):
+        values, where = [], f"{path}:{{}} has the {role} {{!r}}: {MEND}."
+        for line, text in enumerate(texts.to_pylist(), first_line):
             try:
-                values[row] = np.nan if text is None else _number(text, role)
+                values.append(None if text is None else _number(text, role))
             except ValueError:
-                raise InputError(
-                    f"{path}:{row + first_line} has the {role} {text!r}: {MEND}."
-                ) from None
+                raise InputError(where.format(line, text)) from None
+    values = np.array(values, np.float64)
     for _ in range(3 if role == "time" else 0):  # ms, µs, ns
         values = np.where(np.abs(values) > 1e11, values / 1000, values)
     return values
@@ -495,12 +483,10 @@ def _clean(value):
     """One line of text: entities resolved, tags gone, white space single; '' for nothing."""
     if value is None or value != value:
         return ""
-    if isinstance(value, (list, bytes)):
-        value = (
-            " ".join(map(_clean, value))
-            if isinstance(value, list)
-            else value.decode("utf-8", "replace")
-        )
+    if isinstance(value, list):
+        value = " ".join(map(_clean, value))
+    elif isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
     text = str(value).encode("utf-8", "replace").decode()
     text = TAGS.sub(" ", html.unescape(text)) if "&" in text or "<" in text else text
     return " ".join(text.split())

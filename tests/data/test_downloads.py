@@ -178,6 +178,8 @@ def test_movielens_from_the_mirror(server, tmp_path, monkeypatch):
         "ratings.csv",
     ]
     assert names(tmp_path) == ["cache"]
+    (folder / "ratings.csv").unlink()  # as if killed while unpacking
+    assert len(reviews.read(settings(source="movielens", name="ml-latest")).items) == 1
     (folder / "ml-latest.zip").unlink()
     server.files.clear()
     assert (
@@ -221,9 +223,9 @@ def test_names_that_will_not_do(no_network, tmp_path, monkeypatch):
         reviews.read(settings(source="amazon"))
     with pytest.raises(InputError, match="'../x' won't do"):
         reviews.read(settings(source="amazon", name="../x"))
-    with pytest.raises(InputError, match="'ml-3m' won't do: known MovieLens are ml-100k, "):
+    with pytest.raises(InputError, match="'ml-3m' won't do: give ml-100k, ml-1m, "):
         reviews.read(settings(source="movielens", name="ml-3m"))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LPT_JAX_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="can't be made .*: set LPT_JAX_CACHE"):
+    with pytest.raises(InputError, match="Not a directory: .*: set LPT_JAX_CACHE"):
         reviews.read(settings(source="movielens"))
