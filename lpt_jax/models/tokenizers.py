@@ -71,7 +71,9 @@ def _sentencepiece(vocab, get, gemma):
     if gemma:  # runs of spaces are stored as spaces
         vocab = {"▁" * len(t) if t and not t.strip(" ") else t: i for t, i in vocab.items()}
     scores = get("scores")
-    order = sorted(vocab, key=lambda token: vocab[token] if gemma or scores is None else -scores[vocab[token]])
+    order = sorted(
+        vocab, key=lambda token: vocab[token] if gemma or scores is None else -scores[vocab[token]]
+    )
     merges = []
     for token in order:
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))

@@ -1,16 +1,17 @@
 """Model files and this package's weights: key tables, Hugging Face folders, hub models and GGUF files."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import re
 
 import gguf
-import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -18,60 +19,57 @@ from lpt_jax.data.carriers import carrier
 from lpt_jax.errors import InputError
 from lpt_jax.models import decoder, encoder, tokenizers
 
-# our name: (Hugging Face key without its prefix, GGUF key); {i} is the layer
-DECODER_KEYS = {
-    "embed": ("embed_tokens.weight", "token_embd.weight"),
-    "final_norm": ("norm.weight", "output_norm.weight"),
-    "head": ("lm_head.weight", "output.weight"),
-    "attn_norm": ("layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"),
-    "mlp_norm": ("layers.{i}.post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight"),
-    "q": ("layers.{i}.self_attn.q_proj.weight", "blk.{i}.attn_q.weight"),
-    "k": ("layers.{i}.self_attn.k_proj.weight", "blk.{i}.attn_k.weight"),
-    "v": ("layers.{i}.self_attn.v_proj.weight", "blk.{i}.attn_v.weight"),
-    "o": ("layers.{i}.self_attn.o_proj.weight", "blk.{i}.attn_output.weight"),
-    "gate": ("layers.{i}.mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight"),
-    "up": ("layers.{i}.mlp.up_proj.weight", "blk.{i}.ffn_up.weight"),
-    "down": ("layers.{i}.mlp.down_proj.weight", "blk.{i}.ffn_down.weight"),
-    "q_bias": ("layers.{i}.self_attn.q_proj.bias", "blk.{i}.attn_q.bias"),
-    "k_bias": ("layers.{i}.self_attn.k_proj.bias", "blk.{i}.attn_k.bias"),
-    "v_bias": ("layers.{i}.self_attn.v_proj.bias", "blk.{i}.attn_v.bias"),
-    "q_norm": ("layers.{i}.self_attn.q_norm.weight", "blk.{i}.attn_q_norm.weight"),
-    "k_norm": ("layers.{i}.self_attn.k_norm.weight", "blk.{i}.attn_k_norm.weight"),
+# our name: (Hugging Face module, GGUF module), whose ".weight" it is; "q_bias" is the ".bias" of q's
+TOP = {
+    "embed": ("embed_tokens", "token_embd"), "final_norm": ("norm", "output_norm"),
+    "head": ("lm_head", "output"),
+}  # fmt: skip
+LAYER = {
+    "attn_norm": ("input_layernorm", "attn_norm"),
+    "q": ("self_attn.q_proj", "attn_q"), "q_norm": ("self_attn.q_norm", "attn_q_norm"),
+    "k": ("self_attn.k_proj", "attn_k"), "k_norm": ("self_attn.k_norm", "attn_k_norm"),
+    "v": ("self_attn.v_proj", "attn_v"), "o": ("self_attn.o_proj", "attn_output"),
+    "mlp_norm": ("post_attention_layernorm", "ffn_norm"), "gate": ("mlp.gate_proj", "ffn_gate"),
+    "up": ("mlp.up_proj", "ffn_up"), "down": ("mlp.down_proj", "ffn_down"),
+}  # fmt: skip
+LAYER_POST_NORMS = LAYER | {  # Gemma 2 and 3
+    "mlp_norm": ("pre_feedforward_layernorm", "ffn_norm"),
+    "post_attn_norm": ("post_attention_layernorm", "post_attention_norm"),
+    "post_mlp_norm": ("post_feedforward_layernorm", "post_ffw_norm"),
 }
-POST_NORM_KEYS = {  # Gemma 2 and 3
-    "mlp_norm": ("layers.{i}.pre_feedforward_layernorm.weight", "blk.{i}.ffn_norm.weight"),
-    "post_attn_norm": ("layers.{i}.post_attention_layernorm.weight", "blk.{i}.post_attention_norm.weight"),
-    "post_mlp_norm": ("layers.{i}.post_feedforward_layernorm.weight", "blk.{i}.post_ffw_norm.weight"),
+ENCODER_TOP = {
+    "word": "word_embeddings", "position": "position_embeddings", "type": "token_type_embeddings",
+    "embed_norm_scale": "LayerNorm",
+}  # fmt: skip
+ENCODER_LAYER = {
+    "q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
+    "o": "attention.output.dense", "attn_norm_scale": "attention.output.LayerNorm",
+    "up": "intermediate.dense", "down": "output.dense", "mlp_norm_scale": "output.LayerNorm",
+}  # fmt: skip
+# stored [out, in] in files, [in, out] here
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "head")
+PREFIX = re.compile(r"^(model\.|language_model\.|bert\.)*")  # before a key, in some files
+HARMLESS = re.compile(r"rotary_emb|position_ids$|^pooler\.|^cls\.|^vision|^multi_modal|^rope_freqs")
+SETTINGS = {  # decoder spec field: (config.json key, GGUF key)
+    "width": ("hidden_size", "embedding_length"),
+    "layers": ("num_hidden_layers", "block_count"),
+    "heads": ("num_attention_heads", "attention.head_count"),
+    "hidden": ("intermediate_size", "feed_forward_length"),
+    "kv_heads": ("num_key_value_heads", "attention.head_count_kv"),
+    "head_dim": ("head_dim", "attention.key_length"),
+    "norm_eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    "rope_theta": ("rope_theta", "rope.freq_base"),
+    "attn_softcap": ("attn_logit_softcapping", "attn_logit_softcapping"),
+    "final_softcap": ("final_logit_softcapping", "final_logit_softcapping"),
 }
-ENCODER_KEYS = {
-    "word": "embeddings.word_embeddings.weight",
-    "position": "embeddings.position_embeddings.weight",
-    "type": "embeddings.token_type_embeddings.weight",
-    "embed_norm_scale": "embeddings.LayerNorm.weight",
-    "embed_norm_bias": "embeddings.LayerNorm.bias",
-    "q": "encoder.layer.{i}.attention.self.query.weight",
-    "q_bias": "encoder.layer.{i}.attention.self.query.bias",
-    "k": "encoder.layer.{i}.attention.self.key.weight",
-    "k_bias": "encoder.layer.{i}.attention.self.key.bias",
-    "v": "encoder.layer.{i}.attention.self.value.weight",
-    "v_bias": "encoder.layer.{i}.attention.self.value.bias",
-    "o": "encoder.layer.{i}.attention.output.dense.weight",
-    "o_bias": "encoder.layer.{i}.attention.output.dense.bias",
-    "attn_norm_scale": "encoder.layer.{i}.attention.output.LayerNorm.weight",
-    "attn_norm_bias": "encoder.layer.{i}.attention.output.LayerNorm.bias",
-    "up": "encoder.layer.{i}.intermediate.dense.weight",
-    "up_bias": "encoder.layer.{i}.intermediate.dense.bias",
-    "down": "encoder.layer.{i}.output.dense.weight",
-    "down_bias": "encoder.layer.{i}.output.dense.bias",
-    "mlp_norm_scale": "encoder.layer.{i}.output.LayerNorm.weight",
-    "mlp_norm_bias": "encoder.layer.{i}.output.LayerNorm.bias",
-}
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "head")  # stored [out, in] in files, [in, out] here
-PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.|bert\.)")
-HARMLESS = re.compile(r"rotary_emb|position_ids$|^pooler\.|^cls\.|vision_tower|multi_modal_projector|^rope_freqs")
-TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt"]  # never pickles or code
-GGUF_FAMILIES = {name: name for name in ("llama", "qwen2", "qwen3", "gemma", "gemma2")} | {"gemma3": "gemma3_text"}
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+ENCODER_FILES = (
+    "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+    "config_sentence_transformers.json",
+)  # fmt: skip
+ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
+# never pickles or code
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt"]
 
 
 @dataclasses.dataclass
@@ -88,42 +86,38 @@ class Loaded:
 def load_decoder(source: str, dtype: str = "float32") -> Loaded:
     """Reads a language model; `source` is a folder, a .gguf file, "org/name[@revision]" or "carrier:<name>"."""
     path = _locate(str(source))
-    if path.is_dir() and not (path / "config.json").exists() and len(files := list(path.glob("*.gguf"))) == 1:
-        path = files[0]
     if path.is_file():
         return _load_gguf(path, dtype)
-    config = _json(path / "config.json")
-    config = config.get("text_config", config)
-    kind = config.get("model_type")
-    if kind in (*GGUF_FAMILIES.values(), "gemma3"):  # transformers fills in what a config.json leaves out
-        config = CONFIG_MAPPING[kind](**config).to_dict()
-    spec = decoder.spec_from_hf(config)
-    weights = _assemble(decoder.shapes(spec), _decoder_keys(spec, 0), _safetensors(path), dtype, path)
+    whole = _json(path / "config.json")
+    config = whole.get("text_config", whole)  # of Gemma 3 with vision only the text part is read
+    spec = decoder.spec_from_hf(_filled(config, path / "config.json"))
+    keys = _decoder_keys(spec, 0)
+    weights = _assemble(decoder.shapes(spec), keys, _safetensors(path), dtype, path)
     generation = path / "generation_config.json"
-    return _loaded(spec, weights, _tokenizer(path), config, _json(generation) if generation.exists() else {})
+    ends = [whole, config, _json(generation) if generation.exists() else {}]
+    return _loaded(spec, weights, _tokenizer(path), *ends)
 
 
 def load_encoder(source: str, dtype: str = "float32") -> Loaded:
     """Reads a BERT text encoder; `source` is a folder, "org/name[@revision]" or "carrier:<name>"."""
     path = _locate(str(source))
     if path.is_file():
-        raise InputError(f"{path}: an encoder is read from its Hugging Face folder; give the folder")
-    names = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "config_sentence_transformers.json")
-    configs = {name: _json(path / name) for name in names if (path / name).exists()}
-    spec = encoder.spec_from_hf(configs | {"config.json": _json(path / "config.json")})
-    shapes = jax.tree.map(lambda a: a.shape, jax.eval_shape(lambda: encoder.init_weights(spec, jax.random.key(0))))
-    weights = _assemble(shapes, ENCODER_KEYS, _safetensors(path), dtype, path)
+        raise InputError(f"{path}: an encoder is read from its folder; give the folder")
+    configs = {name: _json(path / name) for name in ENCODER_FILES if (path / name).exists()}
+    configs["config.json"] = _filled(_json(path / "config.json"), path / "config.json")
+    spec = encoder.spec_from_hf(configs)
+    weights = _assemble(encoder.shapes(spec), ENCODER_KEYS, _safetensors(path), dtype, path)
     tokenizer = _tokenizer(path)
     return Loaded(spec, weights, tokenizer, tokenizer.pad_token_id)
 
 
 def _loaded(spec, weights, tokenizer, *configs) -> Loaded:
-    """A decoder with its set of end ids: the tokenizer's, the configs' and the chat formats' ends of turn."""
+    """A decoder with its set of end ids: the tokenizer's, the configs' and the chat formats' own."""
     ids = [tokenizer.eos_token_id, *(config.get("eos_token_id") for config in configs)]
-    ids += [tokenizer.get_vocab().get(token) for token in TURN_ENDS]
+    ids += [tokenizer.get_vocab().get(token) for token in ENDS]
     flat = {i for entry in ids for i in (entry if isinstance(entry, list) else [entry])} - {None}
     if not flat:
-        raise InputError("the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
+        raise InputError("the tokenizer has no end token: set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(flat))
     return Loaded(spec, weights, tokenizer, tokenizer.pad_token_id, frozenset(flat))
@@ -136,45 +130,57 @@ def _locate(source: str) -> pathlib.Path:
     """The local folder or .gguf file of a source, fetched if it is a hub id or a carrier."""
     if source.startswith("carrier:"):
         folder = carrier(source.removeprefix("carrier:"))
-        found = [*folder.rglob("*.gguf"), *(p.parent for p in folder.rglob("config.json") if "Pooling" not in str(p))]
+        found = [*folder.rglob("*.gguf"), *(p.parent for p in folder.rglob("modules.json"))]
         if not found:
-            raise InputError(f"{source}: {folder} holds no model; remove the folder to have it fetched again")
+            raise InputError(f"{source}: {folder} holds no model; remove it to fetch it again")
         return found[0]
     path = pathlib.Path(source).expanduser()
     if path.exists():
-        return path
+        files = list(path.glob("*.gguf"))
+        return files[0] if len(files) == 1 and not (path / "config.json").exists() else path
     hub = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+?)(?:@([\w./-]+))?", source)
     if not hub or path.suffix == ".gguf":
-        raise InputError(f"{source}: no such folder or file; give a model's folder, a .gguf file or a hub id org/name")
+        hint = "give a model's folder, a .gguf file or a hub id org/name"
+        raise InputError(f"{source}: no such folder or file; {hint}")
     import huggingface_hub  # only where it is needed: its import is slow
 
+    fetch, where = huggingface_hub.snapshot_download, "the model's folder by hand and give its path"
+    with _blame(f"{source} is no folder here and can't be had from the hub; download {where}"):
+        return pathlib.Path(fetch(hub[1], revision=hub[2], allow_patterns=HUB_FILES))
+
+
+@contextlib.contextmanager
+def _blame(sentence: str):
+    """Turns whatever a file's reader raises (they raise many kinds) into one InputError."""
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=HUB_FILES))
-    except Exception as error:  # of many kinds: no network, no such model, gated, no such revision
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{source} is no folder here and can't be had from the Hugging Face hub ({reason}); download the model's"
-            " folder by hand and give its path"
-        ) from error
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{sentence} ({reason})") from error
 
 
 def _json(path: pathlib.Path):
-    try:
+    if not path.exists():
+        raise InputError(f"{path.parent}: no {path.name}; give a Hugging Face model's folder")
+    with _blame(f"{path}: not JSON; download the file again"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.parent}: no {path.name}; give a Hugging Face model's folder") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); download the file again") from None
+
+
+def _filled(config: dict, where) -> dict:
+    """A config with what it leaves out filled in by transformers' class for it, if it is one we support."""
+    if config.get("model_type") not in (*FAMILIES, "bert"):
+        return config
+    with _blame(f"{where}: not a valid model config; use the model's own"):
+        return CONFIG_MAPPING[config["model_type"]](**config).to_dict()
 
 
 def _tokenizer(folder):
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     if not any((folder / name).exists() for name in names):
-        raise InputError(f"{folder}: no tokenizer ({', '.join(names)}); copy the model's own tokenizer files there")
-    try:
+        hint = "copy the model's own tokenizer files there"
+        raise InputError(f"{folder}: no tokenizer ({', '.join(names)}); {hint}")
+    with _blame(f"{folder}: its tokenizer can't be read; copy the model's own files there"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds here
-        raise InputError(f"{folder}: its tokenizer can't be read ({str(error).splitlines()[0]})") from error
 
 
 # ---- tensors: a dict of key -> (shape, function that reads it)
@@ -183,38 +189,47 @@ def _tokenizer(folder):
 def _safetensors(folder: pathlib.Path) -> dict:
     """The tensors of model.safetensors, or of the shards its index names, without the keys' prefixes."""
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(_json(index)["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
-    absent = [name for name in files if not (folder / name).exists()]
+    files = set(_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    absent = sorted(name for name in files if not (folder / name).exists())
     if absent:
-        pickled = "; pickled weights (.bin, .pt) are never read, convert them to safetensors"
-        hint = pickled if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) else "; download the model again"
-        raise InputError(f"{folder}: no {', '.join(absent)}{hint}")
+        pickled = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
+        hint = f"; {pickled[0]} is never read, convert it to safetensors" if pickled else ""
+        raise InputError(f"{folder}: no {', '.join(absent)}{hint or '; download the model again'}")
     tensors = {}
-    for name in files:
-        try:
-            file = safe_open(folder / name, "np")
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{folder / name}: damaged ({error}); download the file again") from None
-        for key in file.keys():  # noqa: SIM118
+    for path in (folder / name for name in files):
+        with _blame(f"{path}: damaged; download the file again"):
+            file = safe_open(path, "np")
+        for key in file.keys():
             shape = tuple(file.get_slice(key).get_shape())
-            tensors[PREFIX.sub("", key)] = shape, lambda file=file, key=key: file.get_tensor(key)
+            tensors[PREFIX.sub("", key)] = shape, functools.partial(file.get_tensor, key)
     return tensors
 
 
-def _decoder_keys(spec, column: int) -> dict:
-    keys = DECODER_KEYS | (POST_NORM_KEYS if spec.post_norms else {})
-    return {name: key[column] for name, key in keys.items()}
+def _named(modules: dict, stem: str) -> dict:
+    """File keys by our names, {i} being the layer."""
+    keys = {ours: f"{stem}{module}.weight" for ours, module in modules.items()}
+    biases = {f"{n.removesuffix('_scale')}_bias": f"{stem}{m}.bias" for n, m in modules.items()}
+    return keys | biases
+
+
+ENCODER_KEYS = _named(ENCODER_TOP, "embeddings.") | _named(ENCODER_LAYER, "encoder.layer.{i}.")
+
+
+def _decoder_keys(spec, column: int, model: str = "") -> dict:
+    """column 0: Hugging Face keys, after the prefix `model`; 1: GGUF keys."""
+    top, layer = (
+        {name: modules[column] for name, modules in table.items()}
+        for table in (TOP, LAYER_POST_NORMS if spec.post_norms else LAYER)
+    )
+    keys = _named(top, model) | _named(layer, (model + "layers.{i}.", "blk.{i}.")[column])
+    return keys | {"head": f"{top['head']}.weight"}
 
 
 def _assemble(shapes: dict, keys: dict, tensors: dict, dtype: str, where) -> dict:
-    """Stacks the layers' tensors into our arrays; everything missing, extra or misshapen is in one InputError."""
+    """Stacks the layers' tensors into our arrays; all that is missing, extra or misshapen is one InputError."""
     problems = {"missing": [], "not expected": [], "of another shape": []}
     extra = {key for key in tensors if not HARMLESS.search(key)}
-    if "head" not in shapes:
-        extra -= {DECODER_KEYS["head"][0], DECODER_KEYS["head"][1]}
+    extra -= set() if "head" in shapes else {f"{module}.weight" for module in TOP["head"]}
 
     def read(name, shape, stacked):
         out = np.empty(shape, jnp.dtype(dtype))
@@ -223,104 +238,169 @@ def _assemble(shapes: dict, keys: dict, tensors: dict, dtype: str, where) -> dic
             wanted = shape[1:] if stacked else shape
             wanted = wanted[::-1] if name in MATRICES else wanted
             extra.discard(key)
-            if key not in tensors:
+            found, load = tensors.get(key, (None, None))
+            if found is None:
                 problems["missing"].append(key)
-            elif tensors[key][0] != wanted:
-                problems["of another shape"].append(f"{key} {list(tensors[key][0])} instead of {list(wanted)}")
+            elif found != wanted:
+                problems["of another shape"].append(f"{key} {found} instead of {wanted}")
             elif not any(problems.values()):
-                tensor = tensors[key][1]()
-                out[i if stacked else ...] = tensor.T if name in MATRICES else tensor
+                out[i if stacked else ...] = load().T if name in MATRICES else load()
         return out
 
     weights = {name: read(name, shape, False) for name, shape in shapes.items() if name != "layers"}
     weights["layers"] = {name: read(name, shape, True) for name, shape in shapes["layers"].items()}
     problems["not expected"] += sorted(extra)
     if any(problems.values()):
-        parts = [
-            f"{len(names)} {kind}: {', '.join(names[:20])}{' …' * (len(names) > 20)}"
+        found = [
+            f"{len(names)} {kind}: {', '.join(names[:20])}{', …' * (len(names) > 20)}"
             for kind, names in problems.items()
             if names
         ]
-        raise InputError(f"{where}: the tensors do not fit the model's config: {'; '.join(parts)}")
+        raise InputError(f"{where}: the tensors do not fit the model's config: {'; '.join(found)}")
     return weights
+
+
+# ---- writing Hugging Face folders
+
+
+def save_decoder(folder, spec: decoder.DecoderSpec, weights: dict, tokenizer, eos_ids=()) -> None:
+    """Writes config.json, model.safetensors and the tokenizer; load_decoder and transformers read them back."""
+    config = {theirs: getattr(spec, ours) for ours, (theirs, _) in SETTINGS.items()} | {
+        "model_type": spec.family + "_text" * (spec.family == "gemma3"),
+        "architectures": [f"{spec.family.capitalize()}ForCausalLM"],
+        "vocab_size": spec.vocab,
+        "rope_scaling": dict(spec.rope_scaling or {}) or None,
+        "tie_word_embeddings": "head" not in weights,
+        "max_position_embeddings": 131072,
+        "eos_token_id": sorted(eos_ids) or tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if spec.query_scale:
+        config["query_pre_attn_scalar"] = round(spec.query_scale**-2)
+    if any(spec.windows):
+        kinds = ["sliding_attention" if size else "full_attention" for size in spec.windows]
+        config |= {"sliding_window": max(spec.windows), "layer_types": kinds}
+        config["use_sliding_window"] = True  # Qwen asks for it
+    if spec.local_rope_theta:
+        config["rope_local_base_freq"] = spec.local_rope_theta
+    keys = _decoder_keys(spec, 0, "model.")
+    _save(folder, {"config.json": _filled(config, folder)}, weights, keys, tokenizer)
+
+
+def save_encoder(folder, spec: encoder.EncoderSpec, weights: dict, tokenizer) -> None:
+    """Writes a sentence-transformers folder: config, weights, tokenizer, pooling and query prompt."""
+    config = {theirs: getattr(spec, ours) for ours, theirs in encoder.CONFIG.items()}
+    config |= encoder.WANTED | {"architectures": ["BertModel"]}
+    config["pad_token_id"] = tokenizer.pad_token_id
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    kind = "sentence_transformers.models."
+    files = {
+        "config.json": config,
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": kind + name}
+            for i, (name, path) in enumerate(paths.items())
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": spec.width,
+            "pooling_mode_cls_token": spec.pooling == "cls",
+            "pooling_mode_mean_tokens": spec.pooling == "mean",
+        },
+        "sentence_bert_config.json": {"max_seq_length": spec.max_tokens, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": {"query": spec.query_prefix}},
+    }
+    _save(folder, files, weights, ENCODER_KEYS, tokenizer)
+
+
+def _save(folder, files: dict, weights: dict, keys: dict, tokenizer) -> None:
+    for name, content in files.items():
+        path = pathlib.Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    tensors = {(keys[name], name): a for name, a in weights.items() if name != "layers"}
+    for name, stack in weights["layers"].items():
+        tensors |= {(keys[name].format(i=i), name): a for i, a in enumerate(np.asarray(stack))}
+    tensors = {
+        key: np.ascontiguousarray(np.asarray(a).T if name in MATRICES else a)
+        for (key, name), a in tensors.items()
+    }
+    save_file(tensors, pathlib.Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(folder)
 
 
 # ---- GGUF
 
 
+class _Reader(gguf.GGUFReader):
+    """The package's reader on a plain array: slicing its memmap, once for every word of the vocabulary, is slow."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+
 def _load_gguf(path: pathlib.Path, dtype: str) -> Loaded:
     """Reads a GGUF file of any quantization that the gguf package can undo."""
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, OSError, IndexError, KeyError) as error:
-        raise InputError(f"{path}: not a readable GGUF file ({error}); give a .gguf file or a model's folder") from None
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    architecture = fields.get("general.architecture")
-    if architecture not in GGUF_FAMILIES:
-        raise InputError(f"{path}: architecture {architecture!r} is not one of {', '.join(GGUF_FAMILIES)}")
-    if fields.get("split.count", 1) > 1:
-        raise InputError(f"{path}: one part of a split GGUF; join the parts with llama-gguf-split --merge")
-    heads = {"attn_q.": fields[f"{architecture}.attention.head_count"]}
-    heads["attn_k."] = fields.get(f"{architecture}.attention.head_count_kv", heads["attn_q."])
+    with _blame(f"{path}: not a readable GGUF file; give a .gguf file or a model's folder"):
+        reader = _Reader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {t.name: (tuple(map(int, t.shape[::-1])), t) for t in reader.tensors}
+    config = _gguf_config(fields, tensors, path)
+    spec = decoder.spec_from_hf(_filled(config, path))
+    heads = {"attn_q": spec.heads, "attn_k": spec.kv_heads}
 
-    def read(tensor):
-        try:
-            array = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
-            raise InputError(
-                f"{path}: {tensor.name} is quantized as {tensor.tensor_type.name}, which the gguf package can't undo;"
-                " use another quantization, such as Q8_0"
-            ) from None
-        count = next((n for part, n in heads.items() if part in tensor.name), None)
-        if architecture == "llama" and count:  # the file interleaves the halves that rotary embedding pairs
-            array = array.reshape(count, array.shape[0] // count // 2, 2, -1).swapaxes(1, 2).reshape(array.shape)
-        if architecture.startswith("gemma") and tensor.name.endswith("norm.weight"):
-            array = array - 1  # the file holds 1 + w
-        return array
+    def load(tensor):
+        array = _dequantize(tensor, path)
+        count = heads.get(tensor.name.split(".")[-2])
+        if spec.family == "llama" and count:  # halves that rotary embedding pairs are interleaved
+            halves = array.reshape(count, spec.head_dim // 2, 2, -1)
+            array = halves.swapaxes(1, 2).reshape(array.shape)
+        plus_one = spec.norm_plus_one and tensor.name.endswith("norm.weight")
+        return array - 1 if plus_one else array
 
-    tensors = {t.name: (tuple(map(int, t.shape[::-1])), lambda t=t: read(t)) for t in reader.tensors}
-    config = _gguf_config(fields, architecture, tensors, path)
-    spec = decoder.spec_from_hf(config)
-    weights = _assemble(decoder.shapes(spec), _decoder_keys(spec, 1), tensors, dtype, path)
+    reads = {name: (shape, functools.partial(load, t)) for name, (shape, t) in tensors.items()}
+    weights = _assemble(decoder.shapes(spec), _decoder_keys(spec, 1), reads, dtype, path)
     return _loaded(spec, weights, tokenizers.from_gguf(fields))
 
 
-def _gguf_config(fields, architecture, tensors, path) -> dict:
+def _dequantize(tensor, path) -> np.ndarray:
+    how = f"{tensor.name} is {tensor.tensor_type.name}, which the gguf package can't undo"
+    with _blame(f"{path}: {how}; use another quantization, such as Q8_0"):
+        return gguf.dequantize(tensor.data, tensor.tensor_type)
+
+
+def _gguf_config(fields: dict, tensors: dict, path) -> dict:
     """The config.json that the metadata amount to."""
-    get = lambda key, default=None: fields.get(f"{architecture}.{key}", default)  # noqa: E731
-    try:
-        heads, width, layers = (fields[f"{architecture}.{key}"] for key in
-                                ("attention.head_count", "embedding_length", "block_count"))  # fmt: skip
-        config = {
-            "vocab_size": tensors["token_embd.weight"][0][0],
-            "intermediate_size": fields[f"{architecture}.feed_forward_length"],
-            "rms_norm_eps": fields[f"{architecture}.attention.layer_norm_rms_epsilon"],
-        }
-    except KeyError as error:
-        raise InputError(f"{path}: {error} is missing from the GGUF file; convert the model again") from None
-    head_dim = get("attention.key_length") or width // heads
-    config |= {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": get("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "rope_theta": get("rope.freq_base", 10000.0),
-        "tie_word_embeddings": "output.weight" not in tensors,
-    }
-    if get("rope.scaling.type", "none") != "none":
-        config["rope_scaling"] = {"rope_type": get("rope.scaling.type"), "factor": get("rope.scaling.factor")}
+    architecture = fields.get("general.architecture")
+    family = {"gemma3": "gemma3_text"}.get(architecture, architecture)
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES).removesuffix("_text")
+        raise InputError(f"{path}: architecture {architecture!r} is not supported, only {known}")
+    if fields.get("split.count", 1) > 1:
+        raise InputError(f"{path}: a part of a split GGUF; join it with llama-gguf-split --merge")
+    get = lambda key: fields.get(f"{architecture}.{key}")  # noqa: E731
+    absent = [f"{architecture}.{key}" for _, key in list(SETTINGS.values())[:4] if get(key) is None]
+    absent += [name for name in ("token_embd.weight",) if name not in tensors]
+    if absent:
+        raise InputError(f"{path}: no {', '.join(absent)} in it; convert the model again")
+    config = {ours: get(key) for ours, key in SETTINGS.values() if get(key) is not None}
+    config |= {"model_type": family, "vocab_size": tensors["token_embd.weight"][0][0]}
+    config["tie_word_embeddings"] = "output.weight" not in tensors
+    heads = config["num_attention_heads"]
+    per_head = config["hidden_size"] // heads
+    config = {"num_key_value_heads": heads, "head_dim": per_head} | config
+    if get("rope.scaling.type") not in (None, "none"):
+        scaling = {"rope_type": get("rope.scaling.type"), "factor": get("rope.scaling.factor")}
+        config["rope_scaling"] = scaling
     if "rope_freqs.weight" in tensors:
-        config["rope_scaling"] = _llama3_scaling(tensors["rope_freqs.weight"][1](), config["rope_theta"], path)
+        divisors = _dequantize(tensors["rope_freqs.weight"][1], path)
+        config["rope_scaling"] = _llama3_scaling(divisors, config["rope_theta"], path)
     if architecture in ("gemma2", "gemma3"):
-        largest = layers == {"gemma2": 46, "gemma3": 62}[architecture]  # the 27B models scale by the width
-        config |= {
-            "query_pre_attn_scalar": width // heads if largest else head_dim,
-            "sliding_window": get("attention.sliding_window", 4096),
-            "attn_logit_softcapping": get("attn_logit_softcapping"),
-            "final_logit_softcapping": get("final_logit_softcapping"),
-        }
-    return CONFIG_MAPPING[GGUF_FAMILIES[architecture]](**config).to_dict()
+        if get("attention.sliding_window"):
+            config["sliding_window"] = get("attention.sliding_window")
+        largest = config["num_hidden_layers"] == {"gemma2": 46, "gemma3": 62}[architecture]
+        # only the 27B models scale queries by the width
+        config["query_pre_attn_scalar"] = per_head if largest else config["head_dim"]
+    return config
 
 
 def _llama3_scaling(divisors: np.ndarray, theta: float, path) -> dict:
@@ -330,5 +410,6 @@ def _llama3_scaling(divisors: np.ndarray, theta: float, path) -> dict:
     turns = 8192 * theta ** -(np.arange(len(divisors)) / len(divisors)) / (2 * math.pi)
     smooth = np.clip((turns - 1) / 3, 0, 1)
     if not np.allclose(divisors, 1 / ((1 - smooth) / scaling["factor"] + smooth), rtol=1e-3):
-        raise InputError(f"{path}: rope_freqs.weight is not Llama 3's scaling; use the model's Hugging Face folder")
+        hint = "use the model's Hugging Face folder"
+        raise InputError(f"{path}: rope_freqs.weight is not Llama 3's scaling; {hint}")
     return scaling
