@@ -139,7 +139,7 @@ def default() -> ml_collections.ConfigDict:
 def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Shrinks any config to random tiny models on made-up data: nothing to download, under a minute."""
     config.name += "_tiny"
-    config.data.update(source="made_up", path="", kind="films", core=0, windows=2, targets=1, eval_windows=1,
+    config.data.update(source="made_up", path="", name="", kind="films", core=0, windows=2, targets=1, eval_windows=1,
                        eval_targets=1, max_users=0, min_history=4, split="auto",
                        item_fields="title,genres", prompt_fields="title,genres,rating")
     config.decoder.update(source="tiny", dtype="float32")

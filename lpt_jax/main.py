@@ -1,13 +1,13 @@
 """Flags -> config -> mode: python -m lpt_jax.main --config=configs/movielens.py[:tiny] [--mode=train]
 
-Any setting of the config can be changed, as in --config.policy.eta=0.5; lpt_jax/config.py has them all. Flags:
+Any setting can be changed, as in --config.policy.eta=0.5; lpt_jax/config.py has them all. Flags:
 """
 
 import os
-import pathlib
 import re
 import signal
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -15,104 +15,85 @@ from lpt_jax import config as config_lib
 from lpt_jax.errors import InputError
 
 MODES = ["train", "evaluate", "write_profiles", "recommend"]
+STRINGS = {  # a flag of one mode says so first, and is refused in the others
+    "config": "a file of configs/, and a colon and its variant if wanted",
+    "workdir": "where the run is kept; default: runs/<the config's name>[-<overrides>]",
+    "output": "write_profiles: the .jsonl file; default: profiles.jsonl in the workdir",
+    "user": "recommend: a user's id",
+    "history": "recommend: item ids or titles, oldest first, with commas between them",
+    "profile": "recommend: a profile's text",
+    "profile_file": "recommend: a file with a profile's text",
+}
 
 
 def define() -> flags.FlagValues:
-    """The command line's flags, not yet parsed; none is global, so that main() can be called often."""
+    """The command line's flags, not yet parsed; none is global: main() can be called often."""
     f = flags.FlagValues()
     f.set_gnu_getopt(True)  # flags may come in any order
-    flags.DEFINE_string(
-        "config", None, "a file of configs/, and a colon and its variant if wanted", f
-    )
+    for name, text in STRINGS.items():
+        flags.DEFINE_string(name, None, text, f)
     flags.DEFINE_enum("mode", "train", MODES, "what to do", f)
-    flags.DEFINE_string(
-        "workdir", None, "where the run is kept; default: runs/<the config's name>[-<overrides>]", f
-    )
-    # a flag of one mode says so first, and is refused in the others
     flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "write_profiles: whose", f)
-    flags.DEFINE_string(
-        "output", None, "write_profiles: the .jsonl file; default: profiles.jsonl in the workdir", f
-    )
-    flags.DEFINE_string("user", None, "recommend: a user's id", f)
-    flags.DEFINE_string(
-        "history", None, "recommend: item ids or titles, oldest first, with commas between them", f
-    )
-    flags.DEFINE_string("profile", None, "recommend: a profile's text", f)
-    flags.DEFINE_string("profile_file", None, "recommend: a file with a profile's text", f)
     flags.DEFINE_integer("k", 10, "recommend: how many items", 1, flag_values=f)
     return f
 
 
 def parse(argv: list[str]) -> tuple:
-    """The flags, the checked and locked config, and the workdir; InputError with one sentence for what is wrong."""
+    """The flags, the checked and locked config, and the workdir; InputError if any is wrong."""
     f, overrides = define(), {}
     try:
-        rest = f(argv, known_only=True)[1:]
+        _, *rest = f(argv, known_only=True)
     except flags.Error as error:
         raise InputError(f"{error}; --help lists the flags.") from None
     while rest:
-        arg = rest.pop(0)
+        arg, *rest = rest
         override = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", arg, re.DOTALL)
         if not override:
             raise InputError(f"{arg!r} is not known; --help lists the flags.")
-        no, name, value = override.groups()
-        if value is None:  # --noconfig.whiten, --config.seed 1, --config.whiten
-            value = (
-                "false" if no else rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-            )
-        overrides[name] = value
-    for name in f:
-        mode = next((m for m in MODES if f"{m}: " in f[name].help), f.mode)
-        if f[name].present and mode != f.mode:
+        no, name, text = override.groups()
+        if text is None:  # --noconfig.whiten, --config.seed 1, --config.whiten
+            alone = no or not rest or rest[0].startswith("--")
+            text = ("false" if no else "true") if alone else rest.pop(0)
+        overrides[name] = text
+    for name, mode in ((n, m) for n in f for m in MODES if f"{m}: " in f[n].help and f[n].present):
+        if mode != f.mode:
             raise InputError(f"--{name} is for --mode={mode}, and the mode is {f.mode}.")
     config = config_lib.load(f.config or "", overrides)
-    return f, config, pathlib.Path(f.workdir or config_lib.default_workdir(config, overrides))
+    return f, config, Path(f.workdir or config_lib.default_workdir(config, overrides))
 
 
 def run(argv: list[str]) -> None:
     """Does what the command line says; InputError if that can't be done."""
     if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(argv):
-        return print(__doc__, define().get_help(), sep="")
+        return print(__doc__ + define().get_help())
     f, config, workdir = parse(argv)
-    import jax  # here and below, so that wrong flags are told at once
-
-    from lpt_jax import recommend
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lpt_jax/jax"))
+    from lpt_jax import recommend  # here, so that wrong flags are told at once
     from lpt_jax.systems import profiles
 
-    asked = (
-        recommend.asked(f.user, f.history, f.profile, f.profile_file)
-        if f.mode == "recommend"
-        else ()
-    )
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/lpt_jax/jax"))
+    if f.mode == "recommend":
+        asked = recommend.asked(f.user, f.history, f.profile, f.profile_file)
     with config_lib.claimed(workdir, config, new=f.mode == "train"):
         if f.mode == "recommend":
             print(recommend.run(config, workdir, *asked, f.k))
         elif f.mode == "write_profiles":
-            profiles.write_profiles(
-                config, workdir, pathlib.Path(f.output or workdir / "profiles.jsonl"), f.split
-            )
+            output = Path(f.output or workdir / "profiles.jsonl")
+            profiles.write_profiles(config, workdir, output, f.split)
         else:
             {"train": profiles.train, "evaluate": profiles.evaluate}[f.mode](config, workdir)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 2 for wrong input, 130 when interrupted."""
+    """Runs the command line; its exit status: 0, or 2 for wrong input."""
     try:
         run(sys.argv if argv is None else argv)
     except InputError as error:
         print(f"lpt_jax: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "lpt_jax: interrupted; the same command goes on from the last checkpoint.",
-            file=sys.stderr,
-        )
-        return 130
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the training loop saves first
+    for number in (signal.SIGINT, signal.SIGTERM):  # the training loop's own saves first
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

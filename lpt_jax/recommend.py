@@ -5,12 +5,13 @@ import pathlib
 import re
 import textwrap
 
-import jax.numpy as jnp
 import numpy as np
 
 from lpt_jax import ranking
+from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
+from lpt_jax.systems import profiles
 
 
 def asked(user=None, history=None, profile=None, profile_file=None) -> tuple[str, str]:
@@ -100,11 +101,10 @@ def _bare(title):
     return re.sub(r"^(the|an?) |, (the|an?)$", "", text) or text
 
 
-def table(catalogue, ids, scores, k: int) -> str:
-    """Rank, score, item id and title of the best k items, in columns."""
-    best = [
-        (i, s) for i, s in zip(np.asarray(ids).tolist(), np.asarray(scores).tolist()) if i >= 0
-    ][:k]
+def table(catalogue, ids, scores) -> str:
+    """Rank, score, item id and title of the items, best first and -1 for none, in columns."""
+    best = zip(np.asarray(ids).tolist(), np.asarray(scores).tolist())
+    best = [(i, score) for i, score in best if i >= 0]
     width = max([len(catalogue.ids[i]) for i, _ in best] + [len("item")])
     lines = [f"rank  score  {'item':{width}}  title"]
     for rank, (i, score) in enumerate(best, 1):
@@ -114,12 +114,12 @@ def table(catalogue, ids, scores, k: int) -> str:
 
 
 def recommend(
-    dataset, items, kind: str, text: str, k: int, *, write, embed, tokenizer, limit: int
+    dataset, items, kind: str, text: str, k: int, *, write, embed, tokens, limit: int
 ) -> str:
-    """The answer in words for asked()'s kind and text: the profile, and the best k items of `items` Float32[≥N,D].
+    """The answer in words to asked()'s kind and text: the profile, and the best k of `items`.
 
-    write(session) gives a profile's text, embed(text) its Float32[D]; `limit` is the embedder's, in tokens of
-    `tokenizer`. What is in the history is not recommended.
+    write(session) gives a profile's text, embed(text) its Float[D] and tokens(text) its length for
+    the embedder, which reads `limit`; items is Float[≥N, D]. The history is not recommended.
     """
     catalogue, session, notes = dataset.catalogue, None, []
     if kind == "user":
@@ -128,7 +128,7 @@ def recommend(
         history, notes = find_items(text, catalogue)
         session = Session("", history, None, None, (), float("nan"))
     profile = write(session) if session else text
-    length = len(tokenizer(profile)["input_ids"])
+    length = tokens(profile)
     if length > limit and not session:
         raise InputError(
             f"The profile has {length} tokens and the embedder reads {limit}: shorten it."
@@ -136,27 +136,27 @@ def recommend(
     if length > limit:
         notes.append(f"The profile has {length} tokens, of which the embedder reads {limit}.")
     hidden = ranking.padded([session.history if session else ()])
-    best = ranking.top_k(jnp.asarray(embed(profile))[None], items, hidden, k, len(catalogue.ids))
+    ids, scores = ranking.top_k(embed(profile)[None], items, hidden, k, len(catalogue.ids))
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
-    return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, best[0][0], best[1][0], k)])
+    return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, ids[0], scores[0])])
 
 
 def run(config, workdir, kind: str, text: str, k: int) -> str:
-    """recommend() with the models that the run in `workdir` has trained."""
-    from lpt_jax import similarity
-    from lpt_jax.systems import profiles
+    """recommend() with the models and data of the run in `workdir`."""
+    r, _, state, _ = profiles.trained(config, workdir)
+    encoder = state["encoder"] if "encoder" in state else r.fresh_encoder()
+    longest = -(-config.prompt.max_tokens // 16) * 16
+    r.writer.lengths = (*r.writer.lengths, longest)  # a history may be longer than all in the data
 
-    models = profiles.load(config, workdir)
-    reader = models.encoder
+    def write(session):
+        settings = config.data, config.prompt, r.writer.tokenizer
+        ids, _ = prompts.encode_prompt(session, r.data.catalogue, *settings)
+        return r.writer.write([ids], [0], r.key)[0]
 
-    def embed(profile):
-        return similarity.embed_texts(
-            reader.spec, reader.weights, reader.tokenizer, [profile], 1, limit
-        )[0]
+    def tokens(text):
+        return len(r.ranker.tokenizer(r.encoder_spec.query_prefix + text)["input_ids"])
 
-    limit = config.encoder.max_profile_tokens
     return recommend(
-        models.dataset, profiles.embed_catalogue(models), kind, text, k, embed=embed, limit=limit,
-        write=lambda session: profiles.write_profiles_for(models, config, [session])[0],
-        tokenizer=reader.tokenizer,
+        r.data, r.embed_catalogue(encoder), kind, text, k, write=write, tokens=tokens,
+        embed=lambda text: r.embed_profiles(encoder, [text])[0][0], limit=r.profile_limit,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """What a user can get wrong: each kind with the sentence it is answered with, exit status 2 and nothing left behind.
 
-The tables are also what the documentation promises: kind, what is typed ({here} is an empty folder), the answer.
+The tables' columns: the kind, what is typed (TINY is a :tiny config, {here} a folder with damaged files), the answer.
 """
 
 import json
@@ -20,193 +20,58 @@ OF_RUN = "--config.evaluation.baselines= --config.contrastive.steps=1 --config.p
 TABLE = "--config.data.source=table --config.data.path={here}/my.csv"
 RATED = TABLE + " --config.data.columns.rating=rating"
 
+# fmt: off
 SETTINGS = [
-    (
-        "no config",
-        "",
-        r"--config=: there is no such file; say, for example, --config=configs/movielens\.py",
-    ),
-    (
-        "config file not there",
-        "--config=configs/mine.py",
-        r"--config=configs/mine\.py: there is no such file",
-    ),
-    (
-        "config without get_config",
-        "--config={here}/empty.py",
-        r"empty\.py: the file has no function get_config",
-    ),
+    ("no config", "", r"--config=: there is no such file; say, for example, --config=configs/movielens\.py"),
+    ("config file not there", "--config=configs/mine.py", r"--config=configs/mine\.py: there is no such file"),
+    ("config without get_config", "--config={here}/empty.py", r"empty\.py: the file has no function get_config"),
     ("unknown variant", TINY + "y", r"no variant 'tinyy'; known are: tiny"),
-    (
-        "unknown setting",
-        "TINY --config.polcy.eta=1",
-        r"no setting --config\.polcy\.eta; the nearest is --config\.policy\.eta",
-    ),
-    (
-        "a group set at once",
-        "TINY --config.mesh=3",
-        r"no setting --config\.mesh; the nearest is --config\.mesh\.",
-    ),
-    (
-        "not a number",
-        "TINY --config.policy.eta=abc",
-        r"policy\.eta='abc' won't do: it must be a number",
-    ),
-    (
-        "not a whole number",
-        "TINY --config.policy.samples=2.5",
-        r"policy\.samples='2\.5' .* a whole number",
-    ),
-    (
-        "neither true nor false",
-        "TINY --config.tensorboard=maybe",
-        r"tensorboard='maybe' .* true or false",
-    ),
+    ("unknown setting", "TINY --config.polcy.eta=1", r"no setting --config\.polcy\.eta; the nearest is --config\.policy\.eta"),
+    ("a group set at once", "TINY --config.mesh=3", r"no setting --config\.mesh; the nearest is --config\.mesh\."),
+    ("not a number", "TINY --config.policy.eta=abc", r"policy\.eta='abc' won't do: it must be a number"),
+    ("not a whole number", "TINY --config.policy.samples=2.5", r"policy\.samples='2\.5' .* a whole number"),
+    ("neither true nor false", "TINY --config.tensorboard=maybe", r"tensorboard='maybe' .* true or false"),
     ("not finite", "TINY --config.policy.eta=nan", r"policy\.eta=nan .* a finite number"),
     ("negative", "TINY --config.policy.kl_coef=-1", r"policy\.kl_coef=-1\.0 .* 0 or more"),
     ("unknown flag", "TINY --profiles=x", r"'--profiles=x' is not known; --help lists the flags"),
-    (
-        "unknown mode",
-        "TINY --mode=trian",
-        r"--mode=trian: value should be one of <train\|evaluate\|",
-    ),
-    (
-        "a flag of another mode",
-        "TINY --user=3",
-        r"--user is for --mode=recommend, and the mode is train",
-    ),
-    (
-        "unknown source",
-        "TINY --config.data.source=netflix",
-        r"data\.source='netflix' .* one of movielens, amazon",
-    ),
-    (
-        "unknown phase",
-        "TINY --config.phases=contrastive,rl",
-        r"phases='contrastive,rl' .* contrastive, policy",
-    ),
+    ("unknown mode", "TINY --mode=trian", r"--mode=trian: value should be one of <train\|evaluate\|"),
+    ("a flag of another mode", "TINY --user=3", r"--user is for --mode=recommend, and the mode is train"),
+    ("unknown source", "TINY --config.data.source=netflix", r"data\.source='netflix' .* one of movielens, amazon"),
+    ("unknown phase", "TINY --config.phases=contrastive,rl", r"phases='contrastive,rl' .* contrastive, policy"),
     ("one sample per user", "TINY --config.policy.samples=1", r"policy\.samples=1 .* at least 2"),
-    (
-        "unknown reward",
-        "TINY --config.policy.reward=nosuch:f",
-        r"policy\.reward='nosuch:f' .* importable",
-    ),
-    (
-        "unknown metric",
-        "TINY --config.evaluation.metric=auc",
-        r"evaluation\.metric='auc' .* ndcg, mrr",
-    ),
-    (
-        "shares of 1",
-        "TINY --config.data.test_share=1.0",
-        r"data\.test_share=1\.0 .* between 0 and 1",
-    ),
-    (
-        "users not divisible",
-        "TINY --config.policy.minibatches=3",
-        r"policy\.minibatches=3 .* divisor of policy\.users",
-    ),
+    ("unknown reward", "TINY --config.policy.reward=nosuch:f", r"policy\.reward='nosuch:f' .* importable"),
+    ("unknown metric", "TINY --config.evaluation.metric=auc", r"evaluation\.metric='auc' .* ndcg, mrr"),
+    ("shares of 1", "TINY --config.data.test_share=1.0", r"data\.test_share=1\.0 .* between 0 and 1"),
+    ("users not divisible", "TINY --config.policy.minibatches=3", r"policy\.minibatches=3 .* divisor of policy\.users"),
     ("mesh of 0", "TINY --config.mesh.model=0", r"mesh: each axis must be 1 or more"),
 ]
 
 WORKDIRS = [
-    (
-        "workdir is a file",
-        "TINY --workdir={here}/my.csv",
-        r"--workdir=.*my\.csv can't be used \(.*\): name a folder",
-    ),
-    (
-        "workdir that can't be made",
-        "TINY --workdir={here}/" + "x" * 300,
-        r"can't be used \(File name too long\)",
-    ),
-    (
-        "workdir of another config",
-        "TINY --workdir={here}/other",
-        r"other settings \(.*seed was 7 and is 0.*another --workdir",
-    ),
-    (
-        "broken config.json",
-        "TINY --workdir={here}/broken",
-        r"broken.config\.json is broken \(.*remove this one",
-    ),
-    (
-        "no run to evaluate",
-        "TINY --mode=evaluate --workdir={here}/new",
-        r"There is no run in .*new: train first",
-    ),
+    ("workdir is a file", "TINY --workdir={here}/my.csv", r"--workdir=.*my\.csv can't be used \(.*\): name a folder"),
+    ("workdir that can't be made", "TINY --workdir={here}/" + "x" * 300, r"can't be used \(File name too long\)"),
+    ("workdir of another config", "TINY --workdir={here}/other", r"other settings \(.*seed was 7 and is 0.*another --workdir"),
+    ("broken config.json", "TINY --workdir={here}/broken", r"broken.config\.json is broken \(.*remove this one"),
+    ("no run to evaluate", "TINY --mode=evaluate --workdir={here}/new", r"There is no run in .*new: train first"),
     ("no checkpoint in the run", "TINY --mode=evaluate --workdir={here}/begun", r"begun.*train"),
 ]
 
 DATA = [
-    (
-        "path not there",
-        "TINY --config.data.source=table --config.data.path={here}/no.csv",
-        r"no\.csv",
-    ),
+    ("path not there", "TINY --config.data.source=table --config.data.path={here}/no.csv", r"no\.csv"),
     ("no path", "TINY --config.data.source=table", r"data\.path"),
-    (
-        "MovieLens files not there",
-        "TINY --config.data.source=movielens --config.data.path={here}/empty",
-        r"empty has no MovieLens files",
-    ),
-    (
-        "unknown MovieLens",
-        "TINY --config.data.source=movielens --config.data.name=ml-9k",
-        r"data\.name='ml-9k' .*ml-100k, ml-1m",
-    ),
-    (
-        "no network, Amazon",
-        "TINY --config.data.source=amazon --config.data.name=Beauty",
-        r"could not be downloaded .*[Pp]ut reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz .* into .*data\.path.*beauty\.py:tiny.*quickstart",
-    ),
+    ("MovieLens files not there", "TINY --config.data.source=movielens --config.data.path={here}/empty", r"empty has no MovieLens files"),
+    ("unknown MovieLens", "TINY --config.data.source=movielens --config.data.name=ml-9k", r"data\.name='ml-9k' .*ml-100k, ml-1m"),
+    ("no network, Amazon", "TINY --config.data.source=amazon --config.data.name=Beauty", r"could not be downloaded .*[Pp]ut reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz .* into .*data\.path.*beauty\.py:tiny.*quickstart"),
     ("unknown column", f"TINY {TABLE} --config.data.columns.user=who", r"who"),
-    (
-        "broken line",
-        "TINY --config.data.source=table --config.data.path={here}/ragged.csv",
-        r"ragged\.csv",
-    ),
-    (
-        "broken JSON line",
-        "TINY --config.data.source=table --config.data.path={here}/my.jsonl",
-        r"my\.jsonl:2",
-    ),
+    ("broken line", "TINY --config.data.source=table --config.data.path={here}/ragged.csv", r"ragged\.csv"),
+    ("broken JSON line", "TINY --config.data.source=table --config.data.path={here}/my.jsonl", r"my\.jsonl:2"),
     ("rating that is no number", f"TINY {RATED}", r"my\.csv:3.*good"),
-    (
-        "empty file",
-        "TINY --config.data.source=table --config.data.path={here}/nothing.csv",
-        r"nothing\.csv",
-    ),
-    (
-        "items without text",
-        f"TINY {TABLE} --config.data.columns.title=",
-        r"None of the \d+ items has any of --config\.data\.item_fields",
-    ),
-    (
-        "unknown item field",
-        "TINY --config.data.item_fields=title,colour",
-        r"data\.item_fields names the field 'colour'; known are: title",
-    ),
-    (
-        "k-core leaves nothing",
-        "TINY --config.data.core=1000",
-        r"The 1000-core leaves no interaction: lower --config\.data\.core",
-    ),
-    (
-        "histories too short",
-        "TINY --config.data.min_history=90",
-        r"lower --config\.data\.min_history",
-    ),
-    (
-        "no times to split by",
-        f"TINY {TABLE} --config.data.split=time",
-        r"split=time needs times, which the source lacks",
-    ),
-    (
-        "data set not on the hub",
-        "TINY --config.data.source=datasets --config.data.name=no/such",
-        r"no/such",
-    ),
+    ("empty file", "TINY --config.data.source=table --config.data.path={here}/nothing.csv", r"nothing\.csv"),
+    ("items without text", f"TINY {TABLE} --config.data.columns.title=", r"None of the \d+ items has any of --config\.data\.item_fields"),
+    ("unknown item field", "TINY --config.data.item_fields=title,colour", r"data\.item_fields names the field 'colour'; known are: title"),
+    ("k-core leaves nothing", "TINY --config.data.core=1000", r"The 1000-core leaves no interaction: lower --config\.data\.core"),
+    ("histories too short", "TINY --config.data.min_history=90", r"lower --config\.data\.min_history"),
+    ("no times to split by", f"TINY {TABLE} --config.data.split=time", r"split=time needs times, which the source lacks"),
+    ("data set not on the hub", "TINY --config.data.source=datasets --config.data.name=no/such", r"no/such"),
     ("no such TFDS", "TINY --config.data.source=tfds --config.data.name=no_such", r"no_such"),
 ]
 
@@ -225,41 +90,22 @@ MODELS = [
     ("prompt budget too small", "TINY --config.prompt.max_tokens=5", r"prompt\.max_tokens=5 won't do"),
     ("unknown prompt style", "TINY --config.prompt.style=poem", r"prompt\.style='poem' won't do: it must be one of paper"),
     ("mesh that does not fit", "TINY --config.mesh.data=3", r"mesh \(data=3, .*does not fit 8 device"),
-]  # fmt: skip
+]
 
 ASKED = [
-    (
-        "nobody asked for",
-        "TINY --mode=recommend",
-        r"takes one of --user, --history, --profile and --profile_file",
-    ),
+    ("nobody asked for", "TINY --mode=recommend", r"takes one of --user, --history, --profile and --profile_file"),
     ("two asked for", "TINY --mode=recommend --user=3 --profile=x", r"takes one of --user"),
     ("empty history", "TINY --mode=recommend --history=,", r"--history is empty"),
-    (
-        "profile file not there",
-        "TINY --mode=recommend --profile_file={here}/p",
-        r"/p can't be read: No such file",
-    ),
-    (
-        "no items wanted",
-        "TINY --mode=recommend --user=3 --k=0",
-        r"--k=0: 0 is not a positive integer",
-    ),
+    ("profile file not there", "TINY --mode=recommend --profile_file={here}/p", r"/p can't be read: No such file"),
+    ("no items wanted", "TINY --mode=recommend --user=3 --k=0", r"--k=0: 0 is not a positive integer"),
 ]
 
 ASKED_OF_A_RUN = [
-    (
-        "unknown user",
-        "TINY --mode=recommend --user=user9",
-        r"--user=user9: no user .*; the nearest id is user\d",
-    ),
+    ("unknown user", "TINY --mode=recommend --user=user9", r"--user=user9: no user .*; the nearest id is user\d"),
     ("unknown item", "TINY --mode=recommend --history=Casablanca", r"'Casablanca' is no item"),
-    (
-        "profile too long",
-        "TINY --mode=recommend --profile=" + "films_" * 99,
-        r"The profile has \d+ tokens .* reads 32: shorten",
-    ),
+    ("profile too long", "TINY --mode=recommend --profile=" + "films_" * 99, r"The profile has \d+ tokens .* reads 32: shorten"),
 ]
+# fmt: on
 
 
 @pytest.fixture(scope="session")

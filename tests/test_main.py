@@ -98,15 +98,6 @@ def test_only_training_begins_a_run(system, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [] and system.calls == []
 
 
-def test_interrupt_is_told_and_has_its_status(system, monkeypatch, capsys):
-    def interrupted(config, workdir):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(system, "train", interrupted)
-    assert main(["main", CONFIG]) == 130
-    assert capsys.readouterr().err.startswith("lpt_jax: interrupted")
-
-
 def test_a_bug_is_not_hidden(system, monkeypatch):
     monkeypatch.setattr(system, "train", lambda *_: {}["missing"])
     with pytest.raises(KeyError):

@@ -5,7 +5,6 @@ import pytest
 
 from lpt_jax import recommend
 from lpt_jax.data.catalogue import Catalogue
-from lpt_jax.data.made_up import tiny_tokenizer
 from lpt_jax.data.sessions import Dataset, Session
 from lpt_jax.errors import InputError
 
@@ -90,7 +89,7 @@ def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
         np.float32
     )
     return recommend.recommend(
-        DATASET, items, kind, text, k, write=write, tokenizer=tiny_tokenizer(), limit=limit,
+        DATASET, items, kind, text, k, write=write, tokens=lambda text: len(text.split()), limit=limit,
         embed=lambda profile: np.array([1.0, 0.0], np.float32),
     )  # fmt: skip
 

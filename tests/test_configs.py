@@ -1,0 +1,156 @@
+"""Every config's :tiny through the command line, all modes on what it trained, and the paper's figures."""
+
+import json
+import runpy
+
+import pytest
+
+from lpt_jax import config as config_lib
+from lpt_jax.main import main
+from tests.conftest import ROOT
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def get(name, variant=""):
+    return config_lib.load(f"{ROOT}/configs/{name}.py:{variant}", {})
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir of a tiny config, trained when first asked for."""
+    done = {}
+
+    def train(name):
+        if name not in done:
+            done[name] = tmp_path_factory.mktemp("runs") / name
+            assert (
+                main(["main", f"--config={ROOT}/configs/{name}.py:tiny", f"--workdir={done[name]}"])
+                == 0
+            )
+        return done[name]
+
+    return train
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tiny_takes_two_steps_of_each_phase(name, trained):
+    workdir = trained(name)
+    steps = {
+        phase: [r["step"] for r in records(workdir) if r["phase"] == phase]
+        for phase in ("contrastive", "policy")
+    }
+    assert steps == {"contrastive": [0, 1, 2], "policy": [0, 1, 2]}
+    assert all(r.get("loss") is not None for r in records(workdir) if r["step"])
+    results = json.loads((workdir / "results.json").read_text())
+    expected = "random popularity last_item history_text history_trained zero_shot cl cl_rlso"
+    assert set(results["rows"]) == set(expected.split())
+    assert set(results["gains"]) == {"zero_shot->cl", "cl->cl_rlso", "zero_shot->cl_rlso"}
+    assert {"protocol", "seed", "config", "versions", "seconds"} <= set(results)
+    assert (workdir / "report.html").stat().st_size > 1000
+
+
+def test_evaluate_gives_the_same_results_again(trained):
+    workdir = trained("movielens")
+    before = json.loads((workdir / "results.json").read_text())["rows"]
+    assert (
+        main(
+            [
+                "main",
+                f"--config={ROOT}/configs/movielens.py:tiny",
+                f"--workdir={workdir}",
+                "--mode=evaluate",
+            ]
+        )
+        == 0
+    )
+    assert json.loads((workdir / "results.json").read_text())["rows"] == before
+
+
+def test_write_profiles_names_each_user(trained, tmp_path):
+    output = tmp_path / "mine.jsonl"
+    command = [f"--config={ROOT}/configs/movielens.py:tiny", f"--workdir={trained('movielens')}"]
+    assert (
+        main(
+            ["main", *command, "--mode=write_profiles", "--split=validation", f"--output={output}"]
+        )
+        == 0
+    )
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(lines) == 10 and len({line["user"] for line in lines}) == 10
+    assert all(isinstance(line["profile"], str) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "asked", ["--user=user0001", "--history=item0003, item0009", "--profile=likes space films"]
+)
+def test_recommend(asked, trained, capsys):
+    workdir = trained("movielens")
+    before = files(workdir)
+    command = [f"--config={ROOT}/configs/movielens.py:tiny", f"--workdir={workdir}"]
+    assert main(["main", *command, "--mode=recommend", asked, "--k=4"]) == 0
+    profile, _, head, *rows = capsys.readouterr().out.splitlines()[-7:]
+    assert profile.startswith("Profile: ") and head.split() == ["rank", "score", "item", "title"]
+    assert [row.split()[0] for row in rows] == ["1", "2", "3", "4"]
+    scores = [float(row.split()[1]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert not {"item0003", "item0009"} & {row.split()[2] for row in rows} or "history" not in asked
+    assert files(workdir) == before
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_docstrings_hold_the_command(name):
+    module = runpy.run_path(f"{ROOT}/configs/{name}.py")
+    assert f"python -m lpt_jax.main --config=configs/{name}.py" in module["__doc__"]
+    assert "Hardware: " in module["__doc__"]
+    assert get(name).name == name and get(name, "tiny").decoder.source == "tiny"
+
+
+@pytest.mark.parametrize(
+    "name, rate, policy_steps, contrastive_steps, kl, trains",
+    [
+        ("movies_tv_gemma", 1e-7, 200, 800, 0.2, "lora"),
+        ("movies_tv_llama", 3e-7, 500, 2500, 0.0, "last_layers"),
+    ],
+)
+def test_the_papers_figures(name, rate, policy_steps, contrastive_steps, kl, trains):
+    """The paper's own settings: what a reader compares with the paper must not drift."""
+    c = get(name)
+    assert (c.policy.learning_rate, c.contrastive.learning_rate) == (rate, rate)
+    assert (c.iterations, c.policy.steps, c.contrastive.steps) == (
+        5,
+        policy_steps,
+        contrastive_steps,
+    )
+    assert (c.policy.eta, c.policy.kl_coef, c.policy.whiten, c.policy.epochs) == (1.0, kl, True, 4)
+    assert (c.policy.users, c.policy.samples, c.policy.temperature, c.policy.trains) == (
+        64,
+        2,
+        1.0,
+        trains,
+    )
+    lengths = (
+        c.prompt.max_tokens,
+        c.profile.max_tokens,
+        c.encoder.max_profile_tokens,
+        c.encoder.max_item_tokens,
+    )
+    assert lengths == (1024, 512, 512, 512)
+    assert (c.contrastive.temperature, c.contrastive.popularity_correction, c.policy.reward) == (
+        0.1,
+        False,
+        "ndcg",
+    )
+    if trains == "lora":
+        assert (c.policy.lora.rank, c.policy.lora.alpha) == (1024, 2048.0)
+        assert c.policy.lora.targets == "q|k|v|o|gate|up|down|head"
+    else:
+        assert c.policy.last_layers == 4
