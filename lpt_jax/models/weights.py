@@ -385,6 +385,7 @@ def _gguf_config(fields: dict, tensors: dict, path) -> dict:
     config = {ours: get(key) for ours, key in SETTINGS.values() if get(key) is not None}
     config |= {"model_type": family, "vocab_size": tensors["token_embd.weight"][0][0]}
     config["tie_word_embeddings"] = "output.weight" not in tensors
+    config["max_position_embeddings"] = get("context_length") or 131072
     heads = config["num_attention_heads"]
     per_head = config["hidden_size"] // heads
     config = {"num_key_value_heads": heads, "head_dim": per_head} | config
