@@ -339,7 +339,7 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
     try:
         made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
         fresh = not path.exists()
-        if fresh and not new:
+        if not new and (fresh or not (workdir / "checkpoints").is_dir()):
             raise InputError(f"There is no run in {workdir}: train first, with --mode=train and the same config.")
         workdir.mkdir(parents=True, exist_ok=True)
         if fresh:

@@ -139,12 +139,16 @@ def sample(spec: DecoderSpec, trunk: dict, trunk_list: list, upper: dict, upper_
     )  # fmt: skip
 
 
-def texts_of(profiles: Profiles, tokenizer, eos: tuple[int, ...]) -> tuple[list[list[str]], np.ndarray]:
-    """The profiles' texts [B][G] without special tokens, and which of them never ended (Bool [B, G])."""
+def texts_of(profiles: Profiles, tokenizer, eos: tuple[int, ...], start: str = "") -> tuple[list[list[str]], np.ndarray]:
+    """The profiles' texts [B][G] without special tokens, and which of them never ended (Bool [B, G]).
+
+    start: config.prompt.start, the words before the sampled ones; a profile without any of its own stays empty.
+    """
     tokens, mask = np.asarray(profiles.tokens), np.asarray(profiles.mask)
     rows = [row[m].tolist() for row, m in zip(tokens.reshape(-1, tokens.shape[-1]),
                                               mask.reshape(-1, mask.shape[-1]), strict=True)]  # fmt: skip
-    texts = [t.strip() for t in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    texts = [(start + t if t.strip() else "").strip() for t in texts]
     samples = tokens.shape[1]
     unended = ~np.isin(np.where(mask, tokens, -1), list(eos)).any(-1)
     return [texts[i : i + samples] for i in range(0, len(texts), samples)], unended
@@ -153,8 +157,10 @@ def texts_of(profiles: Profiles, tokenizer, eos: tuple[int, ...]) -> tuple[list[
 class Writer:
     """Writes profiles with the current policy: holds both forms of its weights, pads and spreads prompts."""
 
-    def __init__(self, loaded, spec: DecoderSpec, trunk: dict, lengths: tuple[int, ...], mesh, settings):
+    def __init__(self, loaded, spec: DecoderSpec, trunk: dict, lengths: tuple[int, ...], mesh, settings,
+                 start: str = ""):  # fmt: skip
         """loaded: the decoder's tokenizer and ids; lengths: static prompt lengths; settings: config.profile."""
+        self.start = start
         self.tokenizer, self.eos, self.pad = loaded.tokenizer, tuple(sorted(loaded.eos_ids)), loaded.pad_id
         self.spec, self.trunk, self.lengths, self.mesh, self.settings = spec, trunk, lengths, mesh, settings
         self.trunk_list = unstack(trunk["layers"])
@@ -180,6 +186,10 @@ class Writer:
         )  # fmt: skip
         return profiles, mask
 
+    def texts(self, profiles: Profiles) -> tuple[list[list[str]], np.ndarray]:
+        """The profiles' texts [B][G], and which never ended, Bool [B, G]."""
+        return texts_of(profiles, self.tokenizer, self.eos, self.start)
+
     def write(self, prompts: list[list[int]], numbers, key, temperature: float = 0.0, what: str = "", known=None,
               keep=None) -> list[str]:  # fmt: skip
         """One profile per prompt, in the prompts' order.
@@ -195,7 +205,7 @@ class Writer:
                 if missing := [i for i in rows if i not in texts]:
                     full = np.resize(rows, size)  # the last batch repeats rows: one shape compiles
                     profiles, _ = self.sample([prompts[i] for i in full], np.asarray(numbers)[full], key, 1, temperature)
-                    written, _ = texts_of(profiles, self.tokenizer, self.eos)
+                    written, _ = self.texts(profiles)
                     counts = np.asarray(profiles.mask).sum(-1)[:, 0]
                     new = {i: (row[0], n) for i, row, n in zip(rows, written, counts) if i in missing}
                     texts |= {i: text for i, (text, _) in new.items()}

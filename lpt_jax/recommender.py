@@ -80,7 +80,8 @@ class ProfileRecommender:
             self.prompts[split] = [ids for ids, _ in rows]
             lengths += [len(ids) for ids, _ in rows]
         lengths = batches.bucket_lengths(lengths, config.prompt.buckets)
-        self.writer = generation.Writer(writer, self.spec, self.trunk, lengths, self.mesh, config.profile)
+        self.writer = generation.Writer(writer, self.spec, self.trunk, lengths, self.mesh, config.profile,
+                                        config.prompt.start)
         self.item_rows, cut = batches.tokenise(ranker.tokenizer, self.data.catalogue.texts, self.item_limit)
         self.data.counts["item texts cut to the window"] = int(cut.sum())
 
@@ -159,13 +160,16 @@ class ProfileRecommender:
         last = self.config.prompt.history_items
         return [prompts.history_text(s, self.data.catalogue, last) for s in self.split_sessions(split)]
 
-    def ranks(self, encoder: dict, texts: list[str], split: str, items: jax.Array | None = None):
-        """Ranks Int[S, M] of a split's targets by these profiles (an invalid profile ranks all its targets last)."""
+    def ranks(self, encoder: dict, texts: list[str], split: str, items: jax.Array | None = None, cut: bool = False):
+        """Ranks Int[S, M] of a split's targets by these profiles (an invalid profile ranks all its targets last).
+
+        cut: the texts are raw histories, latest item first: over-long ones are cut to fit and count.
+        """
         found = self.split_sessions(split)
         items = self.embed_catalogue(encoder) if items is None else items
         embedded, valid = self.embed_profiles(encoder, texts)
         ranks = ranking.session_ranks(embedded, items, found, self.count)
-        return np.where((ranks > 0) & ~valid[:, None], self.count, ranks)
+        return np.where((ranks > 0) & ~(valid | cut)[:, None], self.count, ranks)
 
     def validation(self, ranks: np.ndarray) -> dict:
         """Validation metrics of ranks, and the held-out reward's own metric part."""

@@ -18,6 +18,7 @@ INSTRUCTIONS = {
     "\n\n{items}",
     "genres": "A person has {did} these {kind}:\n\n{items}\n\nIn one sentence, name the genres, "
     "eras and moods of {kind} this person likes.",
+    "taste": "Describe in one sentence the taste of a person who has {did} these {kind}:\n\n{items}",
     "tiny": "Name the genres of {kind} this user likes.\n\n{items}",
 }
 DID = {  # (ratings are shown, reviews are shown) -> the verb
@@ -119,15 +120,17 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
     """A session's prompt -> (token ids with chat template and start of the answer, items shown).
 
     Of the `prompt.history_items` latest items the oldest are dropped until `prompt.max_tokens` hold
-    the whole prompt; items are never cut. 0 items shown: not even the latest fits.
+    the whole prompt; items are never cut. 0 items shown: not even the latest fits. `prompt.start` stands
+    after the chat template: the model goes on from there, and the profile's text begins with it.
     """
     control, budget = control_tokens(tokenizer), prompt_config.max_tokens
     most = min(prompt_config.history_items, len(session.history))
 
     def render(keep):
         chat = messages(session, catalogue, data_config, prompt_config, keep, control)
-        return _encode(chat, tokenizer)
+        return list(_encode(chat, tokenizer)) + start
 
+    start = tokenizer(prompt_config.start, add_special_tokens=False)["input_ids"] if prompt_config.start else []
     total = len(render(0))
     if total > budget:
         raise InputError(
@@ -144,7 +147,7 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
         keep, ids = keep - 1, render(keep - 1)
     while keep < most and len(longer := render(keep + 1)) <= budget:
         keep, ids = keep + 1, longer
-    return list(ids), keep
+    return ids, keep
 
 
 def history_text(session, catalogue, n: int) -> str:

@@ -455,12 +455,17 @@ def _items_of(table, separator="|"):
     return items
 
 
+ARTICLE = re.compile(r"^([^(]*), (The|A|An|La|Le|Les|Il|Das|Der|Die|El|L')(?= \(|$)")
+
+
 def _fields(row, separator="|"):
     """An item's fields, cleaned; what has no value drops out. Films have their year in the title."""
     fields = {name: _clean(row.get(name)) for name in ITEM if name != "item"}
     title, price = fields["title"], fields["price"]
     year = re.search(r"\((\d{4})\)$", title) or re.fullmatch(r"(\d{4})(\.0)?", fields["year"])
     fields["year"] = year[1] if year else ""
+    if year:  # MovieLens' "Full Monty, The (1997)" is what nobody, and no language model, says
+        title = fields["title"] = ARTICLE.sub(r"\2 \1", title)
     if "getTime" in title:  # a script in place of some of Amazon's titles of 2018
         fields["title"] = ""
     elif year and not title.endswith(f"({year[1]})"):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpt_jax import devices, generation, metrics, ranking, report, rewards, trackers
+from lpt_jax import devices, metrics, ranking, report, rewards, trackers
 from lpt_jax.baselines import simple
 from lpt_jax.checkpoints import Checkpoints
 from lpt_jax.data import batches
@@ -77,7 +77,7 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
         return state, found
 
     def validate(state):
-        return r.validation(r.ranks(state[part], held["val"], "validation"))
+        return r.validation(r.ranks(state[part], held["val"], "validation", cut=part == "control"))
 
     name = "control" if part == "control" else "contrastive"
     return loop.Phase(name, iteration, part, settings, begin, step, validate)
@@ -89,7 +89,8 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
 
     def begin(state, position):
         r.use_policy(state["policy"])
-        held["items"] = r.embed_catalogue(state["encoder"])
+        held["encoder"] = state["encoder"] if "encoder" in state else r.fresh_encoder()  # fixed in this phase
+        held["items"] = r.embed_catalogue(held["encoder"])
 
     def rewards_of(encoder, texts, users):
         """Reward's metric [B, G], which profiles count, the ranks [B, G, M] and how many are empty."""
@@ -125,9 +126,9 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         key = jax.random.fold_in(jax.random.fold_in(r.key, 1 << 20), number)
         profiles, mask = r.writer.sample([r.prompts["train"][i] for i in rows], rows, key,
                                             settings.samples, settings.temperature, keep_hidden=True)  # fmt: skip
-        texts, unended = generation.texts_of(profiles, r.writer.tokenizer, r.writer.eos)
+        texts, unended = r.writer.texts(profiles)
         lap("generation")
-        value, valid, ranks = rewards_of(state["encoder"], texts, users)
+        value, valid, ranks = rewards_of(held["encoder"], texts, users)
         lap("reward")
         context_mask, remat = mask[:, :-1], r.config.decoder.remat
         old, reference = (
@@ -171,7 +172,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
     def validate(state):
         r.use_policy(state["policy"])
         texts = r.write("validation", None, 0, 0.0)
-        ranks = r.ranks(state["encoder"], texts, "validation", held["items"])
+        ranks = r.ranks(held["encoder"], texts, "validation", held["items"])
         held["hidden"] = ranking.padded([s.history for s in train]).shape[1]
         return r.validation(ranks)
 
@@ -268,13 +269,13 @@ def test(r: ProfileRecommender, phases: list[loop.Phase], state: dict, note: dic
         "random": lambda: simple.random(found, r.count, r.config.seed),
         "popularity": lambda: simple.popularity(found, r.data.popularity),
         "last_item": lambda: simple.last_item(found, items, r.count),
-        "history_text": lambda: r.ranks(initial, r.history_texts("test"), "test", items),
+        "history_text": lambda: r.ranks(initial, r.history_texts("test"), "test", items, cut=True),
     }
     for name in baselines:
         if name in simple_rows:
             ranks[name] = simple_rows[name]()
     if any(p.part == "control" for p in phases):
-        ranks["history_trained"] = r.ranks(state["control"], r.history_texts("test"), "test")
+        ranks["history_trained"] = r.ranks(state["control"], r.history_texts("test"), "test", cut=True)
     steps = ["zero_shot"]
     ranks["zero_shot"] = r.ranks(initial, profiles("zero_shot", r.initial_policy), "test")
     names = [p.name for p in phases if p.part != "control"]

@@ -260,7 +260,7 @@ def test_movielens_latest(tmp_path):
     )
     raw = read(source="movielens", path=str(tmp_path))
     assert rows(raw) == [("1", "31", 1260759144, 2.5), ("1", "7", 1260759179, 3)]
-    film = {"title": "Lion King, The (1994)", "year": "1994", "genres": ["Animation", "Drama"]}
+    film = {"title": "The Lion King (1994)", "year": "1994", "genres": ["Animation", "Drama"]}
     assert raw.items == {"31": film, "7": {"title": "Mystery"}}
 
 
