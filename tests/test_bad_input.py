@@ -52,7 +52,7 @@ WORKDIRS = [
     ("workdir of another config", "TINY --workdir={here}/other", r"other settings \(.*seed was 7 and is 0.*another --workdir"),
     ("broken config.json", "TINY --workdir={here}/broken", r"broken.config\.json is broken \(.*remove this one"),
     ("no run to evaluate", "TINY --mode=evaluate --workdir={here}/new", r"There is no run in .*new: train first"),
-    ("no checkpoint in the run", "TINY --mode=evaluate --workdir={here}/begun", r"begun.*train"),
+    ("no checkpoint in the run", "TINY --mode=evaluate --workdir={here}/begun", r"There is no run in .*begun: train first"),
 ]
 
 DATA = [
@@ -198,4 +198,4 @@ def test_a_checkpoint_of_other_models(here, capsys, trained):
     settings["policy"]["last_layers"] = 2
     (workdir / "config.json").write_text(json.dumps(settings))
     typed = f"TINY --mode=evaluate --workdir={workdir} {OF_RUN} --config.policy.last_layers=2"
-    refused(typed, r"checkpoint .* does not fit these models .*another --workdir", here, capsys)
+    refused(typed, r"checkpoint .* does not fit these models", here, capsys)

@@ -127,7 +127,10 @@ def test_workdir_is_new_then_the_same_then_another(tmp_path):
     workdir = tmp_path / "runs" / "one"
     with claimed(workdir, finish(tiny(default()))):
         assert json.loads((workdir / "config.json").read_text())["policy"]["eta"] == 1.0
-    with claimed(workdir, finish(tiny(default())), new=False):
+    with pytest.raises(InputError, match="There is no run in"):
+        with claimed(workdir, finish(tiny(default())), new=False):
+            pytest.fail("nothing is trained yet")
+    with claimed(workdir, finish(tiny(default()))):
         pass
     other = tiny(default())
     other.policy.eta, other.seed = 0.5, 3

@@ -1,6 +1,6 @@
 """Imports follow the data's flow: no module imports one that comes after it."""
 
-import re
+import ast
 
 from tests.conftest import ROOT
 
@@ -11,10 +11,7 @@ ranking metrics rewards learning recommender baselines report systems recommend 
 def test_imports_follow_the_flow():
     for path in (ROOT / "lpt_jax").rglob("*.py"):
         here = path.relative_to(ROOT / "lpt_jax").with_suffix("").parts[0]
-        for dotted, names in re.findall(
-            r"^ *(?:from|import) lpt_jax\b(\S*)(?: import (.*))?", path.read_text(), re.M
-        ):
-            for name in (
-                [dotted.split(".")[1]] if dotted else re.findall(r"(\w+)(?: as \w+)?", names)
-            ):
-                assert FLOW.index(name) <= FLOW.index(here), f"{path} imports {name}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "lpt_jax":
+                for name in (f"{node.module}.{a.name}".split(".")[1] for a in node.names):
+                    assert FLOW.index(name) <= FLOW.index(here), f"{path} imports {name}"

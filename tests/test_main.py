@@ -82,6 +82,7 @@ def system(monkeypatch, tmp_path):
 
 def test_each_mode_calls_the_system(system, tmp_path, capsys):
     workdir = tmp_path / "w"
+    (workdir / "checkpoints").mkdir(parents=True)
     modes = [[], ["--mode=evaluate"], ["--mode=write_profiles", "--split=train"]]
     assert [main(["main", CONFIG, f"--workdir={workdir}", *mode]) for mode in modes] == [0, 0, 0]
     assert system.calls == [
