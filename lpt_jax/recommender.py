@@ -23,22 +23,23 @@ def load_models(config) -> tuple[weights.Loaded, weights.Loaded]:
     """The profile encoder and the recommender decoder of a config, in their settings' types."""
     tokenizer = made_up.tiny_tokenizer() if "tiny" in (config.decoder.source, config.encoder.source) else None
     keys = jax.random.split(jax.random.key(config.seed))
+    dtype = devices.product_type(config.decoder.dtype)
     if config.decoder.source == "tiny":
         spec = decoder_lib.DecoderSpec("llama", len(tokenizer), TINY_WIDTH, 2, 4, 2, 16, 2 * TINY_WIDTH)
         writer = weights.Loaded(spec, decoder_lib.init_weights(spec, keys[0]), tokenizer, tokenizer.pad_token_id,
                                 frozenset({tokenizer.eos_token_id}))  # fmt: skip
     else:
-        writer = weights.load_decoder(config.decoder.source, config.decoder.dtype)
+        writer = weights.load_decoder(config.decoder.source, dtype)
     if config.encoder.source == "tiny":
         spec = encoder_lib.EncoderSpec(len(tokenizer), TINY_WIDTH, 1, 4, 2 * TINY_WIDTH, 512)
         ranker = weights.Loaded(spec, encoder_lib.init_weights(spec, keys[1]), tokenizer, tokenizer.pad_token_id)
     else:
-        ranker = weights.load_encoder(config.encoder.source, config.encoder.dtype)
+        ranker = weights.load_encoder(config.encoder.source, "float32")
     kind = config.decoder.attention
     kind = ("cudnn" if jax.default_backend() == "gpu" else "chunked") if kind == "auto" else kind
     lora = config.policy.lora
     writer.spec = dataclasses.replace(
-        writer.spec, dtype=config.decoder.dtype, attention=kind,
+        writer.spec, dtype=dtype, attention=kind,
         lora_scale=lora.alpha / lora.rank if config.policy.trains == "lora" else 0.0,
     )  # fmt: skip
     return writer, ranker
@@ -63,6 +64,7 @@ class ProfileRecommender:
         self.spec, self.encoder_spec, self.ranker = writer.spec, ranker.spec, ranker
         cap = min(config.encoder.max_profile_tokens, ranker.spec.max_tokens)
         self.profile_limit, self.item_limit = cap, min(config.encoder.max_item_tokens, ranker.spec.max_tokens)
+        self.encoder_dtype = devices.product_type(config.encoder.dtype)
         self.optimisers = {"policy": optimisers.of(config.policy), "encoder": optimisers.of(config.contrastive)}
         self.optimisers["control"] = self.optimisers["encoder"]
         placed = devices.place(jax.tree.map(jnp.asarray, writer.weights), self.mesh)
@@ -84,6 +86,12 @@ class ProfileRecommender:
                                         config.prompt.start)
         self.item_rows, cut = batches.tokenise(ranker.tokenizer, self.data.catalogue.texts, self.item_limit)
         self.data.counts["item texts cut to the window"] = int(cut.sum())
+
+    def print_data(self) -> None:
+        """What was read, dropped and kept, and the protocol."""
+        width = max(map(len, self.data.counts))
+        print(*(f"  {name:<{width}}  {count:>9,}" for name, count in self.data.counts.items()), sep="\n")
+        print(f"protocol: {self.data.protocol}", flush=True)
 
     # ---- parts of the way from prompts to ranks
 
@@ -112,7 +120,7 @@ class ProfileRecommender:
         """Texts to (Embeddings, Bool[n] over-long)."""
         return similarity.embed_texts(
             self.encoder_spec, encoder, self.ranker.tokenizer, texts, self.config.encoder.batch, limit, prefix,
-            dtype=self.config.encoder.dtype, mesh=self.mesh,
+            dtype=self.encoder_dtype, mesh=self.mesh,
         )  # fmt: skip
 
     def embed_profiles(self, encoder: dict, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,6 @@
 """
 
 import functools
-import importlib.metadata
-import json
-import resource
 import time
 from pathlib import Path
 
@@ -18,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpt_jax import devices, metrics, ranking, report, rewards, trackers
-from lpt_jax.baselines import simple
+from lpt_jax import devices, ranking, rewards, trackers
+from lpt_jax import evaluate as evaluate_lib
 from lpt_jax.checkpoints import Checkpoints
 from lpt_jax.data import batches
 from lpt_jax.errors import InputError
@@ -71,7 +68,7 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
         batch = {"profiles": sides[0], "items": sides[1], "correction": correction, "excluded": excluded}
         state[part], state[f"{part}_optimiser"], found = contrastive.update(
             r.encoder_spec, state[part], state[f"{part}_optimiser"], devices.split_batch(batch, r.mesh),
-            optimiser=r.optimisers[part], temperature=settings.temperature, dtype=r.config.encoder.dtype,
+            optimiser=r.optimisers[part], temperature=settings.temperature, dtype=r.encoder_dtype,
             remat=r.config.decoder.remat,
         )  # fmt: skip
         return state, found
@@ -193,29 +190,43 @@ def schedule(r: ProfileRecommender, tracker) -> list[loop.Phase]:
 
 def train(config, workdir: Path) -> dict:
     """Trains both models by the config's schedule, tests them once at the end and writes results and report."""
-    started = time.monotonic()
     interrupt = loop.Interrupt()
-    r = ProfileRecommender(config, workdir, interrupt)
-    print_data(r)
-    tracker = trackers.Tracker(workdir, config.tensorboard)
-    phases = schedule(r, tracker)
-    state, note = loop.run(phases, r.initial_state({p.part: 0 for p in phases}), config, workdir, tracker, interrupt)
-    tracker.close()
-    before = sum(note["seconds"].values())
-    results = test(r, phases, state, note)
-    results["seconds"] = round(max(time.monotonic() - started, before), 1)
-    finish(r, results)
-    interrupt.close()
-    return results
+    try:
+        r = ProfileRecommender(config, workdir, interrupt)
+        r.print_data()
+        tracker = trackers.Tracker(workdir, config.tensorboard)
+        phases = schedule(r, tracker)
+        state = r.initial_state({p.part: 0 for p in phases})
+        state, note = loop.run(phases, state, config, workdir, tracker, interrupt)
+        tracker.close()
+        return evaluate_lib.test(r, stages(r, phases, state), state.get("control"), note)
+    finally:
+        interrupt.close()
 
 
 def evaluate(config, workdir: Path) -> dict:
     """The test of a trained workdir once more, from its checkpoints."""
     r, phases, state, note = trained(config, workdir)
-    results = test(r, phases, state, note)
-    results["seconds"] = round(sum(note["seconds"].values()), 1)
-    finish(r, results)
-    return results
+    return evaluate_lib.test(r, stages(r, phases, state), state.get("control"), note)
+
+
+def stages(r: ProfileRecommender, phases: list[loop.Phase], state: dict) -> dict[str, tuple[dict, dict]]:
+    """The rows that are steps of training, in order: name -> (policy, encoder) at that time."""
+    names = [p.name for p in phases if p.part != "control"]
+    initial = r.fresh_encoder()
+    found = {"zero_shot": (r.initial_policy, initial)}
+
+    def after(position):
+        phase = phases[position]
+        kept = Checkpoints(loop.stage_folder(r.workdir, position, phase), 1)
+        return kept.restore(kept.latest(), {phase.part: state[phase.part]})[phase.part]
+
+    if "contrastive" in names:
+        first = names.index("contrastive")
+        found["cl"] = (after(first - 1) if first else r.initial_policy, after(first))
+    if "policy" in names:
+        found["cl_rlso" if "contrastive" in names else "rlso"] = (state["policy"], state.get("encoder", initial))
+    return found
 
 
 def trained(config, workdir: Path):
@@ -238,93 +249,3 @@ def write_profiles(config, workdir: Path, output: Path, split: str) -> list[str]
     texts = r.write(split, output, 0, 0.0)
     print(f"lpt_jax: {len(texts)} profiles of {split} users in {output}")
     return texts
-
-
-def print_data(r: ProfileRecommender) -> None:
-    """What was read, dropped and kept, and the protocol."""
-    width = max(map(len, r.data.counts))
-    print(*(f"  {name:<{width}}  {count:>9,}" for name, count in r.data.counts.items()), sep="\n")
-    print(f"protocol: {r.data.protocol}", flush=True)
-
-
-def test(r: ProfileRecommender, phases: list[loop.Phase], state: dict, note: dict) -> dict:
-    """All rows of the results on the test sessions, full ranking, greedy profiles, and the gain of each step."""
-    found, baselines = r.split_sessions("test"), r.config.evaluation.baselines.split(",")
-    users = [s.user for s in found]
-    initial, texts, ranks = r.fresh_encoder(), {}, {}
-
-    def profiles(name, trainable):
-        r.use_policy(trainable)
-        texts[name] = r.write("test", r.workdir / f"profiles/{name}-test.jsonl", 0, 0.0)
-        return texts[name]
-
-    def stage(position):
-        phase = phases[position]
-        kept = Checkpoints(loop.stage_folder(r.workdir, position, phase), 1)
-        return kept.restore(kept.latest(), {phase.part: state[phase.part]})[phase.part]
-
-    if {"last_item", "history_text"} & set(baselines):
-        items = r.embed_catalogue(initial)
-    simple_rows = {
-        "random": lambda: simple.random(found, r.count, r.config.seed),
-        "popularity": lambda: simple.popularity(found, r.data.popularity),
-        "last_item": lambda: simple.last_item(found, items, r.count),
-        "history_text": lambda: r.ranks(initial, r.history_texts("test"), "test", items, cut=True),
-    }
-    for name in baselines:
-        if name in simple_rows:
-            ranks[name] = simple_rows[name]()
-    if any(p.part == "control" for p in phases):
-        ranks["history_trained"] = r.ranks(state["control"], r.history_texts("test"), "test", cut=True)
-    steps = ["zero_shot"]
-    ranks["zero_shot"] = r.ranks(initial, profiles("zero_shot", r.initial_policy), "test")
-    names = [p.name for p in phases if p.part != "control"]
-    if "contrastive" in names:
-        first = names.index("contrastive")
-        before = [i for i in range(first) if names[i] == "policy"]
-        policy_then = stage(before[-1]) if before else r.initial_policy
-        written = profiles("cl", policy_then) if before else texts["zero_shot"]
-        texts["cl"], ranks["cl"] = written, r.ranks(stage(first), written, "test")
-        steps.append("cl")
-    if "policy" in names:
-        name = "cl_rlso" if "contrastive" in names else "rlso"
-        ranks[name] = r.ranks(state.get("encoder", initial), profiles(name, state["policy"]), "test")
-        steps.append(name)
-    values = {name: metrics.per_user(rank, users) for name, rank in ranks.items()}
-    metric = r.config.evaluation.metric
-    pairs = list(dict.fromkeys([*zip(steps, steps[1:]), (steps[0], steps[-1])]))
-    gains = {f"{a}->{b}": metrics.paired_bootstrap(values[a][1][metric], values[b][1][metric], r.config.seed,
-                                                   r.config.evaluation.bootstrap, metric)
-             for a, b in pairs if a != b}  # fmt: skip
-    titles = r.data.catalogue.titles
-    shown = [
-        {
-            "user": s.user,
-            "history": [{"title": titles[item], "rating": s.ratings and s.ratings[j]} for j, item in
-                        enumerate(s.history)][-r.config.prompt.history_items :],
-            "targets": [titles[t] for t in s.targets],
-            "before": {"profile": texts["zero_shot"][i], "ranks": [int(x) for x in ranks["zero_shot"][i] if x]},
-            "after": {"profile": texts[steps[-1]][i], "ranks": [int(x) for x in ranks[steps[-1]][i] if x]},
-        }
-        for i, s in enumerate(found[:: max(len(found) // max(r.config.evaluation.samples, 1), 1)])
-        for i in [i * max(len(found) // max(r.config.evaluation.samples, 1), 1)]
-    ][: r.config.evaluation.samples]  # fmt: skip
-    return {
-        "protocol": r.data.protocol, "rows": {name: metrics.table_row(v[1]) for name, v in values.items()},
-        "gains": gains, "seed": r.config.seed, "config": json.loads(r.config.to_json_best_effort()),
-        "versions": {n: importlib.metadata.version(n) for n in ("jax", "flax", "optax", "transformers")},
-        "counts": r.data.counts, "timings": {k: round(v, 1) for k, v in note["seconds"].items()},
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "per_user": values, "samples": shown,
-    }  # fmt: skip
-
-
-def finish(r: ProfileRecommender, results: dict) -> None:
-    """Writes results.json, the values per user and the report, and prints the table."""
-    samples, per_user = results.pop("samples"), results.pop("per_user")
-    report.write_results(r.workdir, results, per_user)
-    report.write(r.workdir, results, trackers.read_jsonl(r.workdir / "metrics.jsonl"), samples)
-    print(f"\n{results['protocol']}\n\n{report.results_table(results['rows'])}\n")
-    for name, gain in results["gains"].items():
-        print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
-    print(f"\nresults.json and report.html are in {r.workdir} ({results['seconds']:.0f} s)", flush=True)
