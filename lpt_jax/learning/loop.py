@@ -82,8 +82,8 @@ def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, inte
         if note["step"]:
             tracker.resume(place.iteration, place.name, note["step"])
         elif note["position"]:
-            place = schedule[note["position"] - 1]
-            tracker.resume(place.iteration, place.name, place.settings.steps)
+            before = schedule[note["position"] - 1]
+            tracker.resume(before.iteration, before.name, before.settings.steps)
         print(f"lpt_jax: going on from checkpoint {number} ({place.name}, step {note['step']})", flush=True)
 
     def save():
