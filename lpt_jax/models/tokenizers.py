@@ -46,7 +46,7 @@ def from_gguf(fields: dict) -> PreTrainedTokenizerFast:
     added = [
         AddedToken(token, normalized=False, special=token_type == 3)  # 3: control, 4: user-defined
         for token, token_type in zip(tokens, get("token_type", []), strict=False)
-        if token_type in (3, 4)
+        if token_type in (3, 4) and tokenizer.token_to_id(token) is not None
     ]
     tokenizer.add_special_tokens([token for token in added if token.special])
     tokenizer.add_tokens([token for token in added if not token.special])

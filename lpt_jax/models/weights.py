@@ -114,7 +114,7 @@ def load_encoder(source: str, dtype: str = "float32") -> Loaded:
 def _loaded(spec, weights, tokenizer, *configs) -> Loaded:
     """A decoder with its set of end ids: the tokenizer's, the configs' and the chat formats' own."""
     ids = [tokenizer.eos_token_id, *(config.get("eos_token_id") for config in configs)]
-    ids += [tokenizer.get_vocab().get(token) for token in ENDS]
+    ids += map(tokenizer.get_vocab().get, ENDS)
     flat = {i for entry in ids for i in (entry if isinstance(entry, list) else [entry])} - {None}
     if not flat:
         raise InputError("the tokenizer has no end token: set eos_token in tokenizer_config.json")

@@ -257,7 +257,7 @@ def write_gguf(path, architecture, tensors, quantization="F32", sentencepiece=Fa
         tokens = WORDS + PIECES
         writer.add_tokenizer_model("llama")
         writer.add_token_scores([-float(i) for i in range(len(tokens))])
-        writer.add_token_types([2, 3, 3, 3] + [6] * 256 + [1] * len(PIECES))
+        writer.add_token_types([2, 3, 3, 3] + [6] * 256 + [1] * (len(PIECES) - 1) + [4])
     else:
         spelling = ["<|im_end|>", *"helowrd", "Ġ", "he", "ll", "1", "2"]
         tokens = spelling + [f"unused{i}" for i in range(len(WORDS + PIECES) - len(spelling))]
@@ -401,6 +401,9 @@ def test_gguf_gemma3_norms_windows_and_sentencepiece(tmp_path):
         ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids == theirs(text, add_special_tokens=False)["input_ids"], text
         assert loaded.tokenizer.decode(ids) == text
+    assert (
+        len(loaded.tokenizer) == spec.vocab
+    )  # the double space, stored as spaces, is no new token
 
 
 def test_gguf_llama_sentencepiece(tmp_path):
