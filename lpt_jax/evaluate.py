@@ -30,13 +30,13 @@ def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: d
         "random": lambda: simple.random(found, r.count, config.seed),
         "popularity": lambda: simple.popularity(found, r.data.popularity),
         "last_item": lambda: simple.last_item(found, items, r.count),
-        "history_text": lambda: r.ranks(untrained, r.history_texts("test"), "test", items),
+        "history_text": lambda: r.ranks(untrained, r.history_texts("test"), "test", items, cut=True),
     }
     for name in config.evaluation.baselines.split(","):
         if name in baselines:
             ranks[name] = baselines[name]()
     if control is not None:
-        ranks["history_trained"] = r.ranks(control, r.history_texts("test"), "test")
+        ranks["history_trained"] = r.ranks(control, r.history_texts("test"), "test", cut=True)
     written = {}  # stages with the same policy share its profiles
     for name, (policy, encoder) in stages.items():
         if id(policy) not in written:

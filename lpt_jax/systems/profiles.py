@@ -151,7 +151,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         found = jax.device_get(found)
         r.use_policy(state["policy"])
         lap("updates")
-        flat = sum(texts, [])
+        flat, tied = sum(texts, []), rewards.all_tied(parts["metric"] + parts["invalid"])
         empty = sum(not t for t in flat)
         tracker.sample(iteration, "policy", step + 1, number, {
             "user": users[0].user, "history": [r.data.catalogue.titles[i] for i in users[0].history[-10:]],
@@ -160,10 +160,10 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         })  # fmt: skip
         return state, found | seconds | {
             "reward": parts["total"].mean(), **{f"reward/{n}": p.mean() for n, p in parts.items()},
-            "kl": log_ratio.mean(), "tied": rewards.all_tied(value) / len(users), "invalid": 1 - valid.mean(),
+            "kl": log_ratio.mean(), "tied": tied / len(users), "invalid": 1 - valid.mean(),
             "empty": empty / len(flat), "unended": unended.mean(), "spread": value.std(1).mean(),
             "profile_tokens": profiles.mask.sum(-1).mean(),
-            "batch_tied": float(rewards.all_tied(value) == len(users)),
+            "batch_tied": float(tied == len(users)),
         }  # fmt: skip
 
     def validate(state):
