@@ -40,7 +40,7 @@ def attach(spec: DecoderSpec, weights: dict, targets: str, rank: int, key: Array
     return lora
 
 
-def merge(weights: dict, lora: dict, alpha: float, rank: int) -> dict:
+def merge(spec: DecoderSpec, weights: dict, lora: dict, alpha: float, rank: int) -> dict:
     """The weights W + a·b·alpha/rank, without LoRA matrices; a tied head becomes an explicit "head" [D, V]."""
 
     def add(matrix, part, name):

@@ -40,7 +40,7 @@ def test_identity_at_the_start_and_merge_equals_unmerged(tied):
     )
     np.testing.assert_array_equal(logits(spec, together(weights, lora)), logits(spec, weights))
     trained = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(2), a.shape), lora)
-    merged = low_rank.merge(weights, trained, alpha=8, rank=4)
+    merged = low_rank.merge(spec, weights, trained, alpha=8, rank=4)
     assert set(merged) == {"embed", "final_norm", "head", "layers"} and set(
         merged["layers"]
     ) == set(weights["layers"])
