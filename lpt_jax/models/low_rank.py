@@ -53,7 +53,5 @@ def merge(spec: DecoderSpec, weights: dict, lora: dict, alpha: float, rank: int)
     layers = {name: add(weights["layers"][name], lora["layers"], name) for name in names}
     merged = weights | {"layers": weights["layers"] | layers}
     if "head_lora_a" in lora:
-        merged["head"] = add(
-            weights["head"] if "head" in weights else weights["embed"].T, lora, "head"
-        )
+        merged["head"] = add(weights["embed"].T if spec.tied else weights["head"], lora, "head")
     return merged
