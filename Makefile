@@ -7,7 +7,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # $(call install,FOLDER,ONE OR MORE PIP COMMANDS' ARGUMENTS IN QUOTES): an environment, or what is missing in plain words
 define install
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
-		echo "lpt_jax: Python 3.11, 3.12 or 3.13 is needed and was not found: install one, or say make $@ PYTHON=/path/to/python."; exit 1; }
+		echo "lpt_jax: Python 3.11, 3.12 or 3.13 is needed and was not found: install one, or say make $(MAKECMDGOALS) PYTHON=/path/to/python."; exit 1; }
 	@echo "Installing into $(1) with $(PYTHON), once: a few minutes and about 2 GB; pip's log is $(1)/pip.log."
 	@"$(PYTHON)" -m venv $(1) || { \
 		echo "lpt_jax: $(PYTHON) can't make a virtual environment: install its venv module (Debian: apt install python3-venv)."; exit 1; }
