@@ -42,6 +42,19 @@ def unstack(layers: dict) -> list[dict]:
     return [{name: w[i] for name, w in layers.items()} for i in range(count)]
 
 
+def _pick(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first index whose cumulative weight exceeds the threshold, and what is left of the threshold there.
+
+    Never an index of weight 0, however sums round; the last other one if the threshold is beyond all.
+    """
+    ends, possible = jnp.cumsum(weights, -1), weights > 0
+    beyond = possible & (ends > threshold[..., None])
+    last = weights.shape[-1] - 1 - jnp.argmax(possible[..., ::-1], -1)
+    index = jnp.where(beyond.any(-1), jnp.argmax(beyond, -1), last)
+    before = jnp.take_along_axis(ends - weights, index[..., None], -1)[..., 0]
+    return index, threshold - before
+
+
 def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     """The token whose cumulative softmax probability first exceeds one uniform number per row.
 
@@ -51,17 +64,11 @@ def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     vocab = logits.shape[-1]
     p = jnp.exp(logits - logits.max(-1, keepdims=True))
     p = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -vocab % BLOCK)])
-    blocks = p.reshape(*p.shape[:-1], -1, BLOCK)
-    ends = jnp.cumsum(blocks.sum(-1), -1)
-    threshold = uniform * ends[..., -1]
-    block = jnp.argmax(ends > threshold[..., None], -1)
-    chosen = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
-    before = jnp.take_along_axis(ends, block[..., None], -1)[..., 0] - chosen.sum(-1)
-    inside = jnp.cumsum(chosen, -1)
-    last = BLOCK - 1 - jnp.argmax((chosen > 0)[..., ::-1], -1)  # rounding may leave the threshold beyond
-    first = jnp.argmax(inside > (threshold - before)[..., None], -1)
-    found = jnp.any(inside > (threshold - before)[..., None], -1)
-    return (block * BLOCK + jnp.where(found, first, last)).astype(jnp.int32)
+    p = p.reshape(*p.shape[:-1], -1, BLOCK)
+    blocks = p.sum(-1)
+    block, rest = _pick(blocks, uniform * blocks.sum(-1))
+    word, _ = _pick(jnp.take_along_axis(p, block[..., None, None], -2)[..., 0, :], rest)
+    return (block * BLOCK + word).astype(jnp.int32)
 
 
 @functools.partial(
