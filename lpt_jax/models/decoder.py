@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from lpt_jax.errors import InputError
+from lpt_jax.models.products import product
 
 MASKED = -1e30  # finite: a fully masked row gives a mean, not NaN
 CHUNK = 128  # queries per block of chunked attention
@@ -166,12 +167,11 @@ def norm(x: jax.Array, scale: jax.Array, spec: DecoderSpec) -> jax.Array:
 def dense(x: jax.Array, w: dict, name: str, spec: DecoderSpec) -> jax.Array:
     """x @ w[name] (+ LoRA, + bias) in spec.dtype, accumulated and returned in float32."""
 
-    def product(a, b):
-        return jnp.matmul(a.astype(spec.dtype), b.astype(spec.dtype), preferred_element_type=jnp.float32)
-
-    y = product(x, w[name])
+    y = product(x, w[name], spec.dtype)
     if f"{name}_lora_a" in w:
-        y += spec.lora_scale * product(product(x, w[f"{name}_lora_a"]), w[f"{name}_lora_b"])
+        y += spec.lora_scale * product(
+            product(x, w[f"{name}_lora_a"], spec.dtype), w[f"{name}_lora_b"], spec.dtype
+        )
     if f"{name}_bias" in w:
         y += w[f"{name}_bias"].astype(jnp.float32)
     return y

@@ -9,6 +9,7 @@ from flax import nnx
 
 from lpt_jax.array_types import Array, Embeddings, Float, Mask, Tokens
 from lpt_jax.errors import InputError
+from lpt_jax.models.products import product
 from lpt_jax.models.decoder import hash_name
 
 
@@ -106,7 +107,7 @@ def hidden_states(spec: EncoderSpec, weights: dict, tokens: Tokens, mask: Mask, 
     Matrix products read `dtype` and accumulate in float32; norms and softmax are float32.
     `remat` recomputes each layer in the backward pass.
     """
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    mix = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     bias = jnp.where(mask, 0.0, jnp.float32(-1e9))[:, None, None]  # finite: so is an empty row
     tables = [weights["word"][tokens], weights["position"][positions], weights["type"][:1]]
@@ -115,14 +116,12 @@ def hidden_states(spec: EncoderSpec, weights: dict, tokens: Tokens, mask: Mask, 
     heads = (*tokens.shape, spec.heads, spec.width // spec.heads)
 
     def layer(x, w):
-        dense = lambda x, name: (  # noqa: E731
-            product("btd,df->btf", x.astype(dtype), w[name].astype(dtype)) + w[f"{name}_bias"]
-        )
+        dense = lambda x, name: product(x, w[name], dtype) + w[f"{name}_bias"]  # noqa: E731
         q, k, v = (dense(x, name).reshape(heads).astype(dtype).swapaxes(1, 2) for name in "qkv")
-        scores = product("bhqd,bhkd->bhqk", q, k) * (heads[-1] ** -0.5) + bias
+        scores = mix("bhqd,bhkd->bhqk", q, k) * (heads[-1] ** -0.5) + bias
         # a softmax that divides after the mixing, where there is less to divide: half the time on CPU
         weight = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        mixed = product("bhqk,bhkd->bhqd", weight.astype(dtype), v) / weight.sum(-1, keepdims=True)
+        mixed = mix("bhqk,bhkd->bhqd", weight.astype(dtype), v) / weight.sum(-1, keepdims=True)
         mixed = mixed.swapaxes(1, 2).reshape(x.shape)
         x = _norm(x + dense(mixed, "o"), w["attn_norm_scale"], w["attn_norm_bias"], spec.norm_eps)
         mlp = dense(jax.nn.gelu(dense(x, "up"), approximate=False), "down")
