@@ -121,8 +121,8 @@ def default() -> ml_collections.ConfigDict:
     )
     c.evaluation = _dict(
         metric="ndcg",  # decides which state is best: ndcg, ndcg@10, mrr, …
-        max_users=0,  # validation sessions used; 0 = all (the test always uses all)
-        max_test_sessions=0,  # 0 = all
+        max_users=0,  # validation sessions used, a fixed sample; 0 = all
+        max_test_sessions=0,  # test sessions used, a fixed sample; 0 = all
         baselines="random,popularity,last_item,history_text,history_trained,zero_shot",
         bootstrap=10000,
         samples=4,  # users shown before and after in the report

@@ -22,7 +22,7 @@ def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: d
     Returns:
       what results.json holds.
     """
-    found = r.split_sessions("test")
+    found = r.sessions["test"]
     users, names, config = [s.user for s in found], list(stages), r.config
     untrained, ranks, texts = stages[names[0]][1], {}, {}
     items = r.embed_catalogue(untrained)
@@ -76,7 +76,7 @@ def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: d
 
 def samples(r: ProfileRecommender, names: list[str], texts: dict, ranks: dict) -> list[dict]:
     """A few test users, spread evenly: history, profile before and after, targets and their ranks."""
-    found, titles = r.split_sessions("test"), r.data.catalogue.titles
+    found, titles = r.sessions["test"], r.data.catalogue.titles
     rows = np.linspace(0, len(found) - 1, min(r.config.evaluation.samples, len(found)), dtype=int)
     shown = []
     for i in rows:

@@ -58,6 +58,14 @@ class ProfileRecommender:
         if not all(self.data.sessions[split] for split in ("train", "validation", "test")):
             sizes = ", ".join(f"{k}: {len(v)}" for k, v in self.data.sessions.items())
             raise InputError(f"A split has no sessions ({sizes}): lower data.core or data.min_history, or add data.")
+        self.sessions = dict(self.data.sessions)  # those that are used
+        caps = {"validation": config.evaluation.max_users, "test": config.evaluation.max_test_sessions}
+        for split, cap in caps.items():
+            if 0 < cap < (n := len(self.sessions[split])):
+                rows = np.sort(np.random.default_rng(0).permutation(n)[:cap])  # the same for every seed of the run
+                self.sessions[split] = [self.sessions[split][i] for i in rows]
+                self.data.counts[f"{split} sessions left out by config.evaluation"] = n - cap
+                self.data.protocol += f" Of {n} {split} sessions a fixed sample of {cap} is used."
         self.mesh = devices.make_mesh(config.mesh)
         self.key = jax.random.key(config.seed)
         writer, ranker = load_models(config)
@@ -75,7 +83,7 @@ class ProfileRecommender:
         self.reference = {} if is_lora else jax.tree.map(jnp.copy, trainable)
         self.initial_policy = trainable
         self.prompts, lengths = {}, []
-        for split, found in self.data.sessions.items():
+        for split, found in self.sessions.items():
             rows = [prompts.encode_prompt(s, self.data.catalogue, config.data, config.prompt, writer.tokenizer)
                     for s in found]  # fmt: skip
             self.data.counts[f"{split} prompts without room for an item"] = sum(kept == 0 for _, kept in rows)
@@ -137,15 +145,9 @@ class ProfileRecommender:
         """N, the number of items that are ranked."""
         return len(self.data.catalogue.ids)
 
-    def split_sessions(self, split: str) -> list:
-        """The sessions of a split that are used: validation and test may be capped by config.evaluation."""
-        cap = {"validation": self.config.evaluation.max_users, "test": self.config.evaluation.max_test_sessions}
-        found = self.data.sessions[split]
-        return found[: cap[split]] if cap.get(split) else found
-
     def write(self, split: str, file: Path | None, seed: int, temperature: float, copy: int = 0) -> list[str]:
         """One profile per session of a split with the writer's policy; `file` keeps them, so a killed run goes on."""
-        found, lines = self.split_sessions(split), trackers.read_jsonl(file) if file else []
+        found, lines = self.sessions[split], trackers.read_jsonl(file) if file else []
         known = {line["row"]: line["profile"] for line in lines}
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -160,20 +162,20 @@ class ProfileRecommender:
                 self.interrupt.check(f"profiles in {file}")
 
         numbers = np.arange(len(found)) + copy * len(found)
-        return self.writer.write(self.prompts[split][: len(found)], numbers, jax.random.fold_in(self.key, seed),
+        return self.writer.write(self.prompts[split], numbers, jax.random.fold_in(self.key, seed),
                                  temperature, f"{split} profiles", known, keep if file else None)  # fmt: skip
 
     def history_texts(self, split: str) -> list[str]:
         """The raw texts of the histories' latest items, as many as prompts show."""
         last = self.config.prompt.history_items
-        return [prompts.history_text(s, self.data.catalogue, last) for s in self.split_sessions(split)]
+        return [prompts.history_text(s, self.data.catalogue, last) for s in self.sessions[split]]
 
     def ranks(self, encoder: dict, texts: list[str], split: str, items: jax.Array | None = None, cut: bool = False):
         """Ranks Int[S, M] of a split's targets by these profiles (an invalid profile ranks all its targets last).
 
         cut: the texts are raw histories, latest item first: over-long ones are cut to fit and count.
         """
-        found = self.split_sessions(split)
+        found = self.sessions[split]
         items = self.embed_catalogue(encoder) if items is None else items
         embedded, valid = self.embed_profiles(encoder, texts)
         ranks = ranking.session_ranks(embedded, items, found, self.count)
@@ -181,6 +183,6 @@ class ProfileRecommender:
 
     def validation(self, ranks: np.ndarray) -> dict:
         """Validation metrics of ranks, and the held-out reward's own metric part."""
-        users = [s.user for s in self.split_sessions("validation")]
+        users = [s.user for s in self.sessions["validation"]]
         names = {"ndcg", "ndcg@10", "mrr", "recall@10", self.config.evaluation.metric}
         return {f"val/{name}": metrics.mean(ranks, users, name) for name in sorted(names)}

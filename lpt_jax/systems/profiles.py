@@ -28,7 +28,7 @@ from lpt_jax.recommender import ProfileRecommender
 def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encoder") -> loop.Phase:
     """CL: fresh profiles of all training sessions (or, for the control, the history's raw text) ↔ next items."""
     settings, data, held = r.config.contrastive, r.data, {}
-    train = data.sessions["train"]
+    train = r.sessions["train"]
 
     def begin(state, position):
         if part == "control":
@@ -81,7 +81,7 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
 
 def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
     """RLSO: sample G profiles per user, rank the whole catalogue by each, reward, several epochs of updates."""
-    settings, train, held = r.config.policy, r.data.sessions["train"], {}
+    settings, train, held = r.config.policy, r.sessions["train"], {}
     static = {"start": r.start, "temperature": settings.temperature, "chunk": settings.logits_chunk}
 
     def begin(state, position):
