@@ -18,7 +18,8 @@ INSTRUCTIONS = {
     "\n\n{items}",
     "genres": "A person has {did} these {kind}:\n\n{items}\n\nIn one sentence, name the genres, "
     "eras and moods of {kind} this person likes.",
-    "taste": "Describe in one sentence the taste of a person who has {did} these {kind}:\n\n{items}",
+    "kinds": "A person has {did} these {kind}:\n\n{items}\n\nIn one sentence, name the brands and kinds of {kind} "
+    "this person likes.",
     "tiny": "Name the genres of {kind} this user likes.\n\n{items}",
 }
 DID = {  # (ratings are shown, reviews are shown) -> the verb
