@@ -36,12 +36,13 @@ def get_config(variant: str = ""):
     )
     c.profile.update(max_tokens=32, batch=32)
     c.contrastive.update(
-        steps=100, batch=64, temperature=0.05, learning_rate=1e-4, sampling_temperature=0.7, evaluate_every=25
+        steps=80, batch=64, temperature=0.05, learning_rate=1e-4, sampling_temperature=0.7, evaluate_every=40
     )
     c.policy.update(
-        steps=24, users=16, samples=4, temperature=0.7, learning_rate=1e-4, kl_coef=0.001, baseline="user",
-        epochs=2, warmup=3, logits_chunk=1024, evaluate_every=12,
+        steps=20, users=16, samples=4, temperature=0.7, learning_rate=1e-4, kl_coef=0.001, baseline="user",
+        epochs=2, warmup=3, logits_chunk=1024, evaluate_every=10,
     )  # fmt: skip
+    c.evaluation.max_users = 64
     return choose(c, variant, long=long)
 
 
@@ -51,4 +52,5 @@ def long(c):
     c.data.update(windows=2)
     c.contrastive.update(steps=200, evaluate_every=40)
     c.policy.update(steps=60, evaluate_every=20)
+    c.evaluation.max_users = 0
     return c

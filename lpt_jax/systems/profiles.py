@@ -134,6 +134,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         )
         log_ratio = jnp.sum(old - reference, -1)
         parts = rewards.parts(value, valid, log_ratio, settings.kl_coef)
+        jax.block_until_ready(log_ratio)
         lap("scoring")
         whitened = rewards.whiten(parts["total"], settings.baseline) if settings.whiten else parts["total"]
         size = settings.users // settings.minibatches
