@@ -144,7 +144,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
                        item_fields="title,genres", prompt_fields="title,genres,rating")
     config.decoder.update(source="tiny", dtype="float32")
     config.encoder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
-    config.prompt.update(max_tokens=96, history_items=6, style="tiny", buckets=1)
+    config.prompt.update(max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1)
     config.profile.update(max_tokens=8, batch=16)
     config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
     config.policy.update(steps=2, users=8, samples=2, evaluate_every=2, epochs=2, warmup=1, last_layers=1,
