@@ -245,8 +245,16 @@ def trained(config, workdir: Path):
 
 
 def write_profiles(config, workdir: Path, output: Path, split: str) -> list[str]:
-    """Writes one greedy profile per session of a split with the trained policy, as JSON lines, resumable."""
-    r, *_ = trained(config, workdir)
-    texts = r.write(split, output, 0, 0.0)
+    """Writes one greedy profile per session of a split with the trained policy, as JSON lines.
+
+    While it is written the file is called after the checkpoint, so that a killed call goes on where it was and never mixes
+    two policies; a file that is there is not overwritten.
+    """
+    if output.exists():
+        raise InputError(f"{output} is there already: name another --output, or move it away.")
+    r, _, _, note = trained(config, workdir)
+    part = output.with_name(f"{output.name}.{split}-{note['global_step']}.part")
+    texts = r.write(split, part, 0, 0.0)
+    part.rename(output)
     print(f"lpt_jax: {len(texts)} profiles of {split} users in {output}")
     return texts
