@@ -9,6 +9,9 @@ from lpt_jax import config as config_lib
 from lpt_jax.main import main
 from tests.conftest import ROOT
 
+MESH = {
+    "movies_tv_llama": ["--config.mesh.data=-1", "--config.mesh.fsdp=1"]
+}  # saves compiling; Gemma's stays fsdp
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
@@ -32,10 +35,8 @@ def trained(tmp_path_factory):
     def train(name):
         if name not in done:
             done[name] = tmp_path_factory.mktemp("runs") / name
-            assert (
-                main(["main", f"--config={ROOT}/configs/{name}.py:tiny", f"--workdir={done[name]}"])
-                == 0
-            )
+            typed = [f"--config={ROOT}/configs/{name}.py:tiny", f"--workdir={done[name]}"]
+            assert main(["main", *typed, *MESH.get(name, [])]) == 0
         return done[name]
 
     return train
