@@ -93,24 +93,23 @@ class Tracker:
     def resume(self, iteration: int = -1, phase: str = "", step: int = -1):
         """Drops what was written after that step, so that a resumed run writes nothing twice.
 
-        Without arguments everything goes. Records are in the order of time, so that other phases
-        of the iteration count as later when they come after this one's records.
+        Without arguments everything goes. What came before is read from metrics.jsonl, which is in the order of time:
+        an iteration may come after a later one's (the control's), and a phase may have no samples.
         """
         self.close()
-        purge_step = 0
+        metrics, place = read_jsonl(self.workdir / "metrics.jsonl"), (iteration, phase)
+
+        def at(record):
+            return record["iteration"], record["phase"]
+
+        end = max([i + 1 for i, record in enumerate(metrics) if at(record) == place], default=0)
+        begun, purge_step = {at(record) for record in metrics[:end]}, 0
         for name in self.files:
-            kept = []
-            for record in read_jsonl(self.workdir / f"{name}.jsonl"):
-                here = (record["iteration"], record["phase"]) == (iteration, phase)
-                seen = kept and (kept[-1]["iteration"], kept[-1]["phase"]) == (iteration, phase)
-                if record["iteration"] > iteration or here and record["step"] > step:
-                    break
-                if seen and not here:
-                    break
-                kept.append(record)
-            text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-            write_file(self.workdir / f"{name}.jsonl", text)
-            purge_step = max([purge_step] + [record["global_step"] + 1 for record in kept])
+            path = self.workdir / f"{name}.jsonl"
+            records = metrics[:end] if name == "metrics" else read_jsonl(path)
+            kept = [r for r in records if at(r) in begun and (at(r) != place or r["step"] <= step)]
+            write_file(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+            purge_step = max([purge_step] + [r["global_step"] + 1 for r in kept])
         self._open(purge_step)
 
     def close(self):
