@@ -1,0 +1,291 @@
+"""The loop with phases of tiny arrays: places, best states, stops, and kills at every event."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpt_jax import checkpoints, trackers
+from lpt_jax.config import default
+from lpt_jax.errors import InputError
+from lpt_jax.learning import loop
+from tests.conftest import ROOT
+
+STEPS = {"contrastive": 4, "policy": 3}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of the loop may catch it."""
+
+
+def nothing(*event):
+    pass
+
+
+def make_phase(
+    name, part, happens=nothing, steps=0, values=None, keep_best=True, evaluate_every=1, **wrong
+):
+    """A phase whose state depends on the order of all its steps; validation n is values[n]."""
+    steps = steps or STEPS[name]
+    values = values or range(steps + 1)
+
+    def begin(state, position):
+        happens("begin", position)
+
+    def step(state, step):
+        happens("step", name, step)
+        state[part] = {"w": state[part]["w"] * 1.5 + step}
+        state[f"{part}_optimiser"] = {"count": state[f"{part}_optimiser"]["count"] + 1}
+        value = wrong.get("value") if step == wrong.get("at") else float(state[part]["w"][0])
+        return state, {"loss": 1.0, "grad_norm": 1.0} | {wrong.get("metric", "loss"): value}
+
+    def validate(state):
+        done = int(state[f"{part}_optimiser"]["count"])
+        happens("validate", name, done)
+        return {"val/ndcg": float(values[done])}
+
+    settings = types.SimpleNamespace(
+        steps=steps, evaluate_every=evaluate_every, keep_best=keep_best
+    )
+    return loop.Phase(name, 0, part, settings, begin, step, validate)
+
+
+def fresh_state():
+    state = {
+        "encoder": {"w": jnp.ones(3)},
+        "policy": {"w": jnp.arange(2.0)},
+        "control": {"w": jnp.ones(1)},
+    }
+    return state | {f"{part}_optimiser": {"count": jnp.zeros((), jnp.int32)} for part in state}
+
+
+def settings(every=1):
+    config = default()
+    config.checkpoint.every = every
+    return config
+
+
+def run(workdir, phases, every=1, happens=nothing):
+    """One start of the command."""
+    tracker, interrupt = trackers.Tracker(workdir, tensorboard=False), loop.Interrupt()
+    log = tracker.log
+    tracker.log = lambda *a: (happens("log", *a[1:3]), log(*a))
+    try:
+        return loop.run(phases, fresh_state(), settings(every), workdir, tracker, interrupt)
+    finally:
+        tracker.close()
+        interrupt.close()
+
+
+def two_phases(happens=nothing, **options):
+    return [
+        make_phase("contrastive", "encoder", happens, **options),
+        make_phase("policy", "policy", happens, **options),
+    ]
+
+
+def records(workdir):
+    return trackers.read_jsonl(workdir / "metrics.jsonl")
+
+
+def arrays(state):
+    return {
+        (part, name): np.asarray(a).tolist()
+        for part, tree in state.items()
+        for name, a in tree.items()
+    }
+
+
+def after(start, steps):
+    """The weights after these steps."""
+    w = np.asarray(start, np.float32)
+    for step in range(steps):
+        w = w * 1.5 + step
+    return w.tolist()
+
+
+def test_runs_all_phases_and_keeps_their_places(tmp_path):
+    state, note = run(tmp_path, two_phases())
+    places = [(r["phase"], r["step"], r["global_step"]) for r in records(tmp_path)]
+    assert places == [("contrastive", s, s) for s in range(5)] + [
+        ("policy", s, 4 + s) for s in range(4)
+    ]
+    assert (note["position"], note["step"], note["global_step"]) == (2, 0, 7)
+    assert set(note["seconds"]) == {"contrastive", "policy"} and min(note["seconds"].values()) > 0
+    assert arrays(state)["encoder", "w"] == after(np.ones(3), 4)
+    assert arrays(state)["policy", "w"] == after(np.arange(2.0), 3)
+
+
+def test_a_phase_ends_with_its_best_state(tmp_path, capsys):
+    """Of validations .1 .5 .3 .5 .2 the first .5 is best; the optimiser's state stays the last one."""
+    phases = [make_phase("contrastive", "encoder", values=[0.1, 0.5, 0.3, 0.5, 0.2])]
+    state, _ = run(tmp_path, phases)
+    assert arrays(state)["encoder", "w"] == after(np.ones(3), 1)
+    assert int(state["encoder_optimiser"]["count"]) == 4
+    assert "best state by validation, step 1" in capsys.readouterr().out
+    kept = checkpoints.Checkpoints(loop.stage_folder(tmp_path, 0, phases[0]), 1)
+    assert kept.latest() == 1 and kept.note(1)["validation"] == 0.5
+    last = checkpoints.Checkpoints(tmp_path / "checkpoints" / "last", 2)
+    assert arrays(last.restore(last.latest(), fresh_state())) == arrays(state)
+
+
+def test_the_state_before_the_first_step_can_be_best(tmp_path):
+    state, _ = run(
+        tmp_path, [make_phase("contrastive", "encoder", values=[0.9, 0.5, 0.3, 0.5, 0.2])]
+    )
+    assert arrays(state)["encoder", "w"] == [1.0, 1.0, 1.0]
+
+
+def test_without_keep_best_a_phase_ends_with_its_last_state(tmp_path):
+    phases = [
+        make_phase("contrastive", "encoder", values=[0.9, 0.5, 0.3, 0.5, 0.2], keep_best=False)
+    ]
+    state, _ = run(tmp_path, phases)
+    assert arrays(state)["encoder", "w"] == after(np.ones(3), 4)
+    kept = checkpoints.Checkpoints(loop.stage_folder(tmp_path, 0, phases[0]), 1)
+    assert kept.latest() == 4  # what the test's row of this phase is made from
+
+
+def test_validates_on_its_period_and_at_the_end(tmp_path):
+    run(tmp_path, [make_phase("contrastive", "encoder", evaluate_every=3)])
+    assert [r["step"] for r in records(tmp_path) if "val/ndcg" in r] == [0, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("every", "keep_best"), [(1, True), (2, True), (100, True), (2, False)], ids=str
+)
+def test_killed_at_every_event_ends_as_if_never_killed(tmp_path, every, keep_best):
+    """Each start dies at the first event at which none has died before: in steps, validations, logs, begins."""
+    options = {"values": [0.1, 0.5, 0.3, 0.2, 0.4], "keep_best": keep_best}
+    wanted, note = run(tmp_path / "whole", two_phases(**options), every)
+    died = set()
+
+    def happens(*event):
+        if event not in died:
+            died.add(event)
+            raise Killed
+
+    starts, state = 0, None
+    while state is None:
+        starts += 1
+        assert starts < 60
+        try:
+            state, found = run(
+                tmp_path / "killed", two_phases(happens, **options), every, happens=happens
+            )
+        except Killed:
+            pass
+    assert starts > 20
+    assert arrays(state) == arrays(wanted)
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    places = ("position", "step", "global_step", "best")
+    assert [found[k] for k in places] == [note[k] for k in places]
+
+
+def killed_at_rename(workdir, target):
+    """Starts the run in a process that kills itself just before a checkpoint's temporary folder is renamed."""
+    code = (
+        "import os, signal, sys, pathlib; from tests.learning import test_loop as t\n"
+        "workdir, target = pathlib.Path(sys.argv[1]), sys.argv[2]\n"
+        "def hook(event, args):\n"
+        "    if event == 'os.rename' and str(args[1]).endswith(target): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(hook); t.run(workdir, t.two_phases(values=[.1, .5, .3, .2, .4]))"
+    )
+    command = [sys.executable, "-c", code, workdir, target]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.parametrize("target", ["last/3", "0-contrastive/1"])
+def test_killed_inside_a_checkpoint(tmp_path, target):
+    done = killed_at_rename(tmp_path / "killed", target)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    folder, _, number = target.partition("/")
+    left = os.listdir(tmp_path / "killed" / "checkpoints" / folder)
+    assert number not in left and [name for name in left if name.startswith(f"{number}.")]
+    options = {"values": [0.1, 0.5, 0.3, 0.2, 0.4]}
+    state, _ = run(tmp_path / "killed", two_phases(**options))
+    wanted, _ = run(tmp_path / "whole", two_phases(**options))
+    assert arrays(state) == arrays(wanted)
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("metric", "value"), [("loss", float("nan")), ("grad_norm", float("inf"))])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, metric, value):
+    """The third of five steps breaks; the checkpoint of the second can be gone on from, with a smaller rate."""
+    broken = make_phase("contrastive", "encoder", at=2, metric=metric, value=value)
+    with pytest.raises(
+        InputError, match=f"contrastive: {metric} is not finite at step 3 of iteration 1"
+    ):
+        run(tmp_path, [broken])
+    assert records(tmp_path)[-1]["step"] == 3 and records(tmp_path)[-1]["not_finite"] == [metric]
+    last = checkpoints.Checkpoints(tmp_path / "checkpoints" / "last", 2)
+    assert last.latest() == 2 and last.note(2)["step"] == 2
+    assert arrays(last.restore(2, fresh_state()))["encoder", "w"] == after(np.ones(3), 2)
+    state, _ = run(tmp_path, [make_phase("contrastive", "encoder")])
+    assert arrays(state)["encoder", "w"] == after(np.ones(3), 4)
+    assert [r["step"] for r in records(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_asked_to_stop_saves_and_says_so(tmp_path, capsys):
+    """SIGTERM in the third step: that step is finished and saved, although checkpoints are due every 100."""
+
+    def happens(*event):
+        if event == ("step", "contrastive", 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "stopped", two_phases(happens), every=100)
+    assert stopped.value.code == 143
+    said = "lpt_jax: stopped as asked; saved step 3 of contrastive. The same command goes on from there.\n"
+    assert said in capsys.readouterr().out
+    seen = []
+    state, _ = run(tmp_path / "stopped", two_phases(lambda *e: seen.append(e)), every=100)
+    assert [e for e in seen if e[:2] == ("step", "contrastive")] == [("step", "contrastive", 3)]
+    wanted, _ = run(tmp_path / "whole", two_phases(), every=100)
+    assert arrays(state) == arrays(wanted) and records(tmp_path / "stopped") == records(
+        tmp_path / "whole"
+    )
+
+
+def test_signals_are_given_back_and_a_second_interrupt_stops_at_once():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    interrupt = loop.Interrupt()
+    interrupt.check()
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(loop.Stop):
+        interrupt.check()
+    interrupt.close()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_resumes_in_a_control_that_comes_after_all_iterations(tmp_path):
+    """Its iteration 0 comes later than the other phases' iteration 1, whose records must stay."""
+
+    def phases(happens=nothing):
+        order = [("contrastive", "encoder", 0), ("policy", "policy", 0), ("contrastive", "encoder", 1),
+                 ("policy", "policy", 1), ("control", "control", 0), ("control", "control", 1)]  # fmt: skip
+        made = [
+            make_phase(name, part, happens, steps=2, values=range(9)) for name, part, _ in order
+        ]
+        return [dataclasses.replace(p, iteration=i) for p, (_, _, i) in zip(made, order)]
+
+    def happens(*event):
+        if event == ("step", "control", 1):
+            raise Killed
+
+    whole = run(tmp_path / "whole", phases())
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", phases(happens))
+    assert arrays(run(tmp_path / "killed", phases())[0]) == arrays(whole[0])
+    assert (
+        records(tmp_path / "killed") == records(tmp_path / "whole")
+        and len(records(tmp_path / "whole")) == 18
+    )
