@@ -131,7 +131,11 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
         chat = messages(session, catalogue, data_config, prompt_config, keep, control)
         return list(_encode(chat, tokenizer)) + start
 
-    start = tokenizer(prompt_config.start, add_special_tokens=False)["input_ids"] if prompt_config.start else []
+    start = (
+        tokenizer(prompt_config.start, add_special_tokens=False)["input_ids"]
+        if prompt_config.start
+        else []
+    )
     total = len(render(0))
     if total > budget:
         raise InputError(

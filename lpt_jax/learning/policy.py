@@ -29,9 +29,16 @@ def split(spec: DecoderSpec, weights: dict, settings, key: jax.Array) -> tuple[d
 
         lora = low_rank.attach(spec, weights, settings.lora.targets, settings.lora.rank, key)
         trunk_layers = {name: w[:0] for name, w in weights["layers"].items()}
-        return {"embed": weights["embed"], "layers": trunk_layers}, others | {"layers": weights["layers"]}, lora
+        return (
+            {"embed": weights["embed"], "layers": trunk_layers},
+            others | {"layers": weights["layers"]},
+            lora,
+        )
     start = max(spec.layers - settings.last_layers, 0)
-    trunk = {"embed": weights["embed"], "layers": {n: w[:start] for n, w in weights["layers"].items()}}
+    trunk = {
+        "embed": weights["embed"],
+        "layers": {n: w[:start] for n, w in weights["layers"].items()},
+    }
     trainable = {"layers": {n: w[start:] for n, w in weights["layers"].items()}}
     trainable |= {n: w for n, w in others.items() if n in ("final_norm", "head")}
     upper = {"embed": weights["embed"], "layers": {}} if spec.tied else {"layers": {}}
@@ -51,7 +58,9 @@ def score(spec: DecoderSpec, upper: dict, profiles: Profiles, context_mask: jax.
     """
     batch, samples, length, width = profiles.hidden.shape
     x = jnp.concatenate([profiles.context, profiles.hidden.reshape(batch, -1, width)], 1)
-    x, _ = decoder.run(spec, upper["layers"], x, context_mask, samples, start=start, remat=remat, last=True)
+    x, _ = decoder.run(
+        spec, upper["layers"], x, context_mask, samples, start=start, remat=remat, last=True
+    )
     x = x.reshape(batch, samples, length, width)
     found = decoder.log_probs(spec, upper, x, profiles.tokens, temperature, chunk)
     return jnp.where(profiles.mask, found, 0.0)
@@ -66,7 +75,9 @@ def rebel(new, old, mask, rewards, *, eta: float, clip_ratio: float = 0.0) -> ja
     With a = Δ − η r, the sum over pairs i < j of (a_i − a_j)² is G Σ a² − (Σ a)² (papers.md §1; arXiv 2404.16767).
     """
     a = jnp.sum(jnp.where(mask, new - old, 0.0), -1) - eta * rewards
-    a = a - jax.lax.stop_gradient(a.mean(1, keepdims=True))  # pairs don't see a shift: less cancellation
+    a = a - jax.lax.stop_gradient(
+        a.mean(1, keepdims=True)
+    )  # pairs don't see a shift: less cancellation
     samples = a.shape[1]
     pairs = samples * jnp.sum(a * a, 1) - jnp.sum(a, 1) ** 2
     return jnp.mean(pairs / (samples * (samples - 1) / 2))
@@ -101,7 +112,17 @@ LOSSES = {"rebel": rebel, "rloo": rloo, "grpo": grpo}
 
 @functools.partial(
     jax.jit,
-    static_argnames=("spec", "optimiser", "loss", "start", "temperature", "chunk", "remat", "eta", "clip_ratio"),
+    static_argnames=(
+        "spec",
+        "optimiser",
+        "loss",
+        "start",
+        "temperature",
+        "chunk",
+        "remat",
+        "eta",
+        "clip_ratio",
+    ),
     donate_argnames=("trainable", "optimiser_state"),
 )
 def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, profiles: Profiles,

@@ -9,8 +9,8 @@ from flax import nnx
 
 from lpt_jax.array_types import Array, Embeddings, Float, Mask, Tokens
 from lpt_jax.errors import InputError
-from lpt_jax.models.products import product
 from lpt_jax.models.decoder import hash_name
+from lpt_jax.models.products import product
 
 
 @dataclasses.dataclass(frozen=True)
