@@ -1,0 +1,289 @@
+"""RLSO: the losses against their equations, what trains, and one device against eight."""
+
+import dataclasses
+import itertools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpt_jax import devices
+from lpt_jax.generation import Profiles
+from lpt_jax.learning import optimisers, policy
+from lpt_jax.models import decoder
+from tests.tiny_models import SPECS, full_logits, joined, random_weights
+
+# ---- losses
+
+
+def rollout(seed=0, batch=3, samples=4, length=5):
+    rng = np.random.default_rng(seed)
+    new, old = -rng.exponential(1, (2, batch, samples, length))
+    mask = np.arange(length) < rng.integers(1, length + 1, (batch, samples, 1))
+    return new, old, mask, rng.standard_normal((batch, samples))
+
+
+def rebel(new, old, mask, rewards, eta, clip_ratio):
+    """papers.md §1, pair by pair."""
+    terms = []
+    for user in range(len(new)):
+        moved = [(new[user, g] - old[user, g])[mask[user, g]].sum() for g in range(new.shape[1])]
+        for i, j in itertools.combinations(range(new.shape[1]), 2):
+            difference = rewards[user, i] - rewards[user, j]
+            terms.append((moved[i] - moved[j] - eta * difference) ** 2)
+    return np.mean(terms)
+
+
+def rloo(new, old, mask, rewards, eta, clip_ratio):
+    terms = []
+    for user, sample in np.ndindex(rewards.shape):
+        others = [r for j, r in enumerate(rewards[user]) if j != sample]
+        at = mask[user, sample]
+        ratio = np.exp((new[user, sample] - old[user, sample])[at].sum())
+        terms.append(-(rewards[user, sample] - np.mean(others)) * ratio)
+    return np.mean(terms)
+
+
+def grpo(new, old, mask, rewards, eta, clip_ratio):
+    terms = []
+    for user, sample in np.ndindex(rewards.shape):
+        advantage = (rewards[user, sample] - rewards[user].mean()) / (rewards[user].std() + 1e-4)
+        ratio = np.exp(new[user, sample] - old[user, sample])[mask[user, sample]]
+        clipped = np.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
+        terms.append(-np.minimum(ratio * advantage, clipped * advantage).mean())
+    return np.mean(terms)
+
+
+@pytest.mark.parametrize("transcribed", [rebel, rloo, grpo])
+def test_losses_are_their_equations(transcribed):
+    settings = dict(eta=0.7, clip_ratio=0.3)
+    new, old, mask, rewards = rollout()
+    loss = jax.jit(
+        lambda new, old: policy.LOSSES[transcribed.__name__](new, old, mask, rewards, **settings)
+    )
+    wanted = transcribed(new, old, mask, rewards, **settings)
+    found, gradient = jax.jit(jax.value_and_grad(loss))(new, old)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    for at in [
+        (0, 0, 0),
+        (1, 2, 0),
+        (2, 3, 1),
+    ]:  # its gradient by differences of the float64 transcription
+        step = np.zeros_like(new)
+        step[at] = 1e-6
+        sides = [transcribed(new + s, old, mask, rewards, **settings) for s in (step, -step)]
+        np.testing.assert_allclose(gradient[at], (sides[0] - sides[1]) / 2e-6, rtol=1e-3, atol=1e-5)
+    noise = np.where(mask, 0, np.random.default_rng(1).standard_normal(mask.shape))
+    np.testing.assert_allclose(loss(new + noise, old - noise), found, rtol=1e-6)
+    assert not np.asarray(gradient)[~mask].any()
+
+
+def test_two_samples_by_hand():
+    new = np.array([[[-1.0, -2.0], [-3.0, -9.0]]], np.float32)
+    old = np.array([[[-1.5, -2.5], [-2.0, -1.0]]], np.float32)
+    mask = np.array([[[True, True], [True, False]]])  # moved by +1 and −1
+    rewards = np.array([[1.0, 0.5]], np.float32)
+    losses = policy.LOSSES.items()
+    found = jax.jit(lambda *a: {name: loss(*a, eta=2.0, clip_ratio=0.2) for name, loss in losses})
+    found = found(new, old, mask, rewards)
+    np.testing.assert_allclose(found["rebel"], (1 - -1 - 2.0 * 0.5) ** 2)  # = 1
+    # advantages ± 0.5, ratios e and 1 / e
+    np.testing.assert_allclose(found["rloo"], -(0.5 * np.e - 0.5 / np.e) / 2, rtol=1e-6)
+    # advantages ± 1; ratios √e twice, counted as 1.2; 1 / e, which as a loss counts as 0.8
+    np.testing.assert_allclose(found["grpo"], -(1.2 - 0.8) / 2, rtol=1e-3)
+
+
+def test_rloo_starts_as_reinforce():
+    """At θ = old the gradient is that of −mean A log π, with the leave-one-out advantage."""
+    _, old, mask, rewards = rollout()
+    gradient = jax.jit(jax.grad(policy.rloo))(old, old, mask, rewards)
+    advantage = [[r - np.mean(np.delete(row, i)) for i, r in enumerate(row)] for row in rewards]
+    wanted = np.where(mask, -np.array(advantage)[..., None] / rewards.size, 0.0)
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-7)
+
+
+# ---- what trains
+
+LORA = types.SimpleNamespace(targets="q|up|down|head", rank=2)
+LAST = types.SimpleNamespace(trains="last_layers", last_layers=1)
+LOW_RANK = types.SimpleNamespace(trains="lora", lora=LORA)
+SETTINGS = {"last_layers": LAST, "lora": LOW_RANK}
+P, T = 6, 4
+
+
+def model(name, trains):
+    spec = dataclasses.replace(SPECS[name], lora_scale=0.5)
+    parts = policy.split(spec, random_weights(spec), SETTINGS[trains], jax.random.key(0))
+    return spec, *parts, parts[0]["layers"]["q"].shape[0]
+
+
+def profiles_of(spec, trunk, users=8, samples=2):
+    """Rollouts of random tokens and ends, with hidden states; the contexts' mask; the inputs."""
+    rng = np.random.default_rng(0)
+    context = rng.integers(3, spec.vocab, (users, P)).astype(np.int32)
+    context_mask = np.arange(P) >= rng.integers(0, P, (users, 1))
+    tokens = rng.integers(3, spec.vocab, (users, samples, T)).astype(np.int32)
+    mask = np.arange(T) < rng.integers(1, T + 1, (users, samples, 1))
+    inputs = np.concatenate(
+        [np.full_like(tokens[..., :1], 5), tokens[..., :-1]], -1
+    )  # all prompts end with a 5
+
+    @jax.jit
+    def below(trunk):
+        x = decoder.embed_tokens(
+            spec, trunk, np.concatenate([context, inputs.reshape(users, -1)], 1)
+        )
+        x, _ = decoder.run(spec, trunk["layers"], x, context_mask, samples)
+        return x[:, :P], x[:, P:].reshape(users, samples, T, -1)
+
+    return Profiles(tokens, mask, None, *below(trunk)), context_mask, (context, inputs)
+
+
+def pointers(tree):
+    return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree) if leaf.size}
+
+
+@pytest.mark.parametrize("trains", SETTINGS)
+@pytest.mark.parametrize("name", ["llama", "gemma2"])  # a head of its own; tied
+def test_split_and_assembled_is_the_model(name, trains):
+    """Scores by parts are the full model's, and nothing that trains lies in a frozen part."""
+    spec, trunk, upper, trainable, start = model(name, trains)
+    assert start == (2 if trains == "last_layers" else 0)
+    assert not pointers(trainable) & (pointers(trunk) | pointers(upper))
+    profiles, context_mask, (context, inputs) = profiles_of(spec, trunk)
+    found = policy.score(spec, policy.assemble(upper, trainable), profiles, context_mask,
+                         start=start, temperature=0.7, chunk=64)  # fmt: skip
+    scores = full_logits(
+        spec, random_weights(spec), *joined(context, context_mask, jnp.asarray(inputs))
+    )[:, P:]
+    wanted = np.asarray(jax.nn.log_softmax(scores / 0.7)).reshape(8, 2, T, -1)
+    wanted = np.take_along_axis(wanted, profiles.tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(found, np.where(profiles.mask, wanted, 0), atol=1e-4)
+    if trains == "lora":  # the reference policy: the base alone
+        reference = policy.score(spec, policy.assemble(upper, {}), profiles, context_mask,
+                                 start=start, temperature=0.7, chunk=64)  # fmt: skip
+        np.testing.assert_allclose(reference, found, atol=1e-5)
+
+
+def test_what_trains():
+    spec, trunk, upper, trainable, _ = model("llama", "last_layers")
+    assert set(trainable) == {"layers", "final_norm", "head"} and set(trainable["layers"]) == set(
+        trunk["layers"]
+    )
+    assert {len(w) for w in trainable["layers"].values()} == {1} and not jax.tree.leaves(upper)
+    spec, trunk, upper, trainable, _ = model("gemma2", "last_layers")
+    assert set(trainable) == {"layers", "final_norm"} and set(upper) == {
+        "embed",
+        "layers",
+    }  # a tied head stays
+    spec, trunk, upper, trainable, _ = model("llama", "lora")
+    names = {f"{n}_lora_{x}" for n in ("q", "up", "down") for x in "ab"}
+    assert set(trainable["layers"]) == names and set(trainable) == {
+        "layers",
+        "head_lora_a",
+        "head_lora_b",
+    }
+    both = types.SimpleNamespace(trains="last_layers", last_layers=9)  # more than there are: all
+    trunk, upper, trainable = policy.split(spec, random_weights(spec), both, None)
+    assert {len(w) for w in trainable["layers"].values()} == {3} and "embed" not in trainable
+
+
+# ---- updates
+
+OPTIMISER = optimisers.adamw(5e-4, 1, 0.0, 1.0)
+STATIC = dict(optimiser=OPTIMISER, loss="rebel", temperature=1.0, chunk=16, eta=1.0, clip_ratio=0.2)
+
+
+def copied(tree):
+    return jax.tree.map(lambda a: np.array(a), tree)
+
+
+def updates(mesh, trains, steps, change=lambda profiles: profiles):
+    """Losses, last metrics, and the trained parts before and after some steps on one batch."""
+    spec, trunk, upper, trainable, start = model("llama", trains)
+    before = copied((trainable, upper))
+    profiles, context_mask, _ = profiles_of(spec, trunk)
+    profiles = change(profiles)
+    rewards = np.random.default_rng(1).standard_normal(profiles.tokens.shape[:2]).astype(np.float32)
+    put = devices.split_batch((profiles, context_mask, rewards), mesh)
+    upper, trainable = devices.place(upper, mesh), devices.place(trainable, mesh)
+    state, losses = devices.place(OPTIMISER.init(trainable), mesh), []
+    score = dict(start=start, temperature=1.0, chunk=16)
+    old = policy.score(spec, policy.assemble(upper, trainable), *put[:2], **score)
+    settings = STATIC | {"start": start, "remat": mesh.size == 1}  # remat changes no number either
+    for _ in range(steps):
+        trainable, state, found = policy.update(
+            spec, upper, trainable, state, *put[:2], old, put[2], **settings
+        )
+        losses.append(float(found["loss"]))
+    jax.tree.map(np.testing.assert_array_equal, copied(upper), before[1])
+    return losses, found, before[0], trainable
+
+
+def one_device():
+    return jax.make_mesh(
+        (1, 1, 1),
+        devices.AXES,
+        devices=jax.devices()[:1],
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    )
+
+
+@pytest.fixture(scope="module")
+def on_one():
+    return {trains: updates(one_device(), trains, 4) for trains in SETTINGS}
+
+
+@pytest.mark.parametrize("trains", SETTINGS)
+def test_updates_lower_the_loss_by_what_trains(on_one, trains):
+    losses, found, before, after = on_one[trains]
+    assert losses[0] > losses[1] > losses[2] > losses[3] and losses[3] < 0.97 * losses[0]
+    rewards = np.random.default_rng(1).standard_normal((8, 2))  # at first nothing has moved
+    np.testing.assert_allclose(losses[0], np.mean((rewards[:, 0] - rewards[:, 1]) ** 2), rtol=1e-4)
+    assert found["grad_norm"] > 0 and found["log_ratio_moved"] > 0
+    still = [
+        jax.tree_util.keystr(path)
+        for (path, a), b in zip(
+            jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True
+        )
+        if np.array_equal(a, b)
+    ]
+    assert still == []
+
+
+@pytest.mark.parametrize("trains, sizes", [
+    ("last_layers", (8, 1, 1)), ("last_layers", (4, 2, 1)), ("last_layers", (2, 2, 2)),
+        ("lora", (2, 2, 2)),
+])  # fmt: skip
+def test_eight_devices_do_what_one_does(on_one, trains, sizes):
+    mesh = devices.make_mesh(dict(zip(devices.AXES, sizes)))
+    losses, found, _, after = updates(mesh, trains, 4)
+    np.testing.assert_allclose(losses, on_one[trains][0], rtol=2e-5)
+    for name, value in on_one[trains][1].items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, err_msg=name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        copied(after),
+        copied(on_one[trains][3]),
+    )
+    placed = devices.place(after, mesh)  # what comes out of a step lies where it went in
+    for (path, a), b in zip(jax.tree.leaves_with_path(after), jax.tree.leaves(placed), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim), jax.tree_util.keystr(path)
+
+
+def test_what_is_behind_a_profiles_end_has_no_influence(on_one):
+    def other_padding(profiles):
+        tokens = np.where(profiles.mask, profiles.tokens, 90)
+        ended = np.concatenate(
+            [np.zeros_like(profiles.mask[..., :1]), ~profiles.mask[..., :-1]], -1
+        )
+        hidden = jnp.where(ended[..., None], 7.0, profiles.hidden)
+        return dataclasses.replace(profiles, tokens=tokens, hidden=hidden)
+
+    losses, _, _, after = updates(one_device(), "last_layers", 4, other_padding)
+    np.testing.assert_allclose(losses, on_one["last_layers"][0], rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), after, on_one["last_layers"][3]
+    )

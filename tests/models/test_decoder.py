@@ -1,0 +1,304 @@
+"""The decoder against transformers, against itself (packed, chunked, cached), and by hand."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from lpt_jax.data.made_up import tiny_tokenizer
+from lpt_jax.errors import InputError
+from lpt_jax.generation import unstack
+from lpt_jax.models import decoder
+from lpt_jax.models.weights import load_decoder
+from tests.tiny_models import SPECS, full_logits, joined, left_padded, random_weights
+
+# ---- equal to transformers
+
+BASE = dict(
+    vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
+    pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+ROPE_LLAMA3 = dict(
+    rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)  # fmt: skip
+ROPE_LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5}
+ROPE_GEMMA3 = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+CONFIGS = {
+    "llama3": ("llama", dict(rope_parameters=ROPE_LLAMA3)),
+    "llama, linear rope, tied": (
+        "llama", dict(tie_word_embeddings=True, rope_parameters=ROPE_LINEAR)
+    ),
+    "qwen2": ("qwen2", dict(head_dim=8)),
+    "qwen2, windows": (
+        "qwen2",
+        dict(head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=2),
+    ),
+    "qwen3": ("qwen3", {}),
+    "gemma": ("gemma", {}),
+    "gemma2": (
+        "gemma2",
+        dict(sliding_window=5, query_pre_attn_scalar=24, attn_logit_softcapping=5.0,
+             final_logit_softcapping=3.0),
+    ),
+    "gemma3": (
+        "gemma3_text",
+        dict(sliding_window=5, query_pre_attn_scalar=24, rope_parameters=ROPE_GEMMA3,
+             layer_types=[LOCAL, LOCAL, GLOBAL, LOCAL]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_equal_transformers(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    model_type, settings = CONFIGS[name]
+    config = transformers.AutoConfig.for_model(
+        model_type, **(BASE | settings), attn_implementation="eager"
+    )
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for parameter in theirs.parameters():
+        parameter.data = 0.3 * torch.randn_like(parameter)
+    theirs.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    loaded = load_decoder(str(tmp_path))
+
+    length = decoder.CHUNK + 12  # more than one block of chunked attention
+    tokens = np.random.default_rng(0).integers(3, 97, (3, length))
+    mask = np.arange(length)[None] >= np.array([0, 7, length - 2])[:, None]
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    with torch.no_grad():
+        inputs = [torch.tensor(a) for a in (tokens, mask.astype(int), positions)]
+        wanted = theirs(inputs[0], attention_mask=inputs[1], position_ids=inputs[2]).logits.numpy()
+    found = decoder.Decoder(loaded.spec, loaded.weights)(jnp.array(tokens), jnp.array(mask))
+    assert np.abs(wanted[mask]).max() > 0.5
+    np.testing.assert_allclose(np.asarray(found)[mask], wanted[mask], atol=1e-4, rtol=0)
+
+
+# ---- specs
+
+
+def test_spec_of_what_configs_say():
+    spec = decoder.spec_from_hf({"model_type": "gemma3", "text_config": BASE | {
+        "model_type": "gemma3_text", "query_pre_attn_scalar": 16, "num_hidden_layers": 7,
+        "sliding_window": 9, "rope_theta": 1e6, "rope_local_base_freq": 2e4,
+        "rope_scaling": {"type": "linear", "factor": 8.0},
+    }})  # fmt: skip
+    assert spec.windows == (9, 9, 9, 9, 9, 0, 9)
+    assert (spec.query_scale, spec.rope_theta, spec.local_rope_theta) == (0.25, 1e6, 2e4)
+    assert (
+        dict(spec.rope_scaling)["factor"] == 8.0 and spec.tied and spec.qk_norm and spec.post_norms
+    )
+    gemma2 = BASE | {"model_type": "gemma2", "query_pre_attn_scalar": 16, "sliding_window": 9}
+    assert decoder.spec_from_hf(gemma2).windows == (9, 0, 9, 0)
+    qwen = decoder.spec_from_hf(BASE | {"model_type": "qwen2", "sliding_window": 9})
+    assert qwen.windows == () and qwen.qkv_bias and not qwen.tied  # use_sliding_window isn't set
+    hash(spec)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "mistral"}, "model_type 'mistral' is not supported"),
+        ({}, "model_type '' is not supported"),
+        ({"model_type": "qwen3", "rope_scaling": {"type": "yarn"}}, "rope scaling 'yarn'"),
+        ({"model_type": "llama", "rope_parameters": {"rope_type": "dynamic"}}, "scaling 'dynamic'"),
+        ({"model_type": "llama", "attention_bias": True}, "this llama model has biases"),
+        ({"model_type": "llama", "mlp_bias": True}, "this llama model has biases"),
+    ],
+)  # fmt: skip
+def test_unsupported_configs_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        decoder.spec_from_hf(BASE | change)
+
+
+def test_rope_by_hand():
+    """Wavelengths 2π · (1, 10, 100, 1000): kept below 64 / 4 = 16, divided by 8 above 64 / 1."""
+    scaling = dict(ROPE_LLAMA3, rope_theta=None)
+    spec = dataclasses.replace(SPECS["llama"], rope_theta=1e4, rope_scaling=tuple(scaling.items()))
+    smooth = (64 / (20 * np.pi) - 1) / 3
+    wanted = [1.0, (1 - smooth) * 0.1 / 8 + smooth * 0.1, 0.01 / 8, 0.001 / 8]
+    [(cos, sin)] = decoder.rope_tables(spec, jnp.array([0, 2]))
+    np.testing.assert_allclose(np.arctan2(sin, cos), [[0] * 4, np.multiply(2, wanted)], rtol=1e-5)
+    spec = dataclasses.replace(spec, local_rope_theta=16.0)
+    (_, local) = decoder.rope_tables(spec, jnp.array([1]))  # windowed layers aren't scaled
+    np.testing.assert_allclose(np.arctan2(local[1], local[0]), [[1, 0.5, 0.25, 0.125]], rtol=1e-5)
+
+
+def test_initial_weights():
+    spec = dataclasses.replace(SPECS["gemma3"], tied=False)
+    weights = decoder.init_weights(spec, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, weights) == decoder.shapes(spec)
+    assert not weights["layers"]["q_norm"].any() and not weights["final_norm"].any()  # 1 + 0
+    assert abs(weights["head"].std() - 0.02) < 1e-3
+    assert not np.allclose(weights["layers"]["k"], weights["layers"]["v"])
+    again = decoder.init_weights(spec, jax.random.key(0))
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, weights, again)))
+
+
+# ---- equal to itself
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_chunked_attention_equals_xla(name):
+    spec = dataclasses.replace(SPECS[name], windows=(150, 0, 5))
+    weights, (tokens, mask) = random_weights(spec), left_padded(2, 2 * decoder.CHUNK + 44)
+    found = [
+        full_logits(dataclasses.replace(spec, attention=kind), weights, tokens, mask)
+        for kind in ("chunked", "xla")
+    ]
+    np.testing.assert_allclose(*(np.asarray(a)[mask] for a in found), atol=2e-5)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "split"))
+def every_pass(spec, weights, context, mask, own, split):
+    """The continuations' hidden states [B, G, T, D] by each way, and the contexts' caches."""
+    (B, G, T), P = own.shape, context.shape[1]
+    layers, lower, upper = (
+        jax.tree.map(lambda w, part=part: w[part], weights["layers"])
+        for part in (slice(None), slice(split), slice(split, None))
+    )
+    rows = decoder.embed_tokens(spec, weights, jnp.concatenate([context, own.reshape(B, -1)], 1))
+    tokens, alone = joined(context, mask, own)
+    plain, kept = decoder.run(spec, layers, decoder.embed_tokens(spec, weights, tokens), alone)
+    plain = plain.reshape(B, G, P + T, -1)
+    # of a prompt's G rows, all have its keys and values
+    kept = [a.reshape(spec.layers, B, G, spec.kv_heads, P + T, -1)[:, :, 0, :, :P] for a in kept]
+    states, caches = {"plain": plain[:, :, P:]}, {"plain": kept}
+
+    packed, caches["packed"] = decoder.run(spec, layers, rows, mask, G)
+    states["packed"] = packed[:, P:].reshape(B, G, T, -1)
+    middle, first = decoder.run(spec, lower, rows, mask, G)
+    last, second = decoder.run(spec, upper, middle, mask, G, start=split, last=True, remat=True)
+    states["trunk and upper"] = last.reshape(B, G, T, -1)
+    caches["trunk and upper"] = [jnp.concatenate(a) for a in zip(first, second)]
+
+    context_caches, listed = list(zip(*caches["packed"])), unstack(weights["layers"])
+    empty = jnp.zeros((B, spec.kv_heads, G, T, spec.head_dim))
+
+    def step(caches, t):
+        x = decoder.embed_tokens(spec, weights, own[:, :, t])
+        for part, at in ((slice(split), 0), (slice(split, None), split)):
+            x, caches[part] = decoder.decode_step(
+                spec, listed[part], x, t, context_caches[part], mask, caches[part], at
+            )
+        return caches, x
+
+    _, cached = jax.lax.scan(step, [(empty, empty)] * spec.layers, jnp.arange(T))
+    return states | {"cached": jnp.moveaxis(cached, 0, 2)}, caches, plain[:, 0, :P], packed[:, :P]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_packed_and_cached_passes_equal_the_plain_one(name):
+    """Context + G continuations, whole, in two parts or by position = each sequence alone."""
+    spec = SPECS[name]
+    context, mask = left_padded(
+        3, 7
+    )  # the last row has 3 real tokens: windows reach into the padding
+    own = left_padded(6, 6, seed=1)[0].reshape(3, 2, 6)
+    found = every_pass(spec, random_weights(spec), context, mask, own, 1)
+    states, caches, plain, packed = jax.device_get(found)
+    np.testing.assert_allclose(packed[mask], plain[mask], atol=2e-5)
+    for way in ("packed", "trunk and upper", "cached"):
+        np.testing.assert_allclose(states[way], states["plain"], atol=2e-5, err_msg=way)
+    for way in (
+        "packed",
+        "trunk and upper",
+    ):  # and their caches hold the same where the context is real
+        for a, b in zip(caches[way], caches["plain"]):
+            real = np.broadcast_to(mask[:, None, :, None], a.shape)
+            np.testing.assert_allclose(a[real], b[real], atol=2e-5, err_msg=way)
+
+
+def test_padding_changes_nothing():
+    spec = SPECS["gemma3"]
+    weights, tokens = random_weights(spec), left_padded(2, 9)[0]
+    short = full_logits(spec, weights, tokens, np.ones((2, 9), bool))
+    padded = np.pad(tokens, ((0, 0), (5, 0)), constant_values=8)
+    long = full_logits(spec, weights, padded, np.broadcast_to(np.arange(14) >= 5, (2, 14)))
+    np.testing.assert_allclose(long[:, 5:], short, atol=2e-5)
+
+
+def test_module_holds_the_weights():
+    spec = SPECS["llama"]
+    weights, (tokens, mask) = random_weights(spec), left_padded(2, 9)
+    module = decoder.Decoder(spec, weights)
+    jax.tree.map(np.testing.assert_array_equal, module.weights(), weights)
+    call = nnx.jit(lambda module: module(tokens, mask))
+    wanted = np.asarray(full_logits(spec, weights, tokens, mask))
+    np.testing.assert_allclose(np.asarray(call(module))[mask], wanted[mask], atol=2e-5)
+    module.params["final_norm"][...] = jnp.zeros(
+        spec.width
+    )  # an NNX parameter: what is set is used
+    assert not np.asarray(call(module)).any()
+
+
+def test_bfloat16_stays_close():
+    spec = SPECS["llama"]
+    weights, (tokens, mask) = random_weights(spec), left_padded(2, 9)
+    specs = (spec, dataclasses.replace(spec, dtype="bfloat16"))
+    exact, rounded = (np.asarray(full_logits(s, weights, tokens, mask)) for s in specs)
+    error = np.abs(rounded - exact)[mask].max() / np.abs(exact).max()
+    assert rounded.dtype == np.float32 and 1e-5 < error < 0.03
+
+
+# ---- log-probabilities
+
+
+def naive_log_probs(spec, weights, x, tokens, temperature):
+    scores = jax.nn.log_softmax(decoder.logits(spec, weights, x) / temperature)
+    return jnp.take_along_axis(scores, tokens[..., None], -1)[..., 0]
+
+
+def hidden_and_tokens(spec, *shape):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((*shape, spec.width)).astype(np.float32)
+    return x, rng.integers(0, spec.vocab, shape), rng.standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "name, temperature", [("llama", 0.7), ("gemma2", 1.0)]
+)  # own head; tied, soft-capped
+def test_log_probs_in_chunks(name, temperature):
+    spec = SPECS[name]
+    weights, (x, tokens, _) = random_weights(spec), hidden_and_tokens(spec, 2, 3, 7)
+
+    @jax.jit
+    def both(weights):
+        chunks = (1, 12, 18, 10_000)  # 1, 2, 3 (not dividing 7) and all positions at once
+        found = [decoder.log_probs(spec, weights, x, tokens, temperature, c) for c in chunks]
+        return found, naive_log_probs(spec, weights, x, tokens, temperature)
+
+    found, wanted = both(weights)
+    for a in found:
+        np.testing.assert_allclose(a, wanted, atol=1e-5)
+
+
+def test_gradients_of_log_probs():
+    """Equal to those of log_softmax over all logits, and to a finite difference."""
+    spec = SPECS["gemma2"]
+    x, tokens, factor = hidden_and_tokens(spec, 2, 2, 5)
+    top = {name: w for name, w in random_weights(spec).items() if name != "layers"}
+
+    def total(log_probs, *chunk):
+        return jax.jit(
+            lambda top, x: jnp.sum(factor * log_probs(spec, top, x, tokens, 0.8, *chunk))
+        )
+
+    chunked, naive = total(decoder.log_probs, 8), total(naive_log_probs)
+    found, wanted = (jax.jit(jax.grad(f, (0, 1)))(top, x) for f in (chunked, naive))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, wanted)
+    check_grads(chunked, (top, x), order=1, modes=["rev"], atol=0.02, rtol=0.02, eps=1e-2)
