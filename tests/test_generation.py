@@ -90,13 +90,13 @@ def parts(spec, weights, last_layers=2):
     return trunk, generation.unstack(trunk["layers"]), upper, generation.unstack(upper["layers"])
 
 
-def sample(prompts, mask, key, **change):
+def sample(prompts, mask, key, weights=WEIGHTS, **change):
     keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(np.arange(len(prompts)))
     settings = (
         dict(samples=G, max_tokens=T, temperature=TEMPERATURE, eos=EOS, pad=0, keep_hidden=True)
         | change
     )
-    return generation.sample(SPEC, *parts(SPEC, WEIGHTS), prompts, mask, keys, **settings)
+    return generation.sample(SPEC, *parts(SPEC, weights), prompts, mask, keys, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,21 @@ def test_samples_differ_and_the_key_repeats_them(sampled):
     np.testing.assert_array_equal(profiles.tokens, again.tokens)
     other = sample(prompts, mask, jax.random.key(4))
     assert not np.array_equal(profiles.tokens, other.tokens)
+
+
+def test_positions_are_drawn_independently():
+    """A model that likes all tokens alike: no position repeats another's random number."""
+    prompts, mask = left_padded(B, P)
+    profiles = sample(
+        prompts, mask, jax.random.key(0), weights=jax.tree.map(jnp.zeros_like, WEIGHTS)
+    )
+    np.testing.assert_allclose(
+        np.asarray(profiles.log_probs)[profiles.mask], -np.log(97), rtol=1e-5
+    )
+    rows = [row[m] for row, m in zip(profiles.tokens.reshape(-1, T), profiles.mask.reshape(-1, T))]
+    assert all(len(set(row.tolist())) > 1 for row in rows if len(row) > 2)
+    drawn = np.concatenate(rows)
+    assert len(drawn) > 40 and len(np.unique(drawn)) > 0.6 * len(drawn)
 
 
 def test_greedy_takes_the_likeliest_token_of_the_full_model():
