@@ -1,4 +1,8 @@
-"""One mesh with axes ("data", "fsdp", "model") and where arrays lie on it."""
+"""One mesh with axes ("data", "fsdp", "model") and where arrays lie on it.
+
+Several forced CPU devices share few threads: two programs with collectives in flight at once can wait for each other
+until XLA aborts. JAX_CPU_ENABLE_ASYNC_DISPATCH=false (set in lpt_jax/__init__.py) lets one end before the next begins.
+"""
 
 from pathlib import Path
 
@@ -80,6 +84,12 @@ def split_batch(arrays, mesh: Mesh):
         return jax.device_put(a, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, arrays)
+
+
+@jax.jit
+def take_rows(arrays, rows: np.ndarray):
+    """The given rows of every array of a tree."""
+    return jax.tree.map(lambda a: a[rows], arrays)
 
 
 def split_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:

@@ -166,10 +166,10 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
             order = batches.order(settings.users, r.config.seed, number * settings.epochs + epoch)
             for at in range(0, settings.users, size):
                 chosen = np.sort(order[at : at + size])
-                take = (lambda a: a) if size == settings.users else (lambda a, c=chosen: a[c])  # noqa: E731
+                rows = (profiles, context_mask, old, whitened)
+                rows = rows if size == settings.users else devices.take_rows(rows, chosen)
                 state["policy"], state["policy_optimiser"], found = policy.update(
-                    r.spec, r.upper, state["policy"], state["policy_optimiser"],
-                    jax.tree.map(take, profiles), take(context_mask), take(old), take(whitened),
+                    r.spec, r.upper, state["policy"], state["policy_optimiser"], *rows,
                     optimiser=r.optimisers["policy"], loss=settings.loss, remat=remat, eta=settings.eta,
                     clip_ratio=settings.clip_ratio, **static,
                 )  # fmt: skip

@@ -1,0 +1,82 @@
+"""The whole tiny training on meshes of eight devices against one device: losses, profiles and ranks.
+
+Tolerance: what is computed is the same but for the order of float32 sums, 1e-7 each; over a few updates this stays
+below 1e-4 of a loss. Sampled profiles are equal, as a token would only differ where a uniform number falls within
+1e-7 of a cumulative probability. A rank may differ by items whose cosine with the profile is within 1e-5 of the
+target's: at most one place, in at most one of a hundred sessions.
+"""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from lpt_jax import devices, trackers
+from lpt_jax.data import made_up
+from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.systems import profiles
+from tests.systems.tiny_run import small_config, small_world
+
+CHANGES = {  # 61 items: no multiple of 8; batches that divide by 8, and the last ones written that do not
+    "contrastive.steps": 3,
+    "policy.steps": 3,
+    "contrastive.learning_rate": 1e-3,
+    "policy.learning_rate": 1e-3,
+    "policy.keep_best": False,
+    "checkpoint.every": 100,
+}
+
+
+def one_device(sizes):
+    return jax.make_mesh(
+        (1, 1, 1), devices.AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1]
+    )
+
+
+def train(workdir, mesh=None):
+    """A whole training: (records, profiles by file and row, all ranks in order)."""
+    ranks, count = [], ProfileRecommender.ranks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_up, "world", lambda seed: small_world()(seed, items=61))
+        patch.setattr(
+            ProfileRecommender, "ranks", lambda *a, **k: ranks.append(count(*a, **k)) or ranks[-1]
+        )
+        if mesh is None:
+            patch.setattr(devices, "make_mesh", one_device)
+        results = profiles.train(
+            small_config(CHANGES | {f"mesh.{k}": v for k, v in (mesh or {}).items()}), workdir
+        )
+    texts = {
+        (file.name, line["row"]): line["profile"]
+        for file in (workdir / "profiles").iterdir()
+        for line in trackers.read_jsonl(file)
+    }
+    return trackers.read_jsonl(workdir / "metrics.jsonl"), texts, ranks, results
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("single"))
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "model": 2}], ids=str
+)
+def test_eight_devices_do_what_one_does(single, tmp_path, mesh):
+    records, texts, ranks, results = train(tmp_path, mesh)
+    wanted_records, wanted_texts, wanted_ranks, wanted_results = single
+    assert texts == wanted_texts and len(texts) > 100
+    assert [(r["phase"], r["step"]) for r in records] == [
+        (r["phase"], r["step"]) for r in wanted_records
+    ]
+    for name in ("loss", "reward", "kl"):
+        ours, theirs = (
+            [r[name] for r in which if name in r] for which in (records, wanted_records)
+        )
+        assert len(ours) >= 3
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6, err_msg=name)
+    ours, theirs = np.concatenate(ranks), np.concatenate(wanted_ranks)
+    assert np.abs(ours - theirs).max() <= 1 and np.mean(ours != theirs) <= 0.01
+    assert results["counts"]["items ranked"] == 61 and 40 < ours.max() <= 61
+    for name, row in results["rows"].items():
+        assert row["ndcg"] == pytest.approx(wanted_results["rows"][name]["ndcg"], abs=5e-3), name
