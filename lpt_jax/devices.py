@@ -1,7 +1,7 @@
 """One mesh with axes ("data", "fsdp", "model") and where arrays lie on it.
 
-Several forced CPU devices share few threads: two programs with collectives in flight at once can wait for each other
-until XLA aborts. JAX_CPU_ENABLE_ASYNC_DISPATCH=false (set in lpt_jax/__init__.py) lets one end before the next begins.
+Several forced CPU devices share few threads: of two independent programs with collectives in flight at once each can
+wait for the other's devices until XLA aborts. So the phases wait for one such program before they start the next.
 """
 
 from pathlib import Path

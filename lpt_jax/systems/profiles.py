@@ -151,12 +151,13 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         lap("reward")
         context_mask, remat = mask[:, :-1], r.config.decoder.remat
         old, reference = (
-            policy.score(r.spec, policy.assemble(r.upper, w), profiles, context_mask, **static)
+            jax.block_until_ready(
+                policy.score(r.spec, policy.assemble(r.upper, w), profiles, context_mask, **static)
+            )
             for w in (state["policy"], r.reference)
         )
         log_ratio = jnp.sum(old - reference, -1)
         parts = rewards.parts(value, valid, log_ratio, settings.kl_coef)
-        jax.block_until_ready(log_ratio)
         lap("scoring")
         whitened = (
             rewards.whiten(parts["total"], settings.baseline) if settings.whiten else parts["total"]
@@ -173,7 +174,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
                     optimiser=r.optimisers["policy"], loss=settings.loss, remat=remat, eta=settings.eta,
                     clip_ratio=settings.clip_ratio, **static,
                 )  # fmt: skip
-        found = jax.device_get(found)
+                found = jax.device_get(found)
         r.use_policy(state["policy"])
         lap("updates")
         flat, tied = sum(texts, []), rewards.all_tied(parts["metric"] + parts["invalid"])
