@@ -178,7 +178,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         r.use_policy(state["policy"])
         lap("updates")
         flat, tied = sum(texts, []), rewards.all_tied(parts["metric"] + parts["invalid"])
-        empty = sum(not t for t in flat)
+        empty = sum(not t.strip() for t in flat)
         tracker.sample(iteration, "policy", step + 1, number, {
             "user": users[0].user, "history": [r.data.catalogue.titles[i] for i in users[0].history[-10:]],
             "profile": texts[0][0], "ranks": np.asarray(ranks)[0, 0].tolist(),
