@@ -3,8 +3,7 @@
 Tolerance: what is computed is the same but for the order of float32 sums, 1e-7 each; over a few updates this stays
 below 1e-4 of a loss. Sampled profiles are equal, as a token would only differ where a uniform number falls within
 1e-7 of a cumulative probability. A rank may differ by items whose cosine with the profile is within 1e-5 of the
-target's: at most one place. After RLSO a few greedy profiles (at most one in twenty) and their ranks may differ: where a
-gradient is zero but for rounding, Adam's first steps follow the rounding's sign.
+target's: at most one place, in at most one of a hundred sessions.
 """
 
 import jax
@@ -66,9 +65,7 @@ def single(tmp_path_factory):
 def test_eight_devices_do_what_one_does(single, tmp_path, mesh):
     records, texts, ranks, results = train(tmp_path, mesh)
     wanted_records, wanted_texts, wanted_ranks, wanted_results = single
-    assert texts.keys() == wanted_texts.keys() and len(texts) > 100
-    differ = {key for key in texts if texts[key] != wanted_texts[key]}
-    assert all("cl_rlso" in file for file, _ in differ) and len(differ) <= 0.05 * len(texts)
+    assert texts == wanted_texts and len(texts) > 70
     assert [(r["phase"], r["step"]) for r in records] == [
         (r["phase"], r["step"]) for r in wanted_records
     ]
@@ -78,9 +75,8 @@ def test_eight_devices_do_what_one_does(single, tmp_path, mesh):
         )
         assert len(ours) >= 3
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6, err_msg=name)
-    ours, theirs = (np.concatenate(r) for r in (ranks, wanted_ranks))
-    before = sum(len(r) for r in ranks[:2])  # the contrastive phase's validations
-    assert np.abs(ours - theirs)[:before].max() <= 1 and np.mean(ours != theirs) <= 0.05
+    ours, theirs = np.concatenate(ranks), np.concatenate(wanted_ranks)
+    assert np.abs(ours - theirs).max() <= 1 and np.mean(ours != theirs) <= 0.01
     assert results["counts"]["items ranked"] == 61 and 40 < ours.max() <= 61
     for name, row in results["rows"].items():
-        assert row["ndcg"] == pytest.approx(wanted_results["rows"][name]["ndcg"], abs=2e-2), name
+        assert row["ndcg"] == pytest.approx(wanted_results["rows"][name]["ndcg"], abs=5e-3), name
