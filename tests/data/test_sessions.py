@@ -8,7 +8,6 @@ from lpt_jax.data import made_up, sessions
 from lpt_jax.data.reviews import Interactions, Raw
 from lpt_jax.errors import InputError
 
-
 INTERACTIONS = {f"{split} interactions" for split in sessions.SPLITS}
 
 
