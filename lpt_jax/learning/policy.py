@@ -17,7 +17,7 @@ from lpt_jax.models.decoder import DecoderSpec
 
 
 def split(spec: DecoderSpec, weights: dict, settings, key: jax.Array) -> tuple[dict, dict, dict]:
-    """Parts a decoder into (trunk, upper, trainable), none of which shares a leaf with another.
+    """Parts a decoder into (trunk, upper, trainable); what trains is in no other part.
 
     trunk: {"embed", "layers"} below the first trained layer; upper: the frozen part of what is above;
     trainable: what the optimiser sees. `assemble(upper, trainable)` is the upper model, and the
