@@ -239,7 +239,9 @@ def test_whole_runs(world, tmp_path, changes, rows):
     assert set(results["gains"]) == {
         f"{a}->{b}" for a, b in [*zip(steps, steps[1:]), (steps[0], steps[-1])]
     }
-    assert results["config"]["phases"] == config.phases and results["seconds_of_phases"]["policy"] > 0
+    assert (
+        results["config"]["phases"] == config.phases and results["seconds_of_phases"]["policy"] > 0
+    )
     phases = config.phases.split(",") * config.iterations
     phases += ["control"] * ("history_trained" in rows) * config.iterations
     records = trackers.read_jsonl(tmp_path / "metrics.jsonl")
