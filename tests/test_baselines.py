@@ -11,9 +11,7 @@ def session(history, targets):
     return SimpleNamespace(history=history, targets=targets)
 
 
-ITEMS = np.array(
-    [[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8], [0, 0]], np.float32
-)  # the last is padding
+ITEMS = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8], [0, 0]], np.float32)  # the last is padding
 SESSIONS = [session((3, 0), (1, 2)), session((0, 3), (1,))]
 
 

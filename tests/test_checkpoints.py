@@ -15,10 +15,7 @@ from lpt_jax.errors import InputError
 
 
 def tree(scale=1.0):
-    weights = {
-        "q": scale * jnp.arange(16.0).reshape(2, 8),
-        "norm": jnp.full(3, scale, jnp.bfloat16),
-    }
+    weights = {"q": scale * jnp.arange(16.0).reshape(2, 8), "norm": jnp.full(3, scale, jnp.bfloat16)}
     optimiser = optax.adamw(1e-3)
     _, state = optimiser.update(weights, optimiser.init(weights), weights)
     return {"policy": weights, "policy_optimiser": state}
@@ -39,10 +36,7 @@ def test_what_goes_in_comes_out(tmp_path):
     assert again.latest() == 7
     assert_equal(again.restore(7, jax.tree.map(jnp.zeros_like, saved)), saved)
     found = again.note(7)
-    assert {name: found[name] for name in note} == note and found["arrays"]["['policy']['q']"] == [
-        2,
-        8,
-    ]
+    assert {name: found[name] for name in note} == note and found["arrays"]["['policy']['q']"] == [2, 8]
 
 
 def test_keeps_the_newest_and_replaces_a_number(tmp_path):
@@ -78,14 +72,10 @@ def test_other_models_are_told_by_name_and_shape(tmp_path):
     kept = Checkpoints(tmp_path, 1)
     kept.save(1, {"policy": {"q": jnp.zeros((2, 8)), "old": jnp.zeros(1)}}, {})
     with pytest.raises(
-        InputError,
-        match=r"2 arrays differ, the first being \['policy'\]\['old'\] \(there \[1\], here None\)",
+        InputError, match=r"2 arrays differ, the first being \['policy'\]\['old'\] \(there \[1\], here None\)"
     ):
         kept.restore(1, {"policy": {"q": jnp.zeros((2, 4))}})
-    with pytest.raises(
-        InputError,
-        match=r"\['policy'\]\['q'\] \(there \[2, 8\], here \[2, 4\]\).*another --workdir",
-    ):
+    with pytest.raises(InputError, match=r"\['policy'\]\['q'\] \(there \[2, 8\], here \[2, 4\]\).*another --workdir"):
         kept.restore(1, {"policy": {"q": jnp.zeros((2, 4)), "old": jnp.zeros(1)}})
 
 
@@ -99,14 +89,9 @@ def test_restores_onto_another_mesh(tmp_path):
     like = {"w": jax.device_put(np.zeros_like(array), NamedSharding(after, PartitionSpec("fsdp")))}
     found = Checkpoints(tmp_path, 1).restore(1, like)["w"]
     np.testing.assert_array_equal(found, array)
-    assert found.sharding == like["w"].sharding and found.addressable_shards[0].data.shape == (
-        1,
-        16,
-    )
+    assert found.sharding == like["w"].sharding and found.addressable_shards[0].data.shape == (1, 16)
 
 
 def test_the_note_is_json_anyone_can_read(tmp_path):
     Checkpoints(tmp_path, 1).save(1, tree(), {"position": 1})
-    assert (
-        json.loads(next((tmp_path / "1" / "note").glob("metadata*")).read_text())["position"] == 1
-    )
+    assert json.loads(next((tmp_path / "1" / "note").glob("metadata*")).read_text())["position"] == 1

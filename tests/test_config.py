@@ -55,19 +55,13 @@ WRONG = [
     ({"contrastive__batch": 1}, r"contrastive\.batch=1"),
     ({"contrastive__train": "last:0"}, r"contrastive\.train='last:0'"),
     ({"evaluation__metric": "recall"}, r"evaluation\.metric='recall'"),
-    (
-        {"evaluation__baselines": "random,bm26"},
-        r"evaluation\.baselines='random,bm26' .* list of random",
-    ),
+    ({"evaluation__baselines": "random,bm26"}, r"evaluation\.baselines='random,bm26' .* list of random"),
     ({"phases": " ,"}, r"phases=' ,'"),
     ({"phases": "contrastive;policy"}, r"phases='contrastive;policy'"),
     ({"data__test_share": 0.95}, r"data\.test_share=0\.95"),
     ({"mesh__data": 0}, r"mesh: each axis"),
     ({"mesh__data": -1, "mesh__fsdp": -1}, r"mesh: .*at most one"),
-    (
-        {"data__surce": "amazon"},
-        r"no setting --config\.data\.surce; the nearest is --config\.data\.source",
-    ),
+    ({"data__surce": "amazon"}, r"no setting --config\.data\.surce; the nearest is --config\.data\.source"),
 ]
 
 
@@ -110,13 +104,7 @@ def test_variants():
 def test_overrides_have_the_settings_types(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from lpt_jax.config import default as get_config\n")
-    texts = {
-        "seed": "-0",
-        "policy.eta": "1e-3",
-        "policy.whiten": "False",
-        "data.path": "7",
-        "name": "x",
-    }
+    texts = {"seed": "-0", "policy.eta": "1e-3", "policy.whiten": "False", "data.path": "7", "name": "x"}
     config = load(str(file), texts)
     assert (config.seed, config.policy.eta, config.policy.whiten) == (0, 1e-3, False)
     assert (config.data.path, config.name) == ("7", "x")

@@ -9,9 +9,7 @@ from lpt_jax import config as config_lib
 from lpt_jax.main import main
 from tests.conftest import ROOT
 
-MESH = {
-    "movies_tv_llama": ["--config.mesh.data=-1", "--config.mesh.fsdp=1"]
-}  # saves compiling; Gemma's stays fsdp
+MESH = {"movies_tv_llama": ["--config.mesh.data=-1", "--config.mesh.fsdp=1"]}  # saves compiling; Gemma's stays fsdp
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
@@ -45,10 +43,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_tiny_takes_two_steps_of_each_phase(name, trained):
     workdir = trained(name)
-    steps = {
-        phase: [r["step"] for r in records(workdir) if r["phase"] == phase]
-        for phase in ("contrastive", "policy")
-    }
+    steps = {phase: [r["step"] for r in records(workdir) if r["phase"] == phase] for phase in ("contrastive", "policy")}
     assert steps == {"contrastive": [0, 1, 2], "policy": [0, 1, 2]}
     assert all(r.get("loss") is not None for r in records(workdir) if r["step"])
     results = json.loads((workdir / "results.json").read_text())
@@ -62,37 +57,20 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
 def test_evaluate_gives_the_same_results_again(trained):
     workdir = trained("movielens")
     before = json.loads((workdir / "results.json").read_text())["rows"]
-    assert (
-        main(
-            [
-                "main",
-                f"--config={ROOT}/configs/movielens.py:tiny",
-                f"--workdir={workdir}",
-                "--mode=evaluate",
-            ]
-        )
-        == 0
-    )
+    assert main(["main", f"--config={ROOT}/configs/movielens.py:tiny", f"--workdir={workdir}", "--mode=evaluate"]) == 0
     assert json.loads((workdir / "results.json").read_text())["rows"] == before
 
 
 def test_write_profiles_names_each_user(trained, tmp_path):
     output = tmp_path / "mine.jsonl"
     command = [f"--config={ROOT}/configs/movielens.py:tiny", f"--workdir={trained('movielens')}"]
-    assert (
-        main(
-            ["main", *command, "--mode=write_profiles", "--split=validation", f"--output={output}"]
-        )
-        == 0
-    )
+    assert main(["main", *command, "--mode=write_profiles", "--split=validation", f"--output={output}"]) == 0
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(lines) == 10 and len({line["user"] for line in lines}) == 10
     assert all(isinstance(line["profile"], str) for line in lines)
 
 
-@pytest.mark.parametrize(
-    "asked", ["--user=user0001", "--history=item0003, item0009", "--profile=likes space films"]
-)
+@pytest.mark.parametrize("asked", ["--user=user0001", "--history=item0003, item0009", "--profile=likes space films"])
 def test_recommend(asked, trained, capsys):
     workdir = trained("movielens")
     before = files(workdir)
@@ -117,39 +95,18 @@ def test_docstrings_hold_the_command(name):
 
 @pytest.mark.parametrize(
     "name, rate, policy_steps, contrastive_steps, kl, trains",
-    [
-        ("movies_tv_gemma", 1e-7, 200, 800, 0.2, "lora"),
-        ("movies_tv_llama", 3e-7, 500, 2500, 0.0, "last_layers"),
-    ],
+    [("movies_tv_gemma", 1e-7, 200, 800, 0.2, "lora"), ("movies_tv_llama", 3e-7, 500, 2500, 0.0, "last_layers")],
 )
 def test_the_papers_figures(name, rate, policy_steps, contrastive_steps, kl, trains):
     """The paper's own settings: what a reader compares with the paper must not drift."""
     c = get(name)
     assert (c.policy.learning_rate, c.contrastive.learning_rate) == (rate, rate)
-    assert (c.iterations, c.policy.steps, c.contrastive.steps) == (
-        5,
-        policy_steps,
-        contrastive_steps,
-    )
+    assert (c.iterations, c.policy.steps, c.contrastive.steps) == (5, policy_steps, contrastive_steps)
     assert (c.policy.eta, c.policy.kl_coef, c.policy.whiten, c.policy.epochs) == (1.0, kl, True, 4)
-    assert (c.policy.users, c.policy.samples, c.policy.temperature, c.policy.trains) == (
-        64,
-        2,
-        1.0,
-        trains,
-    )
-    lengths = (
-        c.prompt.max_tokens,
-        c.profile.max_tokens,
-        c.encoder.max_profile_tokens,
-        c.encoder.max_item_tokens,
-    )
+    assert (c.policy.users, c.policy.samples, c.policy.temperature, c.policy.trains) == (64, 2, 1.0, trains)
+    lengths = (c.prompt.max_tokens, c.profile.max_tokens, c.encoder.max_profile_tokens, c.encoder.max_item_tokens)
     assert lengths == (1024, 512, 512, 512)
-    assert (c.contrastive.temperature, c.contrastive.popularity_correction, c.policy.reward) == (
-        0.1,
-        False,
-        "ndcg",
-    )
+    assert (c.contrastive.temperature, c.contrastive.popularity_correction, c.policy.reward) == (0.1, False, "ndcg")
     if trains == "lora":
         assert (c.policy.lora.rank, c.policy.lora.alpha) == (1024, 2048.0)
         assert c.policy.lora.targets == "q|k|v|o|gate|up|down|head"

@@ -17,18 +17,14 @@ def mesh(data=-1, fsdp=1, model=1):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "shape"),
-    [((-1, 1, 1), (8, 1, 1)), ((2, 2, 2), (2, 2, 2)), ((1, -1, 2), (1, 4, 2))],
-    ids=str,
+    ("sizes", "shape"), [((-1, 1, 1), (8, 1, 1)), ((2, 2, 2), (2, 2, 2)), ((1, -1, 2), (1, 4, 2))], ids=str
 )
 def test_the_mesh_has_all_devices(sizes, shape):
     assert tuple(mesh(*sizes).shape.values()) == shape and mesh(*sizes).axis_names == devices.AXES
     assert devices.make_mesh(default().mesh).size == len(jax.devices()) == 8
 
 
-@pytest.mark.parametrize(
-    "sizes", [(3, 1, 1), (-1, 3, 1), (16, 1, 1), (-1, 16, 1), (-1, -1, 1)], ids=str
-)
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (16, 1, 1), (-1, 16, 1), (-1, -1, 1)], ids=str)
 def test_sizes_that_do_not_fit_are_told(sizes):
     asked = "data={}, fsdp={}, model={}".format(*sizes)
     with pytest.raises(InputError, match=rf"--config.mesh \({asked}\) does not fit 8 device\(s\)"):
@@ -70,9 +66,7 @@ def test_weights_and_their_optimiser_lie_alike():
 
 def test_a_batch_is_spread_over_data_and_fsdp_where_it_divides():
     spread = mesh(2, 2, 2)
-    eight, six, scalar = devices.split_batch(
-        (np.zeros((8, 3)), np.zeros((6, 3)), np.float32(1)), spread
-    )
+    eight, six, scalar = devices.split_batch((np.zeros((8, 3)), np.zeros((6, 3)), np.float32(1)), spread)
     assert eight.addressable_shards[0].data.shape == (2, 3)
     assert six.sharding.is_fully_replicated and scalar.sharding.is_fully_replicated
 

@@ -35,9 +35,7 @@ def test_draws_follow_the_softmax(vocab):
 
 def test_draw_inverts_the_cumulative_distribution():
     logits = np.log(
-        np.array([0.2, 0.0, 0.3, 0.5], np.float32),
-        where=[True, False, True, True],
-        out=np.full(4, -np.inf, np.float32),
+        np.array([0.2, 0.0, 0.3, 0.5], np.float32), where=[True, False, True, True], out=np.full(4, -np.inf, np.float32)
     )
     uniform = np.array([[0.0, 0.19], [0.21, 0.49], [0.51, 1 - 2**-24]], np.float32)
     tokens = draw(np.broadcast_to(logits, (3, 2, 4)), uniform)
@@ -65,9 +63,7 @@ def test_impossible_tokens_are_never_drawn():
 def test_draw_with_extreme_logits():
     logits = np.full((3, 300), -1e30, np.float32)
     logits[0, 299], logits[1, :2], logits[2] = 3e4, 88.0, -1e30  # one; two alike; all alike
-    tokens = [
-        draw(logits, np.full(3, u, np.float32)).tolist() for u in (0.0, 0.25, 0.75, 1 - 2**-24)
-    ]
+    tokens = [draw(logits, np.full(3, u, np.float32)).tolist() for u in (0.0, 0.25, 0.75, 1 - 2**-24)]
     assert [t[0] for t in tokens] == [299] * 4
     assert [t[1] for t in tokens] == [0, 0, 1, 1]
     assert [t[2] for t in tokens] == [0, 75, 225, 299]
@@ -92,10 +88,7 @@ def parts(spec, weights, last_layers=2):
 
 def sample(prompts, mask, key, weights=WEIGHTS, **change):
     keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(np.arange(len(prompts)))
-    settings = (
-        dict(samples=G, max_tokens=T, temperature=TEMPERATURE, eos=EOS, pad=0, keep_hidden=True)
-        | change
-    )
+    settings = dict(samples=G, max_tokens=T, temperature=TEMPERATURE, eos=EOS, pad=0, keep_hidden=True) | change
     return generation.sample(SPEC, *parts(SPEC, weights), prompts, mask, keys, **settings)
 
 
@@ -106,42 +99,27 @@ def sampled():
 
 
 def test_profiles_end_with_their_first_eos(sampled):
-    tokens, mask, log_probs = (
-        np.asarray(getattr(sampled[2], n)) for n in ("tokens", "mask", "log_probs")
-    )
+    tokens, mask, log_probs = (np.asarray(getattr(sampled[2], n)) for n in ("tokens", "mask", "log_probs"))
     ends = np.isin(tokens, EOS)
     first = np.where(ends.any(-1), ends.argmax(-1), T)
     assert (mask == (np.arange(T) <= first[..., None])).all()
     assert len(set(first.flat)) > 3 and (first < T).any()  # the case is worth something
-    assert (
-        (tokens[~mask] == 0).all() and (log_probs[~mask] == 0).all() and (log_probs[mask] < 0).all()
-    )
+    assert (tokens[~mask] == 0).all() and (log_probs[~mask] == 0).all() and (log_probs[mask] < 0).all()
 
 
 def test_log_probs_are_those_of_the_scoring_pass_and_of_the_full_model(sampled):
     prompts, mask, profiles = sampled
     upper = parts(SPEC, WEIGHTS)[2]
-    scored = policy.score(
-        SPEC, upper, profiles, mask[:, :-1], start=1, temperature=TEMPERATURE, chunk=16
-    )
+    scored = policy.score(SPEC, upper, profiles, mask[:, :-1], start=1, temperature=TEMPERATURE, chunk=16)
     np.testing.assert_allclose(scored, profiles.log_probs, atol=1e-4)
-    scores = (
-        full_logits(SPEC, WEIGHTS, *joined(prompts, mask, profiles.tokens))[:, P - 1 : -1]
-        / TEMPERATURE
-    )
-    wanted = np.take_along_axis(
-        np.asarray(jax.nn.log_softmax(scores)), np.reshape(profiles.tokens, (-1, T, 1)), -1
-    )
-    np.testing.assert_allclose(
-        profiles.log_probs, np.where(profiles.mask, wanted.reshape(B, G, T), 0), atol=1e-4
-    )
+    scores = full_logits(SPEC, WEIGHTS, *joined(prompts, mask, profiles.tokens))[:, P - 1 : -1] / TEMPERATURE
+    wanted = np.take_along_axis(np.asarray(jax.nn.log_softmax(scores)), np.reshape(profiles.tokens, (-1, T, 1)), -1)
+    np.testing.assert_allclose(profiles.log_probs, np.where(profiles.mask, wanted.reshape(B, G, T), 0), atol=1e-4)
 
 
 def test_samples_differ_and_the_key_repeats_them(sampled):
     prompts, mask, profiles = sampled
-    assert all(
-        len({tuple(row) for row in user}) == G for user in np.asarray(profiles.tokens).tolist()
-    )
+    assert all(len({tuple(row) for row in user}) == G for user in np.asarray(profiles.tokens).tolist())
     again = sample(prompts, mask, jax.random.key(3))
     np.testing.assert_array_equal(profiles.tokens, again.tokens)
     other = sample(prompts, mask, jax.random.key(4))
@@ -151,12 +129,8 @@ def test_samples_differ_and_the_key_repeats_them(sampled):
 def test_positions_are_drawn_independently():
     """A model that likes all tokens alike: no position repeats another's random number."""
     prompts, mask = left_padded(B, P)
-    profiles = sample(
-        prompts, mask, jax.random.key(0), weights=jax.tree.map(jnp.zeros_like, WEIGHTS)
-    )
-    np.testing.assert_allclose(
-        np.asarray(profiles.log_probs)[profiles.mask], -np.log(97), rtol=1e-5
-    )
+    profiles = sample(prompts, mask, jax.random.key(0), weights=jax.tree.map(jnp.zeros_like, WEIGHTS))
+    np.testing.assert_allclose(np.asarray(profiles.log_probs)[profiles.mask], -np.log(97), rtol=1e-5)
     rows = [row[m] for row, m in zip(profiles.tokens.reshape(-1, T), profiles.mask.reshape(-1, T))]
     assert all(len(set(row.tolist())) > 1 for row in rows if len(row) > 2)
     drawn = np.concatenate(rows)
@@ -179,10 +153,7 @@ def test_sampling_stops_when_all_have_ended():
     profiles = sample(prompts, mask, jax.random.key(0), eos=tuple(range(97)))
     assert np.asarray(profiles.mask[..., 0]).all() and not np.asarray(profiles.mask[..., 1:]).any()
     assert not np.asarray(profiles.tokens[..., 1:]).any()
-    assert (
-        np.asarray(profiles.hidden[:, :, 0]).all()
-        and not np.asarray(profiles.hidden[:, :, 1:]).any()
-    )  # no step 2
+    assert np.asarray(profiles.hidden[:, :, 0]).all() and not np.asarray(profiles.hidden[:, :, 1:]).any()  # no step 2
 
 
 # ---- the writer
@@ -194,9 +165,7 @@ ONE_DEVICE = {"data": 1, "fsdp": 1, "model": 1}
 
 def writer(lengths=(8, 16), mesh=ONE_DEVICE, batch=8, start=""):
     spec = DecoderSpec("llama", len(TOKENIZER), 32, 2, 4, 2, 8, 48)
-    loaded = types.SimpleNamespace(
-        tokenizer=TOKENIZER, eos_ids={TOKENIZER.eos_token_id, 20, 21, 22, 23, 24}, pad_id=0
-    )
+    loaded = types.SimpleNamespace(tokenizer=TOKENIZER, eos_ids={TOKENIZER.eos_token_id, 20, 21, 22, 23, 24}, pad_id=0)
     count = int(np.prod(list(mesh.values())))
     mesh = jax.make_mesh(tuple(mesh.values()), devices.AXES, devices=jax.devices()[:count],
                          axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
@@ -222,9 +191,7 @@ def test_a_prompt_is_sampled_alike_in_any_batch_and_padding():
 def test_a_mesh_samples_what_one_device_does():
     key = jax.random.key(5)
     one, _ = writer().sample(PROMPTS[:8], range(8), key, 2, 1.0)
-    many, mask = writer(mesh={"data": 2, "fsdp": 2, "model": 2}).sample(
-        PROMPTS[:8], range(8), key, 2, 1.0
-    )
+    many, mask = writer(mesh={"data": 2, "fsdp": 2, "model": 2}).sample(PROMPTS[:8], range(8), key, 2, 1.0)
     assert len(mask.sharding.device_set) == 8
     np.testing.assert_array_equal(many.tokens, one.tokens)
     np.testing.assert_allclose(many.log_probs, one.log_probs, atol=1e-5)

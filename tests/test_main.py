@@ -34,17 +34,9 @@ def test_overrides_in_any_form_and_order():
         "--config.policy.whiten",
     )
     flags, config, workdir = parsed(*forms, "--mode", "evaluate")
-    assert (config.seed, config.policy.eta, config.tensorboard, config.policy.whiten) == (
-        3,
-        0.5,
-        False,
-        True,
-    )
+    assert (config.seed, config.policy.eta, config.tensorboard, config.policy.whiten) == (3, 0.5, False, True)
     assert flags.mode == "evaluate" and config.is_locked
-    assert (
-        str(workdir)
-        == "runs/movielens_tiny-policy.eta=0.5,policy.whiten=true,seed=3,tensorboard=false"
-    )
+    assert str(workdir) == "runs/movielens_tiny-policy.eta=0.5,policy.whiten=true,seed=3,tensorboard=false"
 
 
 def test_workdir_given():
@@ -108,14 +100,8 @@ def test_a_bug_is_not_hidden(system, monkeypatch):
 def test_as_a_command():
     command = [sys.executable, "-m", "lpt_jax.main"]
     shown = subprocess.run([*command, "--helpshort"], capture_output=True, text=True, cwd=ROOT)
-    assert (
-        shown.returncode == 0
-        and "--profile_file" in shown.stdout
-        and "(default: '10')" in shown.stdout
-    )
-    wrong = subprocess.run(
-        [*command, CONFIG, "--config.polcy.eta=1"], capture_output=True, text=True, cwd=ROOT
-    )
+    assert shown.returncode == 0 and "--profile_file" in shown.stdout and "(default: '10')" in shown.stdout
+    wrong = subprocess.run([*command, CONFIG, "--config.polcy.eta=1"], capture_output=True, text=True, cwd=ROOT)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr == (
         "lpt_jax: error: There is no setting --config.polcy.eta; the nearest is --config.policy.eta.\n"

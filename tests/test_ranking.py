@@ -41,13 +41,9 @@ def test_equals_a_sort(seed):
     profiles, items, targets, hidden, valid = world(seed)
     scores = profiles @ items.T
     expected = brute(scores, targets, hidden, valid)
-    np.testing.assert_array_equal(
-        ranking.target_ranks(profiles, items, targets, hidden, valid), expected
-    )
+    np.testing.assert_array_equal(ranking.target_ranks(profiles, items, targets, hidden, valid), expected)
     hidden = np.concatenate([hidden, targets[:, 1:]], axis=1)
-    np.testing.assert_array_equal(
-        ranking.ranks(scores, targets[:, 0], hidden, valid), expected[:, 0]
-    )
+    np.testing.assert_array_equal(ranking.ranks(scores, targets[:, 0], hidden, valid), expected[:, 0])
 
 
 def test_order_is_that_of_top_k():
@@ -55,24 +51,18 @@ def test_order_is_that_of_top_k():
     ids, scores = ranking.top_k(profiles, items, hidden, 20, valid)
     for row in range(len(profiles)):
         left = [i for i in ids[row].tolist() if i >= 0]
-        assert len(left) == valid - len(set(hidden[row]) - {-1}) and not set(left) & set(
-            hidden[row].tolist()
-        )
+        assert len(left) == valid - len(set(hidden[row]) - {-1}) and not set(left) & set(hidden[row].tolist())
         assert np.isneginf(scores[row, len(left) :]).all()
         same = jnp.tile(profiles[row : row + 1], (len(left), 1))
         everywhere = jnp.tile(hidden[row : row + 1], (len(left), 1))
-        ranks = ranking.target_ranks(
-            same, items, jnp.array(left, jnp.int32)[:, None], everywhere, valid
-        )
+        ranks = ranking.target_ranks(same, items, jnp.array(left, jnp.int32)[:, None], everywhere, valid)
         assert ranks[:, 0].tolist() == list(range(1, len(left) + 1))
 
 
 def test_not_a_number_comes_last():
     scores = np.array([[0.1, np.nan, 0.3, np.nan]], np.float32)
     hidden = np.array([[0, -1]], np.int32)
-    assert ranking.ranks(scores, np.array([1], np.int32), hidden).tolist() == [
-        3
-    ]  # after 2 and the other NaN
+    assert ranking.ranks(scores, np.array([1], np.int32), hidden).tolist() == [3]  # after 2 and the other NaN
     assert ranking.ranks(scores, np.array([2], np.int32), hidden).tolist() == [1]
 
 
@@ -91,12 +81,7 @@ def test_eight_devices_give_the_same_ranks():
     def place(array, *axes):
         return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    spread = (
-        place(profiles, "data"),
-        place(items, ("data", "fsdp")),
-        place(targets, "data"),
-        place(hidden, "data"),
-    )
+    spread = (place(profiles, "data"), place(items, ("data", "fsdp")), place(targets, "data"), place(hidden, "data"))
     expected = brute(profiles @ items.T, targets, hidden, valid)
     np.testing.assert_array_equal(ranking.target_ranks(*spread, valid), expected)
     ids, _ = ranking.top_k(spread[0], spread[1], spread[3], 5, valid)

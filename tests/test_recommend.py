@@ -13,10 +13,7 @@ IDS = ["7", "12", "31", "40", "41", "99"]
 CATALOGUE = Catalogue(ids=IDS, titles=TITLES, texts=TITLES, fields=[{} for _ in TITLES])
 NAN = float("nan")
 SESSIONS = {
-    "train": [
-        Session("ann", (0,), (4.0,), None, (1,), NAN),
-        Session("ann", (0, 1), (4.0, 5.0), None, (2,), NAN),
-    ],
+    "train": [Session("ann", (0,), (4.0,), None, (1,), NAN), Session("ann", (0, 1), (4.0, 5.0), None, (2,), NAN)],
     "validation": [],
     "test": [Session("bob", (3,), None, None, (4,), NAN)],
 }
@@ -41,13 +38,9 @@ def test_a_slip_is_read_as_the_nearest_title_and_told():
 
 
 def test_items_that_can_not_be_found():
-    with pytest.raises(
-        InputError, match=r"'Hart' is no item .*; the nearest titles are: Heat \(1995\)"
-    ):
+    with pytest.raises(InputError, match=r"'Hart' is no item .*; the nearest titles are: Heat \(1995\)"):
         find("Alien, Hart")
-    with pytest.raises(
-        InputError, match="'qqqqqqq' is no item of this catalogue; no title is like it"
-    ):
+    with pytest.raises(InputError, match="'qqqqqqq' is no item of this catalogue; no title is like it"):
         find("qqqqqqq")
     with pytest.raises(InputError, match=r"'Crash' is the title of 2 items: give an id \(40, 41\)"):
         find("Crash")
@@ -76,18 +69,14 @@ def test_what_is_asked(tmp_path):
 def test_a_user_is_taken_with_all_that_is_known():
     session = recommend.known_session(DATASET, "ann")
     assert (session.history, session.ratings, session.targets) == ((0, 1, 2), (4.0, 5.0, None), ())
-    with pytest.raises(
-        InputError, match="--user=anne: no user of this id has a session; the nearest id is ann"
-    ):
+    with pytest.raises(InputError, match="--user=anne: no user of this id has a session; the nearest id is ann"):
         recommend.known_session(DATASET, "anne")
 
 
 def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
     """Items on the unit circle; the profile looks along the x axis; the last row is padding."""
     angles = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    items = np.vstack([np.stack([np.cos(angles), np.sin(angles)], 1), [[1.0, 0.0]]]).astype(
-        np.float32
-    )
+    items = np.vstack([np.stack([np.cos(angles), np.sin(angles)], 1), [[1.0, 0.0]]]).astype(np.float32)
     return recommend.recommend(
         DATASET, items, kind, text, k, write=write, tokens=lambda text: len(text.split()), limit=limit,
         embed=lambda profile: np.array([1.0, 0.0], np.float32),
@@ -107,11 +96,7 @@ def test_the_answer_hides_the_history_and_has_aligned_columns():
 
 
 def test_a_profile_longer_than_the_embedder_reads():
-    with pytest.raises(
-        InputError, match="The profile has 4 tokens and the embedder reads 3: shorten it"
-    ):
+    with pytest.raises(InputError, match="The profile has 4 tokens and the embedder reads 3: shorten it"):
         answer("profile", "films films films films", limit=3)
-    assert answer("user", "bob", limit=2).startswith(
-        "The profile has 3 tokens, of which the embedder reads 2."
-    )
+    assert answer("user", "bob", limit=2).startswith("The profile has 3 tokens, of which the embedder reads 2.")
     assert answer("user", "bob", write=lambda session: "").startswith("Profile: (empty)")

@@ -46,12 +46,8 @@ def test_state_holds_only_what_the_phases_train(r):
     state = r.initial_state({"policy": 0})
     assert set(state) == {"policy", "policy_optimiser"}
     state = r.initial_state({"encoder": 0, "policy": 0, "control": 0})
-    assert set(state) == {
-        f"{p}{o}" for p in ("encoder", "policy", "control") for o in ("", "_optimiser")
-    }
-    assert {str(a.dtype) for a in jax.tree.leaves([state["policy"], state["encoder"]])} == {
-        "float32"
-    }
+    assert set(state) == {f"{p}{o}" for p in ("encoder", "policy", "control") for o in ("", "_optimiser")}
+    assert {str(a.dtype) for a in jax.tree.leaves([state["policy"], state["encoder"]])} == {"float32"}
 
 
 def test_the_profiles_written_at_first_do_not_depend_on_the_batch(r):
@@ -61,16 +57,12 @@ def test_the_profiles_written_at_first_do_not_depend_on_the_batch(r):
         numbers = [4, 1]
         key = jax.random.fold_in(r.key, 3)
         chosen = [r.prompts["validation"][i] for i in numbers]
-        assert r.writer.write(chosen, numbers, key, temperature) == [
-            all_at_once[i] for i in numbers
-        ]
+        assert r.writer.write(chosen, numbers, key, temperature) == [all_at_once[i] for i in numbers]
     assert len(set(all_at_once)) > len(all_at_once) // 2
 
 
 def test_copies_of_a_session_are_sampled_apart(r):
-    assert r.write("validation", None, 3, 1.0, copy=1) != r.write(
-        "validation", None, 3, 1.0, copy=0
-    )
+    assert r.write("validation", None, 3, 1.0, copy=1) != r.write("validation", None, 3, 1.0, copy=0)
 
 
 def test_writing_goes_on_after_a_kill(r, tmp_path):
@@ -112,9 +104,7 @@ def test_ranks_are_those_of_the_plainest_way(r, encoder):
     texts, sessions = r.write("test", None, 0, 0.0), r.sessions["test"]
     ranks = r.ranks(encoder, texts, "test")
     wanted = oracle(r, encoder, texts, sessions)
-    assert (
-        np.mean(ranks == wanted) > 0.9 and np.abs(ranks - wanted).max() <= 1
-    )  # ties within rounding
+    assert np.mean(ranks == wanted) > 0.9 and np.abs(ranks - wanted).max() <= 1  # ties within rounding
     values = r.validation(r.ranks(encoder, r.write("validation", None, 0, 0.0), "validation"))
     assert set(values) == {"val/ndcg", "val/ndcg@10", "val/mrr", "val/recall@10"}
 
@@ -144,23 +134,16 @@ def test_validation_is_a_mean_over_users(r):
 
 
 def test_caps_on_validation_and_test_sessions(r, tmp_path):
-    capped = ProfileRecommender(
-        tiny_config(evaluation__max_users=3, evaluation__max_test_sessions=5), tmp_path
-    )
+    capped = ProfileRecommender(tiny_config(evaluation__max_users=3, evaluation__max_test_sessions=5), tmp_path)
     assert [len(capped.sessions[s]) for s in ("validation", "test")] == [3, 5]
     assert len(capped.sessions["train"]) == len(r.data.sessions["train"])
     assert "a fixed sample of 5 is used" in capped.data.protocol
-    assert (
-        capped.data.counts["test sessions left out by config.evaluation"]
-        == len(r.data.sessions["test"]) - 5
-    )
+    assert capped.data.counts["test sessions left out by config.evaluation"] == len(r.data.sessions["test"]) - 5
 
 
 def test_history_texts_show_the_latest_items_first(r):
     text, session = r.history_texts("test")[0], r.data.sessions["test"][0]
-    titles = [
-        r.data.catalogue.titles[i] for i in session.history[::-1][: r.config.prompt.history_items]
-    ]
+    titles = [r.data.catalogue.titles[i] for i in session.history[::-1][: r.config.prompt.history_items]]
     assert [text.index(title) for title in titles] == sorted(text.index(title) for title in titles)
 
 

@@ -37,10 +37,7 @@ def curves():
 
 def sample(text="plain"):
     history = [{"title": text, "rating": 4.0}, {"title": "Heat", "rating": None}] * 15
-    profiles = {
-        "before": {"profile": "", "ranks": [7, 9]},
-        "after": {"profile": text, "ranks": [1, 2]},
-    }
+    profiles = {"before": {"profile": "", "ranks": [7, 9]}, "after": {"profile": text, "ranks": [1, 2]}}
     return {"user": text, "history": history, "targets": [text, "Fargo"]} | profiles
 
 
@@ -78,9 +75,7 @@ def test_hostile_text_stays_text_in_markdown(tmp_path):
         report.write(tmp_path, results(text), list(curves()), [sample(text)])
         tokens = parser.parse((tmp_path / "report.md").read_text())
         inline = [child for token in tokens for child in token.children or []]
-        return [token.type for token in tokens], [
-            child.type for child in inline if child.type[:4] != "text"
-        ]
+        return [token.type for token in tokens], [child.type for child in inline if child.type[:4] != "text"]
 
     # one paragraph per line of a quoted profile; else the same blocks and marks as harmless text
     hostile = kinds(HOSTILE)
@@ -107,9 +102,7 @@ def test_the_best_is_bold_and_ranks_are_there(tmp_path):
     report.write(tmp_path, results(), [], [sample()])
     text = (tmp_path / "report.md").read_text()
     assert "| Profile after CL | **0.5000** | **0.5000** |" in text
-    assert (
-        "| Zero-shot profile | **0.5000** | 0.2500 |" in text and "| bm 25 | – | 0.1250 |" in text
-    )
+    assert "| Zero-shot profile | **0.5000** | 0.2500 |" in text and "| bm 25 | – | 0.1250 |" in text
     assert "| Profile after CL | **3.0** |" in text and "| Fargo | 9 | 2 |" in text
     assert "| Zero-shot profile → Profile after CL | ndcg | +0.2500 | +0.1250 to +0.3750 |" in text
     assert "the last 20 of 30" in text and "\n11. plain — 4\n12. Heat\n" in text

@@ -57,13 +57,9 @@ def test_metric_by_name():
 
 
 def test_parts_add_up_and_invalid_earns_nothing_but_kl():
-    found = rewards.parts(
-        jnp.array([[0.7, 0.4]]), jnp.array([[False, True]]), jnp.array([[2.0, -1.0]]), 0.1
-    )
+    found = rewards.parts(jnp.array([[0.7, 0.4]]), jnp.array([[False, True]]), jnp.array([[2.0, -1.0]]), 0.1)
     np.testing.assert_allclose(found["total"], [[-0.2, 0.5]], rtol=1e-6)
-    np.testing.assert_allclose(
-        found["metric"] + found["invalid"] + found["kl"], found["total"], rtol=1e-6
-    )
+    np.testing.assert_allclose(found["metric"] + found["invalid"] + found["kl"], found["total"], rtol=1e-6)
 
 
 def test_whiten_has_mean_0_and_variance_1_and_ties_stay_finite():

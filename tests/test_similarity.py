@@ -10,15 +10,10 @@ from lpt_jax.data.made_up import tiny_tokenizer
 from lpt_jax.models import encoder
 
 TOKENIZER = tiny_tokenizer()
-SPEC = encoder.EncoderSpec(
-    vocab=len(TOKENIZER), width=16, layers=2, heads=2, hidden=24, positions=64, max_tokens=40
-)
+SPEC = encoder.EncoderSpec(vocab=len(TOKENIZER), width=16, layers=2, heads=2, hidden=24, positions=64, max_tokens=40)
 WEIGHTS = jax.tree.map(lambda a: 10 * a, encoder.init_weights(SPEC, jax.random.key(0)))
 WORDS = sorted(set(TOKENIZER.get_vocab()) - set(TOKENIZER.all_special_tokens))
-TEXTS = [
-    " ".join(np.random.default_rng(n).choice(WORDS, n))
-    for n in (3, 30, 0, 17, 1, 60, 9, 25, 2, 12, 5)
-]
+TEXTS = [" ".join(np.random.default_rng(n).choice(WORDS, n)) for n in (3, 30, 0, 17, 1, 60, 9, 25, 2, 12, 5)]
 
 
 embed = jax.jit(encoder.embed, static_argnums=0)
@@ -43,9 +38,7 @@ def test_every_text_gets_its_own_embedding_in_order(batch):
 
 def test_prefix_and_limit():
     prefix = f"{WORDS[3]} {WORDS[4]} "
-    found, cut = similarity.embed_texts(
-        SPEC, WEIGHTS, TOKENIZER, TEXTS[:2], max_tokens=8, prefix=prefix
-    )
+    found, cut = similarity.embed_texts(SPEC, WEIGHTS, TOKENIZER, TEXTS[:2], max_tokens=8, prefix=prefix)
     cut_texts = [prefix + TEXTS[0], " ".join((prefix + TEXTS[1]).split()[:8])]
     np.testing.assert_allclose(found, expected(cut_texts), atol=1e-5)
     assert cut.tolist() == [False, True]

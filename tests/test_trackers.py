@@ -21,9 +21,7 @@ def test_records_are_plain_json(tmp_path):
     tracker = trackers.Tracker(tmp_path, tensorboard=False)
     values = {"loss": np.float32(0.5), "bad": float("nan"), "kl": np.array(np.inf), "tied": 3}
     tracker.log(0, "policy", 1, 1, values)
-    tracker.sample(
-        0, "policy", 1, 1, {"user": "ü\u2028\ud800", "after": {"ranks": [np.int32(3), np.nan]}}
-    )
+    tracker.sample(0, "policy", 1, 1, {"user": "ü\u2028\ud800", "after": {"ranks": [np.int32(3), np.nan]}})
     line = (tmp_path / "metrics.jsonl").read_text()  # before close: flushed
     assert json.loads(line, parse_constant=pytest.fail) == {
         **{"iteration": 0, "phase": "policy", "step": 1, "global_step": 1},

@@ -34,9 +34,7 @@ def last_item(sessions, items: ItemEmbeddings, valid: int | None = None) -> np.n
     return session_ranks(jnp.take(items, last, axis=0), items, sessions, valid)
 
 
-def history_text(
-    sessions, catalogue, embed, items: ItemEmbeddings, last: int, valid: int | None = None
-) -> np.ndarray:
+def history_text(sessions, catalogue, embed, items: ItemEmbeddings, last: int, valid: int | None = None) -> np.ndarray:
     """Ranks by similarity to the raw texts of the last items, with no profile in between.
 
     `embed` turns a list of texts into Float32[n, D] of unit length, as it does for profiles.

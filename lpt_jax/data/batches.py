@@ -12,9 +12,7 @@ def _pad(rows: Sequence[Sequence[int]], length: int, pad_id: int, left: bool):
     mask = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
         if len(row) > length:
-            raise ValueError(
-                f"Row {i} has {len(row)} tokens, more than the {length} it is padded to."
-            )
+            raise ValueError(f"Row {i} has {len(row)} tokens, more than the {length} it is padded to.")
         where = slice(length - len(row), None) if left else slice(0, len(row))
         tokens[i, where], mask[i, where] = row, True
     return tokens, mask
@@ -34,9 +32,7 @@ def bucket_lengths(lengths: Sequence[int], count: int, multiple: int = 16) -> tu
     """At most `count` multiples of `multiple`: each holds its share of the rows, the last all."""
     if not len(lengths):
         return ()
-    shares = np.quantile(lengths, np.arange(1, count + 1) / count, method="inverted_cdf").astype(
-        int
-    )
+    shares = np.quantile(lengths, np.arange(1, count + 1) / count, method="inverted_cdf").astype(int)
     return tuple(sorted({max(multiple, -(-int(s) // multiple) * multiple) for s in shares}))
 
 
@@ -59,9 +55,7 @@ def indices(n: int, size: int, seed: int, step: int) -> np.ndarray:
         raise InputError("There is nothing to make batches of: no rows are left in this split.")
     positions = np.arange(step * size, (step + 1) * size)
     epochs = positions // n
-    return np.concatenate(
-        [order(n, seed, int(e))[positions[epochs == e] % n] for e in np.unique(epochs)]
-    )
+    return np.concatenate([order(n, seed, int(e))[positions[epochs == e] % n] for e in np.unique(epochs)])
 
 
 def tokenise(tokenizer, texts: Sequence[str], max_tokens: int):

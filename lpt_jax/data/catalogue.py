@@ -6,16 +6,7 @@ import re
 
 from lpt_jax.errors import InputError
 
-FIELDS = (
-    "title",
-    "year",
-    "genres",
-    "categories",
-    "brand",
-    "description",
-    "price",
-    "average_rating",
-)
+FIELDS = ("title", "year", "genres", "categories", "brand", "description", "price", "average_rating")
 WORDLESS = ("year", "price", "average_rating")  # alone these do not say what an item is
 
 
@@ -34,9 +25,7 @@ def names(listed: str, setting: str, known=FIELDS) -> list[str]:
     found = [name.strip() for name in listed.split(",") if name.strip()]
     for name in found:
         if name not in known:
-            raise InputError(
-                f"--config.{setting} names the field {name!r}; known are: {', '.join(known)}."
-            )
+            raise InputError(f"--config.{setting} names the field {name!r}; known are: {', '.join(known)}.")
     return found
 
 
@@ -47,34 +36,21 @@ def value(fields: dict, name: str) -> str:
         return ""
     if isinstance(found, (list, tuple)):
         return ", ".join(filter(None, (" ".join(str(part).split()) for part in found)))
-    text = (
-        f"{found:.4g}"
-        if isinstance(found, float) and name != "price"
-        else " ".join(str(found).split())
-    )
-    if (
-        name == "title"
-        and text
-        and (year := value(fields, "year"))
-        and not re.search(rf"\b{re.escape(year)}\b", text)
-    ):
+    text = f"{found:.4g}" if isinstance(found, float) and name != "price" else " ".join(str(found).split())
+    if name == "title" and text and (year := value(fields, "year")) and not re.search(rf"\b{re.escape(year)}\b", text):
         text += f" ({year})"
     return text
 
 
 def values(fields: dict, chosen: list[str]) -> list[tuple[str, str]]:
     """(name, text) of the chosen fields that the item has, in order; a title brings the year."""
-    found = (
-        (name, value(fields, name)) for name in chosen if not (name == "year" and "title" in chosen)
-    )
+    found = ((name, value(fields, name)) for name in chosen if not (name == "year" and "title" in chosen))
     return [(name, text) for name, text in found if text]
 
 
 def lines(fields: dict, chosen: list[str]) -> list[str]:
     """Lines as "Title: Heat (1995)", "Genres: Crime, Drama" in order; missing fields drop out."""
-    return [
-        f"{name.replace('_', ' ').capitalize()}: {text}" for name, text in values(fields, chosen)
-    ]
+    return [f"{name.replace('_', ' ').capitalize()}: {text}" for name, text in values(fields, chosen)]
 
 
 def build(ids: list[str], items: dict[str, dict], item_fields: str) -> Catalogue:

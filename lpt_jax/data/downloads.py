@@ -60,12 +60,8 @@ def dataset(source: str, name: str, year: int) -> pathlib.Path:
         folder, good = f"amazon-{year}-{name}", re.fullmatch(r"[\w&-]+", name)
         urls = {url.format(name): None for url in AMAZON[year]}
     if not good:
-        what = (
-            ", ".join(MOVIELENS) if source == "movielens" else "an Amazon category such as Beauty"
-        )
-        raise InputError(
-            f"--config.data.name={name!r} won't do: give {what}; or a --config.data.path."
-        )
+        what = ", ".join(MOVIELENS) if source == "movielens" else "an Amazon category such as Beauty"
+        raise InputError(f"--config.data.name={name!r} won't do: give {what}; or a --config.data.path.")
     folder = cache("data", folder)
     for url, sha256 in urls.items():
         path = folder / url.rpartition("/")[2]
@@ -138,9 +134,7 @@ def _transfer(url, part):
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     except urllib.error.HTTPError as error:
-        if (
-            error.code == 416 and start
-        ):  # nothing is left to send: the checks tell if it is all there
+        if error.code == 416 and start:  # nothing is left to send: the checks tell if it is all there
             return
         raise
     with response:
@@ -148,10 +142,7 @@ def _transfer(url, part):
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         bar = {"desc": part.stem, "initial": start, "total": total, "mininterval": 1}
-        with (
-            open(part, "ab" if start else "wb") as file,
-            tqdm.tqdm.wrapattr(file, "write", **bar) as out,
-        ):
+        with open(part, "ab" if start else "wb") as file, tqdm.tqdm.wrapattr(file, "write", **bar) as out:
             shutil.copyfileobj(response, out, 1 << 20)
     if total and part.stat().st_size != total:
         raise OSError(f"the connection broke after {part.stat().st_size} of {total} bytes")
@@ -161,11 +152,7 @@ def _unzip(path):
     """Takes the known files out of the archive by their base names, so none lands outside the folder."""
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=path.parent) as new:
         found = {pathlib.PurePosixPath(member).name: member for member in archive.namelist()}
-        for name in (
-            "README",
-            "README.txt",
-            *reversed(UNPACKED),
-        ):  # a file of ratings after its films
+        for name in ("README", "README.txt", *reversed(UNPACKED)):  # a file of ratings after its films
             if name in found:
                 pathlib.Path(new, name).write_bytes(archive.read(found[name]))
                 os.replace(pathlib.Path(new, name), path.parent / name)

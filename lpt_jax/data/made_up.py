@@ -41,9 +41,7 @@ def world(seed: int = 0, users: int = 96, items: int = 60) -> Raw:
     titles = {}
     for genre, words in GENRES.items():
         pairs = [p for length in (2, 3) for p in itertools.permutations(words.split(), length)]
-        titles[genre] = [
-            " ".join(pairs[i]) for i in rng.permutation(len(pairs))[: -(-items // len(genres))]
-        ]
+        titles[genre] = [" ".join(pairs[i]) for i in rng.permutation(len(pairs))[: -(-items // len(genres))]]
     of_item = np.arange(items) % len(genres)
     table = {
         f"item{i:04d}": {"title": titles[genres[g]][i // len(genres)], "genres": [genres[g]]}

@@ -33,9 +33,7 @@ USER_FIELDS = ("rating", "review")
 ONE_LINE = {"title", "year", "genres", "rating"}  # with no other fields an item is one line
 
 
-def item_block(
-    fields: dict, chosen: list[str], rating: float | None = None, review: str | None = None
-) -> str:
+def item_block(fields: dict, chosen: list[str], rating: float | None = None, review: str | None = None) -> str:
     """One item of the history: a line where only short fields are chosen, else labelled lines."""
     rated = "" if rating is None or "rating" not in chosen else f"{rating:g}/5"
     own = [name for name in chosen if name not in USER_FIELDS]
@@ -73,9 +71,7 @@ def messages(session, catalogue, data_config, prompt_config, keep: int, control=
     """
     if prompt_config.style not in INSTRUCTIONS:
         known = ", ".join(INSTRUCTIONS)
-        raise InputError(
-            f"--config.prompt.style={prompt_config.style!r} won't do: it must be one of {known}."
-        )
+        raise InputError(f"--config.prompt.style={prompt_config.style!r} won't do: it must be one of {known}.")
     chosen = _chosen(data_config)
     blocks = _blocks(session, catalogue, data_config, keep, control)
     items = ("\n" if set(chosen) <= ONE_LINE else "\n\n").join(blocks)
@@ -131,11 +127,7 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
         chat = messages(session, catalogue, data_config, prompt_config, keep, control)
         return list(_encode(chat, tokenizer)) + start
 
-    start = (
-        tokenizer(prompt_config.start, add_special_tokens=False)["input_ids"]
-        if prompt_config.start
-        else []
-    )
+    start = tokenizer(prompt_config.start, add_special_tokens=False)["input_ids"] if prompt_config.start else []
     total = len(render(0))
     if total > budget:
         raise InputError(

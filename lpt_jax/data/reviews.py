@@ -50,20 +50,12 @@ GENRES = (  # the flags of u.item, in order
     "Horror Musical Mystery Romance Sci-Fi Thriller War Western"
 )
 MOVIELENS = {  # file of ratings -> its columns (none: it has a header) and delimiter, the same of the films
-    "u.data": (
-        "user item rating time",
-        "\t",
-        "u.item",
-        "item title date video imdb " + GENRES,
-        "|",
-    ),
+    "u.data": ("user item rating time", "\t", "u.item", "item title date video imdb " + GENRES, "|"),
     "ratings.dat": ("user item rating time", "::", "movies.dat", "item title genres", "::"),
     "ratings.csv": ("", ",", "movies.csv", "", ","),
 }
 CARRIED = {"recbole": "recbole/dataset_example/ml-100k"}  # where a carrier has its data
-TAGS = re.compile(
-    r"(?i)</?(a|b|br|div|em|font|h\d|hr|i|img|li|ol|p|span|strong|table|td|tr|u|ul)\b[^<>]*>"
-)
+TAGS = re.compile(r"(?i)</?(a|b|br|div|em|font|h\d|hr|i|img|li|ol|p|span|strong|table|td|tr|u|ul)\b[^<>]*>")
 NOTHING = ("", "unknown", "unkonwn", "(no genres listed)")  # the misspelling is MovieLens-100k's
 MEND = "mend the line or take it out"
 
@@ -168,9 +160,7 @@ def _sequences(data):
         texts = [f for f in texts if not re.match("(?i)readme|licen[cs]e", f.name)]
         texts = [f for f in texts if f.name == "sequential.txt"] or texts
         if len(texts) != 1:
-            raise InputError(
-                f"{path} has {len(texts)} sequence files, *.txt: name one as data.path."
-            )
+            raise InputError(f"{path} has {len(texts)} sequence files, *.txt: name one as data.path.")
         path = texts[0]
     table = _there(data.items_path or table, f"The item table of {path}, *items.tsv or .csv,")
     users, items = [], []
@@ -309,13 +299,8 @@ def _text(path, delimiter, columns=""):
     encoding = "latin-1" if path.name in ("u.item", "movies.dat") else "utf8"
     read = csv.ReadOptions(column_names=columns.split() or None, encoding=encoding)
     read.use_threads = False  # else broken rows have no number
-    parse = csv.ParseOptions(
-        delimiter=delimiter, quote_char=quoted and '"', newlines_in_values=quoted
-    )
-    parse.ignore_empty_lines, parse.invalid_row_handler = (
-        False,
-        lambda row: bad.append(row) or "skip",
-    )
+    parse = csv.ParseOptions(delimiter=delimiter, quote_char=quoted and '"', newlines_in_values=quoted)
+    parse.ignore_empty_lines, parse.invalid_row_handler = (False, lambda row: bad.append(row) or "skip")
     convert = csv.ConvertOptions(default_column_type=pa.large_string(), null_values=[""])
     convert.strings_can_be_null = True
     try:

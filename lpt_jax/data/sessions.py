@@ -4,7 +4,7 @@ In this order, each drop counted: items without any text go, then repeats of a u
 first in time stays), then the iterative k-core (over all times); then the split and the windows. A
 user's items are ordered by time; equal times by a fixed shuffle of the (user, item) pairs, so that
 neither the source's row order nor ids tell what comes next. Users and items are numbered in the
-order of their ids as strings. max_users: only a seeded sample's sessions are made, but catalogue,
+order of their ids as strings. max_users: only a fixed sample's sessions are made, but catalogue,
 popularity and cuts are of all users (a sample's own catalogue would lack many of its targets).
 
 split "time": users in the order of their first interaction (ties by id). The latest test_share of
@@ -59,12 +59,12 @@ class Dataset:
     kind: str
 
 
-def prepare(data_config, seed: int) -> Dataset:
-    """Reads the source and makes the dataset; `seed` only draws the sample of max_users."""
-    return from_raw(reviews_lib.read(data_config), data_config, seed)
+def prepare(data_config) -> Dataset:
+    """Reads the source and makes the dataset."""
+    return from_raw(reviews_lib.read(data_config), data_config)
 
 
-def from_raw(raw, data_config, seed: int) -> Dataset:
+def from_raw(raw, data_config) -> Dataset:
     """prepare() of interactions already read."""
     c, rows, counts = data_config, raw.interactions, dict(raw.counts)
     by_time = rows.has_time if c.split == "auto" else c.split == "time"
@@ -125,7 +125,7 @@ def from_raw(raw, data_config, seed: int) -> Dataset:
         rating=_objects(rows.rating, kept),
         review=_objects(rows.review, kept),
     )
-    sample = _sample(len(user_ids), user[kept], c.max_users, seed)
+    sample = _sample(len(user_ids), user[kept], c.max_users)
     counts["users not in the sample"] = int((~sample[np.unique(user[kept])]).sum())
     sessions = _sessions(stays, part, sample, c, counts)
     for split, share in zip(SPLITS, (1, c.validation_share, c.test_share)):
@@ -141,7 +141,7 @@ def from_raw(raw, data_config, seed: int) -> Dataset:
         sessions=sessions,
         popularity=np.bincount(index, minlength=len(ids)).astype(np.int64),
         counts=counts,
-        protocol=_protocol(c, counts, cuts, seed),
+        protocol=_protocol(c, counts, cuts),
         kind=c.kind,
     )
 
@@ -182,11 +182,11 @@ def _core(user, item, core):
         alive[alive] = stays
 
 
-def _sample(n, user, max_users, seed):
-    """Bool[n users]: is in the seeded sample of those who have interactions."""
+def _sample(n, user, max_users):
+    """Bool[n users]: is in the sample of those who have interactions, the same for every seed of a run."""
     users = np.unique(user)
     if max_users and len(users) > max_users:
-        users = np.random.default_rng(seed).choice(users, max_users, replace=False)
+        users = np.random.default_rng(0).choice(users, max_users, replace=False)
     return np.isin(np.arange(n), users)
 
 
@@ -298,10 +298,10 @@ def _sessions(rows, part, sample, c, counts):
     return sessions
 
 
-def _protocol(c, counts, cuts, seed):
+def _protocol(c, counts, cuts):
     """One line: source, filters, split with its dates and users, what is ranked and how."""
     source = " ".join(filter(None, (c.source, c.name, str(c.year) if c.source == "amazon" else "")))
-    sample = f", sessions of {c.max_users} sampled users (seed {seed})" if c.max_users else ""
+    sample = f", sessions of {c.max_users} randomly sampled users" if c.max_users else ""
     of = [f"{counts[f'{s} users']} {s} users ({counts[f'{s} sessions']} sessions)" for s in SPLITS]
     if cuts is None:
         split = (

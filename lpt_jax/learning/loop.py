@@ -50,10 +50,7 @@ class Interrupt:
     def check(self, saved: str = "what is done so far") -> None:
         """Raises Stop if a signal has come."""
         if self.asked:
-            print(
-                f"lpt_jax: stopped as asked; saved {saved}. The same command goes on from there.",
-                flush=True,
-            )
+            print(f"lpt_jax: stopped as asked; saved {saved}. The same command goes on from there.", flush=True)
             raise Stop(143)
 
     def close(self) -> None:
@@ -67,9 +64,7 @@ def stage_folder(workdir: Path, position: int, phase: Phase) -> Path:
     return Path(workdir) / "checkpoints" / f"{position}-{phase.name}"
 
 
-def run(
-    schedule: list[Phase], state: dict, config, workdir: Path, tracker, interrupt: Interrupt
-) -> tuple[dict, dict]:
+def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, interrupt: Interrupt) -> tuple[dict, dict]:
     """Trains through the schedule and returns the final state and {"seconds": per phase name}.
 
     Resumes from the newest checkpoint under workdir/checkpoints/last: its note holds the place in the schedule,
@@ -89,15 +84,10 @@ def run(
         elif note["position"]:
             before = schedule[note["position"] - 1]
             tracker.resume(before.iteration, before.name, before.settings.steps)
-        print(
-            f"lpt_jax: going on from checkpoint {number} ({place.name}, step {note['step']})",
-            flush=True,
-        )
+        print(f"lpt_jax: going on from checkpoint {number} ({place.name}, step {note['step']})", flush=True)
 
     def save():
-        last.save(
-            note["global_step"] + note["position"], state, note
-        )  # a new number at a phase's end too
+        last.save(note["global_step"] + note["position"], state, note)  # a new number at a phase's end too
 
     for position, phase in enumerate(schedule):
         if position < note["position"]:
@@ -113,9 +103,7 @@ def run(
             value = values[f"val/{config.evaluation.metric}"]
             if note["best"] is None or value > note["best"]:
                 note.update(best=value, best_step=step)
-                best.save(
-                    step, {phase.part: state[phase.part]}, {"step": step, "validation": value}
-                )
+                best.save(step, {phase.part: state[phase.part]}, {"step": step, "validation": value})
             return values
 
         phase.begin(state, position)
@@ -134,36 +122,27 @@ def run(
                 raise InputError(
                     f"{phase.name}: {bad[0]} is not finite at step {step + 1} of iteration {phase.iteration + 1}: the "
                     f"run stops and its last good checkpoint ({last.latest()}) is kept; a smaller learning_rate helps."
-                )  # fmt: skip
+                )
             note["step"], note["global_step"] = step + 1, note["global_step"] + 1
             if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
                 values |= validate(state, step + 1)
             log(step + 1, values)
             bar.update()
-            bar.set_postfix(
-                {k: f"{values[k]:.4g}" for k in ("loss", "reward", "val/ndcg") if k in values}
-            )
+            bar.set_postfix({k: f"{values[k]:.4g}" for k in ("loss", "reward", "val/ndcg") if k in values})
             if interrupt.asked or (step + 1) % config.checkpoint.every == 0:
-                note["seconds"][phase.name] = (
-                    note["seconds"].get(phase.name, 0.0) + time.monotonic() - started
-                )
+                note["seconds"][phase.name] = note["seconds"].get(phase.name, 0.0) + time.monotonic() - started
                 started = time.monotonic()
                 save()
             interrupt.check(f"step {step + 1} of {phase.name}")
         bar.close()
         if settings.keep_best and note["best_step"] != settings.steps:
             state |= best.restore(note["best_step"], {phase.part: state[phase.part]})
-            print(
-                f"lpt_jax: {phase.name} ends with its best state by validation, step {note['best_step']}",
-                flush=True,
-            )
+            print(f"lpt_jax: {phase.name} ends with its best state by validation, step {note['best_step']}", flush=True)
         elif not settings.keep_best:
             best.save(settings.steps, {phase.part: state[phase.part]}, {"step": settings.steps})
         best.close()
         spent = note["seconds"].get(phase.name, 0.0) + time.monotonic() - started
-        note.update(
-            position=position + 1, step=0, best=None, seconds=note["seconds"] | {phase.name: spent}
-        )
+        note.update(position=position + 1, step=0, best=None, seconds=note["seconds"] | {phase.name: spent})
         save()
     last.close()
     return state, note

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lpt_jax.generation import Profiles
-from lpt_jax.models import decoder
+from lpt_jax.models import decoder, low_rank
 from lpt_jax.models.decoder import DecoderSpec
 
 
@@ -25,20 +25,11 @@ def split(spec: DecoderSpec, weights: dict, settings, key: jax.Array) -> tuple[d
     """
     others = {name: w for name, w in weights.items() if name != "layers"}
     if settings.trains == "lora":
-        from lpt_jax.models import low_rank
-
         lora = low_rank.attach(spec, weights, settings.lora.targets, settings.lora.rank, key)
         trunk_layers = {name: w[:0] for name, w in weights["layers"].items()}
-        return (
-            {"embed": weights["embed"], "layers": trunk_layers},
-            others | {"layers": weights["layers"]},
-            lora,
-        )
+        return ({"embed": weights["embed"], "layers": trunk_layers}, others | {"layers": weights["layers"]}, lora)
     start = max(spec.layers - settings.last_layers, 0)
-    trunk = {
-        "embed": weights["embed"],
-        "layers": {n: w[:start] for n, w in weights["layers"].items()},
-    }
+    trunk = {"embed": weights["embed"], "layers": {n: w[:start] for n, w in weights["layers"].items()}}
     trainable = {"layers": {n: w[start:] for n, w in weights["layers"].items()}}
     trainable |= {n: w for n, w in others.items() if n in ("final_norm", "head")}
     upper = {"embed": weights["embed"], "layers": {}} if spec.tied else {"layers": {}}
@@ -50,19 +41,18 @@ def assemble(upper: dict, trainable: dict) -> dict:
     return upper | trainable | {"layers": upper["layers"] | trainable.get("layers", {})}
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "start", "temperature", "chunk", "remat"))
-def score(spec: DecoderSpec, upper: dict, profiles: Profiles, context_mask: jax.Array, *, start: int, temperature: float, chunk: int, remat: bool = False) -> jax.Array:  # fmt: skip
+@functools.partial(jax.jit, static_argnames=("spec", "start", "temperature", "chunk", "remat", "frozen_head"))
+def score(spec: DecoderSpec, upper: dict, profiles: Profiles, context_mask: jax.Array, *, start: int,
+          temperature: float, chunk: int, remat: bool = False, frozen_head: bool = False) -> jax.Array:  # fmt: skip
     """LogProbs [B, G, T] of the profiles under an upper model, from the trunk's stored hidden states; 0 where masked.
 
     context_mask [B, P] is the prompts' without their last token.
     """
     batch, samples, length, width = profiles.hidden.shape
     x = jnp.concatenate([profiles.context, profiles.hidden.reshape(batch, -1, width)], 1)
-    x, _ = decoder.run(
-        spec, upper["layers"], x, context_mask, samples, start=start, remat=remat, last=True
-    )
+    x, _ = decoder.run(spec, upper["layers"], x, context_mask, samples, start=start, remat=remat, last=True)
     x = x.reshape(batch, samples, length, width)
-    found = decoder.log_probs(spec, upper, x, profiles.tokens, temperature, chunk)
+    found = decoder.log_probs(spec, upper, x, profiles.tokens, temperature, chunk, frozen_head)
     return jnp.where(profiles.mask, found, 0.0)
 
 
@@ -75,9 +65,7 @@ def rebel(new, old, mask, rewards, *, eta: float, clip_ratio: float = 0.0) -> ja
     With a = Δ − η r, the sum over pairs i < j of (a_i − a_j)² is G Σ a² − (Σ a)² (papers.md §1; arXiv 2404.16767).
     """
     a = jnp.sum(jnp.where(mask, new - old, 0.0), -1) - eta * rewards
-    a = a - jax.lax.stop_gradient(
-        a.mean(1, keepdims=True)
-    )  # pairs don't see a shift: less cancellation
+    a = a - jax.lax.stop_gradient(a.mean(1, keepdims=True))  # pairs don't see a shift: less cancellation
     samples = a.shape[1]
     pairs = samples * jnp.sum(a * a, 1) - jnp.sum(a, 1) ** 2
     return jnp.mean(pairs / (samples * (samples - 1) / 2))
@@ -112,17 +100,7 @@ LOSSES = {"rebel": rebel, "rloo": rloo, "grpo": grpo}
 
 @functools.partial(
     jax.jit,
-    static_argnames=(
-        "spec",
-        "optimiser",
-        "loss",
-        "start",
-        "temperature",
-        "chunk",
-        "remat",
-        "eta",
-        "clip_ratio",
-    ),
+    static_argnames=("spec", "optimiser", "loss", "start", "temperature", "chunk", "remat", "eta", "clip_ratio"),
     donate_argnames=("trainable", "optimiser_state"),
 )
 def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, profiles: Profiles,
@@ -131,9 +109,11 @@ def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, pro
            remat: bool, eta: float, clip_ratio: float):  # fmt: skip
     """One optimiser step on a (mini)batch of rollouts: returns trainable, optimiser state and metrics."""
 
+    frozen_head = not any(name.startswith("head") for name in trainable)
+
     def objective(trainable):
-        new = score(spec, assemble(upper, trainable), profiles, context_mask, start=start,
-                    temperature=temperature, chunk=chunk, remat=remat)  # fmt: skip
+        new = score(spec, assemble(upper, trainable), profiles, context_mask, start=start, remat=remat,
+                    temperature=temperature, chunk=chunk, frozen_head=frozen_head)  # fmt: skip
         value = LOSSES[loss](new, old, profiles.mask, rewards, eta=eta, clip_ratio=clip_ratio)
         return value, jnp.mean(jnp.abs(jnp.sum(new - old, -1)))
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from lpt_jax.errors import InputError
-from lpt_jax.models.products import product
+from lpt_jax.models.products import UNROLLED, product
 
 MASKED = -1e30  # finite: a fully masked row gives a mean, not NaN
 CHUNK = 128  # queries per block of chunked attention
@@ -47,9 +47,7 @@ class DecoderSpec:
     final_softcap: float | None = None  # Gemma 2
     windows: tuple[int, ...] = ()  # per layer: 0 = global, else a sliding window; () = all global
     local_rope_theta: float | None = None  # Gemma 3: theta of the windowed layers
-    rope_scaling: tuple[tuple[str, object], ...] | None = (
-        None  # llama3 or linear, global layers only
-    )
+    rope_scaling: tuple[tuple[str, object], ...] | None = None  # llama3 or linear, global layers only
     dtype: str = "float32"  # of matrix products' inputs; they accumulate in float32
     attention: str = "chunked"  # xla | chunked | cudnn: the context's own attention
     lora_scale: float = 0.0  # alpha / rank, where LoRA matrices are present
@@ -68,13 +66,9 @@ def spec_from_hf(config: dict) -> DecoderSpec:
             "qwen3, gemma, gemma2 or gemma3 model."
         )
     if config.get("attention_bias") and family != "qwen2" or config.get("mlp_bias"):
-        raise InputError(
-            f"this {family} model has biases (attention_bias, mlp_bias), which are not supported."
-        )
+        raise InputError(f"this {family} model has biases (attention_bias, mlp_bias), which are not supported.")
     gemma = family.startswith("gemma")
-    heads, width, layers = (
-        config[k] for k in ("num_attention_heads", "hidden_size", "num_hidden_layers")
-    )
+    heads, width, layers = (config[k] for k in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
     head_dim = config.get("head_dim") or width // heads
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
@@ -82,9 +76,7 @@ def spec_from_hf(config: dict) -> DecoderSpec:
     scaling = config.get("rope_scaling") or {k: v for k, v in rope.items() if k != "rope_theta"}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "llama3", "linear"):
-        raise InputError(
-            f"rope scaling {kind!r} is not supported: use a model with default, linear or llama3."
-        )
+        raise InputError(f"rope scaling {kind!r} is not supported: use a model with default, linear or llama3.")
     return DecoderSpec(
         family=family,
         vocab=config["vocab_size"], width=width, layers=layers, heads=heads,
@@ -117,9 +109,7 @@ def _windows(config: dict, family: str, layers: int) -> tuple[int, ...]:
         types = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
     if types is None and family == "gemma3":
         every = config.get("sliding_window_pattern") or 6
-        types = [
-            "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
-        ]
+        types = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
     if types is None:
         return ()
     return tuple(size if t == "sliding_attention" else 0 for t in types)
@@ -156,9 +146,7 @@ def init_weights(spec: DecoderSpec, key: jax.Array) -> dict:
             return jnp.zeros(shape)
         return 0.02 * jax.random.normal(jax.random.fold_in(key, hash_name(name)), shape)
 
-    return jax.tree_util.tree_map_with_path(
-        make, shapes(spec), is_leaf=lambda x: isinstance(x, tuple)
-    )
+    return jax.tree_util.tree_map_with_path(make, shapes(spec), is_leaf=lambda x: isinstance(x, tuple))
 
 
 def hash_name(name: str) -> int:
@@ -181,9 +169,7 @@ def dense(x: jax.Array, w: dict, name: str, spec: DecoderSpec) -> jax.Array:
 
     y = product(x, w[name], spec.dtype)
     if f"{name}_lora_a" in w:
-        y += spec.lora_scale * product(
-            product(x, w[f"{name}_lora_a"], spec.dtype), w[f"{name}_lora_b"], spec.dtype
-        )
+        y += spec.lora_scale * product(product(x, w[f"{name}_lora_a"], spec.dtype), w[f"{name}_lora_b"], spec.dtype)
     if f"{name}_bias" in w:
         y += w[f"{name}_bias"].astype(jnp.float32)
     return y
@@ -209,9 +195,7 @@ def rope_tables(spec: DecoderSpec, positions: jax.Array) -> jax.Array:
     """cos and sin of every position: [2 (global, local), 2 (cos, sin), ..., head_dim / 2], float32."""
     tables = []
     for local in (False, True) if spec.local_rope_theta else (False,):
-        angles = positions[..., None].astype(jnp.float32) * jnp.asarray(
-            _frequencies(spec, local), jnp.float32
-        )
+        angles = positions[..., None].astype(jnp.float32) * jnp.asarray(_frequencies(spec, local), jnp.float32)
         tables.append(jnp.stack([jnp.cos(angles), jnp.sin(angles)]))
     return jnp.stack(tables)
 
@@ -232,9 +216,7 @@ def _qkv(spec, w, x, table):
         q, k = norm(q, w["q_norm"], spec), norm(k, w["k_norm"], spec)
     q, k = _rotate(q, table), _rotate(k, table)
     scale = spec.query_scale or spec.head_dim**-0.5
-    q = (q * scale).reshape(
-        *x.shape[:-1], spec.kv_heads, spec.heads // spec.kv_heads, spec.head_dim
-    )
+    q = (q * scale).reshape(*x.shape[:-1], spec.kv_heads, spec.heads // spec.kv_heads, spec.head_dim)
     return q.astype(spec.dtype), k.astype(spec.dtype), v.astype(spec.dtype)
 
 
@@ -272,17 +254,11 @@ def context_attention(spec, q, k, v, mask, window) -> jax.Array:
     step, blocks = CHUNK if spec.attention == "chunked" else length, []
     for start in range(0, length, step):
         stop = min(start + step, length)
-        allowed = (
-            _near(jnp.arange(start, stop), jnp.arange(stop), window)[None] & mask[:, None, :stop]
-        )
+        allowed = _near(jnp.arange(start, stop), jnp.arange(stop), window)[None] & mask[:, None, :stop]
         allowed = jnp.repeat(allowed, rep, 1)[:, None]  # [B, 1, Q * rep, S]
         block = q[:, :, start:stop].reshape(batch, kv, -1, hd)
-        weights = jax.nn.softmax(_scores(spec, block, k[:, :, :stop], allowed), -1).astype(
-            spec.dtype
-        )
-        out = jnp.einsum(
-            "...qs,...sd->...qd", weights, v[:, :, :stop], preferred_element_type=jnp.float32
-        )
+        weights = jax.nn.softmax(_scores(spec, block, k[:, :, :stop], allowed), -1).astype(spec.dtype)
+        out = jnp.einsum("...qs,...sd->...qd", weights, v[:, :, :stop], preferred_element_type=jnp.float32)
         blocks.append(out.reshape(batch, kv, stop - start, rep, hd))
     out = jnp.concatenate(blocks, 2) if len(blocks) > 1 else blocks[0]
     return out.transpose(0, 2, 1, 3, 4).reshape(batch, length, -1)
@@ -297,25 +273,17 @@ def continuation_attention(spec, q, context, context_mask, own, own_index, windo
     batch, kv, samples, queries, rep, hd = q.shape
     length, size = context[0].shape[2], own[0].shape[3]
     near = _near(length + own_index, jnp.arange(length + size), window)  # [Q, P + S]
-    seen = (near[None, :, :length] & context_mask[:, None, :])[
-        :, None, None, :, None
-    ]  # [B,1,1,Q,1,P]
-    seen = jnp.broadcast_to(seen, (batch, 1, samples, queries, rep, length)).reshape(
-        batch, 1, -1, length
-    )
+    seen = (near[None, :, :length] & context_mask[:, None, :])[:, None, None, :, None]  # [B,1,1,Q,1,P]
+    seen = jnp.broadcast_to(seen, (batch, 1, samples, queries, rep, length)).reshape(batch, 1, -1, length)
     scores = _scores(spec, q.reshape(batch, kv, -1, hd), context[0], seen)
-    scores_own = _scores(
-        spec, q.reshape(batch, kv, samples, -1, hd), own[0], jnp.repeat(near[:, length:], rep, 0)
-    )
+    scores_own = _scores(spec, q.reshape(batch, kv, samples, -1, hd), own[0], jnp.repeat(near[:, length:], rep, 0))
     top = jnp.maximum(scores.max(-1), scores_own.max(-1).reshape(batch, kv, -1))
     top = jax.lax.stop_gradient(top)[..., None]
     weights = jnp.exp(scores - top)
     weights_own = jnp.exp(scores_own - top.reshape(batch, kv, samples, -1, 1))
     total = weights.sum(-1).reshape(weights_own.shape[:-1]) + weights_own.sum(-1)
     mix = "...qs,...sd->...qd"
-    out = jnp.einsum(
-        mix, weights.astype(spec.dtype), context[1], preferred_element_type=jnp.float32
-    )
+    out = jnp.einsum(mix, weights.astype(spec.dtype), context[1], preferred_element_type=jnp.float32)
     out = out.reshape(batch, kv, samples, -1, hd) + jnp.einsum(
         mix, weights_own.astype(spec.dtype), own[1], preferred_element_type=jnp.float32
     )
@@ -386,30 +354,21 @@ def run(spec: DecoderSpec, layers: dict, x: jax.Array, mask: jax.Array, samples:
         if samples:
             own = [a[:, context:].reshape(batch, samples, length, spec.kv_heads, spec.head_dim)
                    .transpose(0, 3, 1, 2, 4) for a in (k, v)]  # fmt: skip
-            rows = (
-                q[:, context:]
-                .reshape(batch, samples, length, *q.shape[2:])
-                .transpose(0, 3, 1, 2, 4, 5)
-            )
-            mixed = continuation_attention(
-                spec, rows, head_major, mask, own, jnp.arange(length), window
-            )
+            rows = q[:, context:].reshape(batch, samples, length, *q.shape[2:]).transpose(0, 3, 1, 2, 4, 5)
+            mixed = continuation_attention(spec, rows, head_major, mask, own, jnp.arange(length), window)
             out.append(mixed.reshape(batch, samples * length, -1))
         if drop_context:
             x = x[:, context:]
-        return _after_attention(
-            spec, w, x, jnp.concatenate(out, 1) if len(out) > 1 else out[0]
-        ), head_major
+        return _after_attention(spec, w, x, jnp.concatenate(out, 1) if len(out) > 1 else out[0]), head_major
 
     step = jax.checkpoint(layer, static_argnums=2) if remat else layer
-    windows = layer_windows(spec, start, count)
+    stack = layers, layer_windows(spec, start, count)
+    below = jax.tree.map(lambda a: a[:-1], stack) if last and samples else stack
+    unroll = count if count <= UNROLLED else 1
+    x, kept = jax.lax.scan(lambda x, s: step(x, s, False), x, below, unroll=unroll)
     if last and samples:
-        upper = jax.tree.map(lambda a: a[-1], layers)
-        layers = jax.tree.map(lambda a: a[:-1], layers)
-        x, kept = jax.lax.scan(lambda x, s: step(x, s, False), x, (layers, windows[:-1]))
-        x, kept_last = step(x, (upper, windows[-1]), True)
-        return x, tuple(jnp.concatenate([a, b[None]]) for a, b in zip(kept, kept_last, strict=True))
-    x, kept = jax.lax.scan(lambda x, s: step(x, s, False), x, (layers, windows))
+        x, top = step(x, jax.tree.map(lambda a: a[-1], stack), True)
+        kept = [jnp.concatenate([a, b[None]]) for a, b in zip(kept, top, strict=True)]
     return x, tuple(kept)
 
 
@@ -436,9 +395,7 @@ def decode_step(spec: DecoderSpec, layers: list[dict], x: jax.Array, t: jax.Arra
         ok = jax.lax.dynamic_update_slice_in_dim(ok, k.astype(ok.dtype), t, 3)
         ov = jax.lax.dynamic_update_slice_in_dim(ov, v.astype(ov.dtype), t, 3)
         rows = q.swapaxes(1, 2)[:, :, :, None]  # [B, kv, G, 1, rep, hd]
-        mixed = continuation_attention(
-            spec, rows, (ck, cv), context_mask, (ok, ov), t[None], windows[start + i]
-        )
+        mixed = continuation_attention(spec, rows, (ck, cv), context_mask, (ok, ov), t[None], windows[start + i])
         x = _after_attention(spec, w, x, mixed[:, :, 0])
         kept.append((ok, ov))
     return x, kept
@@ -446,13 +403,15 @@ def decode_step(spec: DecoderSpec, layers: list[dict], x: jax.Array, t: jax.Arra
 
 def logits(spec: DecoderSpec, weights: dict, x: jax.Array) -> jax.Array:
     """Hidden states [..., D] after the last layer to logits [..., V], float32."""
-    x = norm(x, weights["final_norm"], spec)
+    return _words(spec, weights, norm(x, weights["final_norm"], spec))
+
+
+def _words(spec, weights, x):
+    """Normed hidden states to logits."""
     if "head" in weights:
         out = dense(x, weights, "head", spec)
     else:
-        head = {k: v for k, v in weights.items() if k.startswith("head_")} | {
-            "head": weights["embed"].T
-        }
+        head = {k: v for k, v in weights.items() if k.startswith("head_")} | {"head": weights["embed"].T}
         out = dense(x, head, "head", spec)
     if spec.final_softcap:
         out = spec.final_softcap * jnp.tanh(out / spec.final_softcap)
@@ -460,28 +419,40 @@ def logits(spec: DecoderSpec, weights: dict, x: jax.Array) -> jax.Array:
 
 
 def log_probs(spec: DecoderSpec, weights: dict, x: jax.Array, tokens: jax.Array, temperature: float,
-              chunk: int) -> jax.Array:  # fmt: skip
+              chunk: int, frozen_head: bool = False) -> jax.Array:  # fmt: skip
     """log π(token) at every profile position, with at most about `chunk` positions' logits alive at once.
 
     Shapes: x [B, G, T, D], tokens [B, G, T]; returns [B, G, T]. π = softmax(logits / temperature).
+    frozen_head: no derivative is asked of the head (the final norm's always can be). A position's derivative
+    then is formed while its logits are there, and the backward pass computes no logits again.
     """
     batch, samples, length, _ = x.shape
     step = max(1, min(length, chunk // max(1, batch * samples)))
     padded = -length % step
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, padded), (0, 0)))
+    x = jnp.pad(norm(x, weights["final_norm"], spec), ((0, 0), (0, 0), (0, padded), (0, 0)))
     tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, padded)))
 
-    @jax.checkpoint
-    def part(scanned):
-        h, ids = scanned
-        scores = logits(spec, weights, h) / temperature
+    head = {name: w for name, w in weights.items() if name == "embed" or name.startswith("head")}
+
+    def part(head, h, ids):
+        scores = _words(spec, head, h) / temperature
         chosen = jnp.take_along_axis(scores, ids[..., None], -1)[..., 0]
         return chosen - jax.nn.logsumexp(scores, -1)
+
+    def forward(head, h, ids):
+        found, pull = jax.vjp(lambda h: part(head, h, ids), h)
+        return found, pull(jnp.ones_like(found))[0]
+
+    if frozen_head:
+        block = jax.custom_vjp(part)
+        block.defvjp(forward, lambda slope, cotangent: (None, slope * cotangent[..., None], None))
+    else:
+        block = jax.checkpoint(part)
 
     def blocks(a):
         return jnp.moveaxis(a.reshape(batch, samples, -1, step, *a.shape[3:]), 2, 0)
 
-    out = jax.lax.map(part, (blocks(x), blocks(tokens)))  # [blocks, B, G, step]
+    out = jax.lax.map(lambda b: block(head, *b), (blocks(x), blocks(tokens)))  # [blocks, B, G, step]
     return jnp.moveaxis(out, 0, 2).reshape(batch, samples, -1)[:, :, :length]
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from lpt_jax.array_types import Array, Embeddings, Float, Mask, Tokens
 from lpt_jax.errors import InputError
 from lpt_jax.models.decoder import hash_name
-from lpt_jax.models.products import product
+from lpt_jax.models.products import UNROLLED, product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,7 @@ def spec_from_hf(configs: dict[str, dict | list]) -> EncoderSpec:
     config, texts = configs["config.json"], configs.get("config_sentence_transformers.json", {})
     for key, wanted in WANTED.items():
         if config.get(key, wanted) != wanted:
-            raise InputError(
-                f"config.json: {key} {config[key]!r} is not supported, only {wanted!r}"
-            )
+            raise InputError(f"config.json: {key} {config[key]!r} is not supported, only {wanted!r}")
     for module in configs.get("modules.json", []):
         if module["type"].split(".")[-1] not in ("Transformer", "Pooling", "Normalize"):
             raise InputError(
@@ -73,9 +71,7 @@ def spec_from_hf(configs: dict[str, dict | list]) -> EncoderSpec:
 def shapes(spec: EncoderSpec) -> dict:
     """The shape of every weight, as the weights' own nested dict; layers are stacked on their first axis."""
     L, D, F = spec.layers, spec.width, spec.hidden
-    layer = {
-        f"{norm}_{part}": (L, D) for norm in ("attn_norm", "mlp_norm") for part in ("scale", "bias")
-    }
+    layer = {f"{norm}_{part}": (L, D) for norm in ("attn_norm", "mlp_norm") for part in ("scale", "bias")}
     for name, inward, outward in (*((n, D, D) for n in "qkvo"), ("up", D, F), ("down", F, D)):
         layer |= {name: (L, inward, outward), f"{name}_bias": (L, outward)}
     top = {"word": (spec.vocab, D), "position": (spec.positions, D), "type": (spec.types, D)}
@@ -124,10 +120,12 @@ def hidden_states(spec: EncoderSpec, weights: dict, tokens: Tokens, mask: Mask, 
         mixed = mix("bhqk,bhkd->bhqd", weight.astype(dtype), v) / weight.sum(-1, keepdims=True)
         mixed = mixed.swapaxes(1, 2).reshape(x.shape)
         x = _norm(x + dense(mixed, "o"), w["attn_norm_scale"], w["attn_norm_bias"], spec.norm_eps)
-        mlp = dense(jax.nn.gelu(dense(x, "up"), approximate=False), "down")
+        h = dense(x, "up")
+        mlp = dense(h * (0.5 + 0.5 * jax.lax.erf(h * 0.5**0.5)), "down")  # gelu; by erfc, as in jax.nn, it is slower
         return _norm(x + mlp, w["mlp_norm_scale"], w["mlp_norm_bias"], spec.norm_eps), None
 
-    return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, weights["layers"])[0]
+    unroll = spec.layers if spec.layers <= UNROLLED else 1
+    return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, weights["layers"], unroll=unroll)[0]
 
 
 def embed(spec: EncoderSpec, weights: dict, tokens: Tokens, mask: Mask, dtype="float32",

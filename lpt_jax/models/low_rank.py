@@ -29,13 +29,11 @@ def attach(spec: DecoderSpec, weights: dict, targets: str, rank: int, key: Array
         part = lora if name == "head" else lora["layers"]
         limit = inward**-0.5
         named = jax.random.fold_in(key, hash_name(name))
-        part[f"{name}_lora_a"] = jax.random.uniform(
-            named, (*stack, inward, rank), minval=-limit, maxval=limit
-        )
+        part[f"{name}_lora_a"] = jax.random.uniform(named, (*stack, inward, rank), minval=-limit, maxval=limit)
         part[f"{name}_lora_b"] = jnp.zeros((*stack, rank, outward))
     if not (lora["layers"] or len(lora) > 1):
         raise InputError(
-            f"LoRA targets {targets!r} match no matrix; the names are {', '.join(shapes)}"
+            f"--config.policy.lora.targets={targets!r} matches no matrix; the names are {', '.join(shapes)}"
         )
     return lora
 
@@ -44,9 +42,7 @@ def merge(spec: DecoderSpec, weights: dict, lora: dict, alpha: float, rank: int)
     """The weights W + a·b·alpha/rank, without LoRA matrices; a tied head becomes an explicit "head" [D, V]."""
 
     def add(matrix, part, name):
-        change = jnp.matmul(
-            part[f"{name}_lora_a"], part[f"{name}_lora_b"], preferred_element_type=jnp.float32
-        )
+        change = jnp.matmul(part[f"{name}_lora_a"], part[f"{name}_lora_b"], preferred_element_type=jnp.float32)
         return (matrix.astype(jnp.float32) + alpha / rank * change).astype(matrix.dtype)
 
     names = [name.removesuffix("_lora_a") for name in lora["layers"] if name.endswith("_lora_a")]

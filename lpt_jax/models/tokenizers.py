@@ -6,7 +6,9 @@ from transformers import PreTrainedTokenizerFast
 
 from lpt_jax.errors import InputError
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def _split(digits: str) -> list:
@@ -71,9 +73,7 @@ def _sentencepiece(vocab, get, gemma):
     if gemma:  # runs of spaces are stored as spaces
         vocab = {"▁" * len(t) if t and not t.strip(" ") else t: i for t, i in vocab.items()}
     scores = get("scores")
-    order = sorted(
-        vocab, key=lambda token: vocab[token] if gemma or scores is None else -scores[vocab[token]]
-    )
+    order = sorted(vocab, key=lambda token: vocab[token] if gemma or scores is None else -scores[vocab[token]])
     merges = []
     for token in order:
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))

@@ -20,10 +20,7 @@ from lpt_jax.errors import InputError
 from lpt_jax.models import decoder, encoder, tokenizers
 
 # our name: (Hugging Face module, GGUF module), whose ".weight" it is; "q_bias" is the ".bias" of q's
-TOP = {
-    "embed": ("embed_tokens", "token_embd"), "final_norm": ("norm", "output_norm"),
-    "head": ("lm_head", "output"),
-}  # fmt: skip
+TOP = {"embed": ("embed_tokens", "token_embd"), "final_norm": ("norm", "output_norm"), "head": ("lm_head", "output")}
 LAYER = {
     "attn_norm": ("input_layernorm", "attn_norm"),
     "q": ("self_attn.q_proj", "attn_q"), "q_norm": ("self_attn.q_norm", "attn_q_norm"),
@@ -321,8 +318,7 @@ def _save(folder, files: dict, weights: dict, keys: dict, tokenizer) -> None:
     for name, stack in weights["layers"].items():
         tensors |= {(keys[name].format(i=i), name): a for i, a in enumerate(np.asarray(stack))}
     tensors = {
-        key: np.ascontiguousarray(np.asarray(a).T if name in MATRICES else a)
-        for (key, name), a in tensors.items()
+        key: np.ascontiguousarray(np.asarray(a).T if name in MATRICES else a) for (key, name), a in tensors.items()
     }
     save_file(tensors, pathlib.Path(folder) / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)

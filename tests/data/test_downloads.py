@@ -27,9 +27,7 @@ def server(monkeypatch, tmp_path):
             web.ranges.append(asked)
             if body is None:
                 return self.send_error(404)
-            start = (
-                int(asked.removeprefix("bytes=").removesuffix("-")) if asked and web.resumes else 0
-            )
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and web.resumes else 0
             if start >= len(body):
                 return self.send_error(416)
             self.send_response(206 if asked and web.resumes else 200)
@@ -80,9 +78,7 @@ def test_fetch(server, tmp_path):
 def test_goes_on_from_what_arrived(server, tmp_path):
     path = tmp_path / "big.json.gz"
     server.cut = 500
-    with pytest.raises(
-        InputError, match=f"broke after 500 of {len(WHOLE)} bytes.*the same command goes on"
-    ):
+    with pytest.raises(InputError, match=f"broke after 500 of {len(WHOLE)} bytes.*the same command goes on"):
         downloads.fetch(URL, path)
     assert names(tmp_path) == ["big.json.gz.part"]
     server.cut = 0
@@ -99,15 +95,11 @@ def test_begins_anew_without_ranges(server, tmp_path):
 
 def test_killed_between_the_last_byte_and_the_rename(server, tmp_path):
     (tmp_path / "big.json.gz.part").write_bytes(WHOLE)
-    assert (
-        downloads.fetch(URL, tmp_path / "big.json.gz").read_bytes() == WHOLE
-    )  # the server says 416
+    assert downloads.fetch(URL, tmp_path / "big.json.gz").read_bytes() == WHOLE  # the server says 416
 
 
 def test_damage_is_found(server, tmp_path):
-    with pytest.raises(
-        InputError, match=f"arrived damaged .its sha256 is {sha256(WHOLE)}, not {'0' * 64}"
-    ):
+    with pytest.raises(InputError, match=f"arrived damaged .its sha256 is {sha256(WHOLE)}, not {'0' * 64}"):
         downloads.fetch(URL, tmp_path / "big.json.gz", "0" * 64)
     server.files["/data/big.json.gz"] = WHOLE[:-9] + b"\0" + WHOLE[-8:]
     with pytest.raises(InputError, match="arrived damaged"):
@@ -126,9 +118,7 @@ def test_a_file_changed_later_is_found(server, tmp_path):
 
 
 def test_not_found(server, tmp_path):
-    with pytest.raises(
-        InputError, match=r"nope\.gz could not be downloaded .HTTP Error 404: Not Found.\.$"
-    ):
+    with pytest.raises(InputError, match=r"nope\.gz could not be downloaded .HTTP Error 404: Not Found.\.$"):
         downloads.fetch("https://example.org/nope.gz", tmp_path / "nope.gz")
     assert names(tmp_path) == []
 
@@ -143,9 +133,7 @@ def test_amazon_from_the_mirror(server, tmp_path):
     review = {"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1300000000}
     folder = "/data/amazon/productGraph/categoryFiles/"
     server.files[folder + "reviews_Beauty_5.json.gz"] = gzip.compress(json.dumps(review).encode())
-    server.files[folder + "meta_Beauty.json.gz"] = gzip.compress(
-        repr({"asin": "B1", "title": "Soap"}).encode()
-    )
+    server.files[folder + "meta_Beauty.json.gz"] = gzip.compress(repr({"asin": "B1", "title": "Soap"}).encode())
     data = settings(source="amazon", name="Beauty", year=2014)
     assert reviews.read(data).items == {"B1": {"title": "Soap"}}
     server.files.clear()
@@ -160,9 +148,7 @@ def test_amazon_from_the_mirror(server, tmp_path):
 def test_movielens_from_the_mirror(server, tmp_path, monkeypatch):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(
-            "ml-latest/ratings.csv", "userId,movieId,rating,timestamp\n1,2,3.5,1260759144\n"
-        )
+        archive.writestr("ml-latest/ratings.csv", "userId,movieId,rating,timestamp\n1,2,3.5,1260759144\n")
         archive.writestr("ml-latest/movies.csv", "movieId,title,genres\n2,Heat (1995),Crime\n")
         archive.writestr("../../../evil/README", "lands under its base name")
         archive.writestr("../outside.txt", "nowhere")
@@ -170,21 +156,13 @@ def test_movielens_from_the_mirror(server, tmp_path, monkeypatch):
     raw = reviews.read(settings(source="movielens", name="ml-latest"))
     assert raw.items == {"2": {"title": "Heat (1995)", "year": "1995", "genres": ["Crime"]}}
     folder = tmp_path / "cache/data/ml-latest"
-    assert names(folder) == [
-        "README",
-        "ml-latest.zip",
-        "ml-latest.zip.sha256",
-        "movies.csv",
-        "ratings.csv",
-    ]
+    assert names(folder) == ["README", "ml-latest.zip", "ml-latest.zip.sha256", "movies.csv", "ratings.csv"]
     assert names(tmp_path) == ["cache"]
     (folder / "ratings.csv").unlink()  # as if killed while unpacking
     assert len(reviews.read(settings(source="movielens", name="ml-latest")).items) == 1
     (folder / "ml-latest.zip").unlink()
     server.files.clear()
-    assert (
-        len(reviews.read(settings(source="movielens", name="ml-latest")).items) == 1
-    )  # the files do
+    assert len(reviews.read(settings(source="movielens", name="ml-latest")).items) == 1  # the files do
     monkeypatch.setitem(downloads.MOVIELENS, "ml-1m", "0" * 64)
     server.files["/datasets/movielens/ml-1m.zip"] = buffer.getvalue()
     with pytest.raises(InputError, match=r"ml-1m\.zip arrived damaged .its sha256"):
@@ -213,9 +191,7 @@ def test_files_put_into_the_cache_by_hand_do(no_network, tmp_path):
     review = {"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1300000000}
     (folder / "X_5.json").write_text(json.dumps(review))  # unpacked
     (folder / "meta_X.json.gz").write_bytes(gzip.compress(b'{"asin": "B1", "title": "Soap"}'))
-    assert reviews.read(settings(source="amazon", name="X", year=2018)).items == {
-        "B1": {"title": "Soap"}
-    }
+    assert reviews.read(settings(source="amazon", name="X", year=2018)).items == {"B1": {"title": "Soap"}}
 
 
 def test_names_that_will_not_do(no_network, tmp_path, monkeypatch):

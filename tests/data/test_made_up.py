@@ -25,12 +25,10 @@ def test_taste_can_be_learnt_from_the_past():
 
 def test_the_tokenizer_knows_every_word_that_tiny_runs_meet():
     c = config.finish(config.tiny(config.default()))
-    data = sessions.prepare(c.data, 0)
+    data = sessions.prepare(c.data)
     tokenizer = made_up.tiny_tokenizer()
     assert len(tokenizer) <= 256 and tokenizer.pad_token_id == 0
-    assert tokenizer("Space COMET")["input_ids"] == tokenizer.convert_tokens_to_ids(
-        ["space", "comet"]
-    )
+    assert tokenizer("Space COMET")["input_ids"] == tokenizer.convert_tokens_to_ids(["space", "comet"])
     for session in data.sessions["train"][:20]:
         ids, kept = prompts.encode_prompt(session, data.catalogue, c.data, c.prompt, tokenizer)
         assert tokenizer.unk_token_id not in ids and kept >= 4

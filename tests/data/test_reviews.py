@@ -18,13 +18,7 @@ REVIEWS_2014 = [
         "unixReviewTime": 1300000000,
         "reviewText": "Good &amp; <br />soft.",
     },
-    {
-        "reviewerID": "A2",
-        "asin": "B2",
-        "overall": 3.0,
-        "unixReviewTime": 1300086400,
-        "reviewText": "",
-    },
+    {"reviewerID": "A2", "asin": "B2", "overall": 3.0, "unixReviewTime": 1300086400, "reviewText": ""},
     {"reviewerID": "A1", "asin": "B2", "overall": 1.0, "unixReviewTime": 1300172800},
 ]
 META_2014 = [
@@ -72,11 +66,7 @@ def amazon_2014(folder, suffix=".gz"):
 def test_amazon_2014(tmp_path, suffix):
     amazon_2014(tmp_path, suffix)
     raw = read(source="amazon", path=str(tmp_path), name="Beauty")
-    assert rows(raw) == [
-        ("A1", "B1", 1.3e9, 5),
-        ("A2", "B2", 1300086400, 3),
-        ("A1", "B2", 1300172800, 1),
-    ]
+    assert rows(raw) == [("A1", "B1", 1.3e9, 5), ("A2", "B2", 1300086400, 3), ("A1", "B2", 1300172800, 1)]
     assert raw.interactions.review.tolist() == ["Good & soft.", None, None]
     assert raw.interactions.has_time and raw.interactions.user.dtype == np.int32
     assert raw.items == {
@@ -103,12 +93,7 @@ def test_amazon_2018(tmp_path):
     )  # fmt: skip
     raw = read(source="amazon", path=str(tmp_path), year=2018)  # one category: no name needed
     assert raw.items == {
-        "B1": {
-            "title": "Card",
-            "categories": ["Gifts"],
-            "description": "One. Two.",
-            "brand": "Acme",
-        },
+        "B1": {"title": "Card", "categories": ["Gifts"], "description": "One. Two.", "brand": "Acme"},
         "B2": {"price": "$1,250.00"},
     }
 
@@ -150,17 +135,13 @@ def test_amazon_files_by_name(tmp_path):
     with pytest.raises(InputError, match=r"The metadata of .*mine\.jsonl.* is missing"):
         read(source="amazon", path=str(reviews_path))
     meta_path = put(tmp_path / "items.json", META_2014)
-    assert read(source="amazon", path=str(reviews_path), items_path=str(meta_path)).items["B2"] == {
-        "title": "Comb"
-    }
+    assert read(source="amazon", path=str(reviews_path), items_path=str(meta_path)).items["B2"] == {"title": "Comb"}
 
 
 def test_amazon_asks_for_the_category(tmp_path):
     amazon_2014(tmp_path)
     put(tmp_path / "reviews_Baby_5.json", REVIEWS_2014)
-    with pytest.raises(
-        InputError, match="has 2 review files for --config.data.name=''.*reviews_Baby_5.json"
-    ):
+    with pytest.raises(InputError, match="has 2 review files for --config.data.name=''.*reviews_Baby_5.json"):
         read(source="amazon", path=str(tmp_path))
     with pytest.raises(InputError, match="has 0 review files for --config.data.name='Books'"):
         read(source="amazon", path=str(tmp_path), name="Books")
@@ -198,9 +179,7 @@ def test_broken_gzip_is_named(tmp_path):
 def test_wrong_keys_are_named(tmp_path):
     put(tmp_path / "X.jsonl", [{"who": "a", "what": "b"}])
     put(tmp_path / "meta_X.jsonl", META_2014)
-    with pytest.raises(
-        InputError, match=r"X\.jsonl has no column user or .*\(it has (who, what|what, who)\)"
-    ):
+    with pytest.raises(InputError, match=r"X\.jsonl has no column user or .*\(it has (who, what|what, who)\)"):
         read(source="amazon", path=str(tmp_path))
 
 
@@ -243,18 +222,12 @@ def test_movielens_1m(tmp_path):
     )
     raw = read(source="movielens", path=str(tmp_path))
     assert rows(raw) == [("1", "1193", 978300760, 5), ("2", "661", 978302109, 3)]
-    assert raw.items["1193"] == {
-        "title": 'Amélie: "One" (2001)',
-        "year": "2001",
-        "genres": ["Drama", "Sci-Fi"],
-    }
+    assert raw.items["1193"] == {"title": 'Amélie: "One" (2001)', "year": "2001", "genres": ["Drama", "Sci-Fi"]}
     assert raw.items["661"] == {"title": "Up (1996)", "year": "1996"}
 
 
 def test_movielens_latest(tmp_path):
-    (tmp_path / "ratings.csv").write_text(
-        "userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n1,7,3.0,1260759179\n"
-    )
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n1,7,3.0,1260759179\n")
     (tmp_path / "movies.csv").write_text(
         'movieId,title,genres\n31,"Lion King, The (1994)",Animation|Drama\n7,Mystery,(no genres listed)\n8,Unseen (1990),Drama\n'
     )
@@ -274,32 +247,24 @@ def test_recbole(tmp_path):
     )  # fmt: skip
     raw = read(source="movielens", path=str(tmp_path))
     assert rows(raw) == [("196", "242", 881250949, 3)]
-    assert raw.items == {
-        "242": {"title": '"Kolya" x (1996)', "year": "1996", "genres": ["Comedy", "Children's"]}
-    }
+    assert raw.items == {"242": {"title": '"Kolya" x (1996)', "year": "1996", "genres": ["Comedy", "Children's"]}}
 
 
 def test_movielens_errors(tmp_path):
     with pytest.raises(InputError, match="has no MovieLens files"):
         read(source="movielens", path=str(tmp_path))
-    (tmp_path / "ratings.csv").write_text(
-        "userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n1,31\n"
-    )
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n1,31\n")
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n31,A,B\n")
     with pytest.raises(InputError, match=r"ratings\.csv:3 has 2 columns, not 4"):
         read(source="movielens", path=str(tmp_path))
     (tmp_path / "ratings.csv").write_text("userId,film,rating\n1,31,2.5\n")
-    with pytest.raises(
-        InputError, match=r"ratings\.csv has no column item .*\(it has userId, film, rating\)"
-    ):
+    with pytest.raises(InputError, match=r"ratings\.csv has no column item .*\(it has userId, film, rating\)"):
         read(source="movielens", path=str(tmp_path))
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating\n1,31,2.5\n")
     (tmp_path / "movies.csv").unlink()
     with pytest.raises(InputError, match=r"The film table is not there: .*movies\.csv"):
         read(source="movielens", path=str(tmp_path))
-    with pytest.raises(
-        InputError, match="path, the file or folder to read, is not there: /nowhere"
-    ):
+    with pytest.raises(InputError, match="path, the file or folder to read, is not there: /nowhere"):
         read(source="movielens", path="/nowhere")
 
 
@@ -316,10 +281,7 @@ def test_sequences(tmp_path):
     raw = read(source="sequences", path=str(tmp_path))
     assert rows(raw) == [("1", "10", 0, None), ("1", "20", 1, None), ("1", "10", 2, None), ("2", "20", 0, None), ("2", "30", 1, None)]  # fmt: skip
     assert not raw.interactions.has_time and raw.interactions.review is None
-    assert raw.items == {
-        "10": {"title": 'A 2" iron', "categories": ["Beauty", "Hair"], "price": "12.00"},
-        "20": {},
-    }
+    assert raw.items == {"10": {"title": 'A 2" iron', "categories": ["Beauty", "Hair"], "price": "12.00"}, "20": {}}
     (tmp_path / "raw" / "sequential.txt").write_text("1 10\n2\n")
     with pytest.raises(InputError, match=r"sequential\.txt:2 has no item after the user '2'"):
         read(source="sequences", path=str(tmp_path))
@@ -331,15 +293,7 @@ def test_sequences(tmp_path):
 # Named columns, whatever the file
 
 
-COLUMNS = dict(
-    user="who",
-    item="what",
-    time="when",
-    rating="stars",
-    review="said",
-    title="name",
-    categories="tags",
-)
+COLUMNS = dict(user="who", item="what", time="when", rating="stars", review="said", title="name", categories="tags")
 RECORDS = [
     {"who": "ann", "what": "007", "when": "2020-01-02", "stars": 4, "said": "fine", "name": "Soap", "tags": ["a", "b"]},
     {"who": "bob", "what": "8", "when": "2020-01-01T00:00:01Z", "stars": None, "said": None, "name": "Comb", "tags": []},
@@ -357,10 +311,7 @@ def write_table(path, records):
     delimiter = "\t" if ".tsv" in path.name else ","
     lines = [delimiter.join(records[0])]
     for record in records:
-        cells = [
-            "|".join(v) if isinstance(v, list) else "" if v is None else str(v)
-            for v in record.values()
-        ]
+        cells = ["|".join(v) if isinstance(v, list) else "" if v is None else str(v) for v in record.values()]
         lines.append(delimiter.join(cells))
     text = ("\n".join(lines) + "\n").encode()
     path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
@@ -379,9 +330,7 @@ def test_table(tmp_path, suffix):
 
 def test_table_with_items_beside(tmp_path):
     log = write_table(tmp_path / "log.csv", [{"user": 1, "item": 2}, {"user": 1, "item": 1}])
-    items = write_table(
-        tmp_path / "items.jsonl", [{"item": 2, "title": "Two"}, {"item": 3, "title": "Three"}]
-    )
+    items = write_table(tmp_path / "items.jsonl", [{"item": 2, "title": "Two"}, {"item": 3, "title": "Three"}])
     raw = read(source="table", path=str(log), items_path=str(items))
     assert rows(raw) == [("1", "2", 0, None), ("1", "1", 1, None)]
     assert raw.items == {"2": {"title": "Two"}}
@@ -393,9 +342,7 @@ def test_table_of_dates(tmp_path):
     day = datetime.datetime(2020, 1, 2)
     for number, when in enumerate((day, day.date(), 1577923200, 1577923200000, 1577923200e6)):
         path = write_table(tmp_path / f"{number}.parquet", [{"user": 1, "item": 2, "when": when}])
-        raw = read(
-            source="table", path=str(path), columns=dict(user="user", item="item", time="when")
-        )
+        raw = read(source="table", path=str(path), columns=dict(user="user", item="item", time="when"))
         assert rows(raw)[0][2] == 1577923200, when
 
 
@@ -407,8 +354,7 @@ def test_table_errors(tmp_path):
     ):
         read(source="table", path=str(path), columns=COLUMNS | {"item": "film"})
     with pytest.raises(
-        InputError,
-        match=r"log\.csv has no column price .*--config.data.columns.price, or none with ''",
+        InputError, match=r"log\.csv has no column price .*--config.data.columns.price, or none with ''"
     ):
         read(source="table", path=str(path), columns=COLUMNS | {"price": "price"})
     path = write_table(tmp_path / "log.csv", [*RECORDS, RECORDS[0] | {"when": "yesterday"}])
@@ -424,9 +370,7 @@ def test_table_errors(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=what):
             read(source="table", path=str(tmp_path / name), columns=dict(user="user", item="item"))
-    with pytest.raises(
-        InputError, match="--config.data.path, the file or folder to read, is missing"
-    ):
+    with pytest.raises(InputError, match="--config.data.path, the file or folder to read, is missing"):
         read(source="table")
 
 
@@ -438,12 +382,10 @@ def test_datasets(tmp_path):
     whole = datasets.Dataset.from_list(RECORDS)
     whole.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=whole.select([2, 0]), test=whole).save_to_disk(tmp_path / "split")
-    write_table(
-        tmp_path / "log.parquet", RECORDS
-    )  # a plain folder of files is loaded as datasets does it
-    assert [
-        r[:3] for r in rows(read(source="datasets", path=str(tmp_path / "one"), columns=COLUMNS))
-    ] == [r[:3] for r in SEEN]
+    write_table(tmp_path / "log.parquet", RECORDS)  # a plain folder of files is loaded as datasets does it
+    assert [r[:3] for r in rows(read(source="datasets", path=str(tmp_path / "one"), columns=COLUMNS))] == [
+        r[:3] for r in SEEN
+    ]
     split = read(source="datasets", path=str(tmp_path / "split"), columns=COLUMNS)
     assert [r[:3] for r in rows(split)] == [SEEN[2][:3], SEEN[0][:3]]
     assert split.items["007"] == {"title": "Soap", "categories": ["a", "b"]}
@@ -471,9 +413,7 @@ def test_tfds(tmp_path):
                 name=text,
                 tags=tfds.features.Sequence(text),
             )
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, manager):
             return {"train": self._generate_examples()}
@@ -482,12 +422,7 @@ def test_tfds(tmp_path):
             for key, record in enumerate(RECORDS):
                 yield (
                     key,
-                    record
-                    | {
-                        "when": 1577923200 + key,
-                        "said": record["said"] or "",
-                        "stars": record["stars"] or 1,
-                    },
+                    record | {"when": 1577923200 + key, "said": record["said"] or "", "stars": record["stars"] or 1},
                 )
 
     Tiny(data_dir=tmp_path, file_format="array_record").download_and_prepare()
@@ -522,18 +457,8 @@ def test_gift_cards(shared_data):
 def test_movielens_latest_small(shared_data):
     raw = read(source="movielens", path=str(shared_data / "movielens_latest_small_2016"))
     r = raw.interactions
-    assert (len(r.user_ids), len(r.item_ids), len(r.user), len(raw.items)) == (
-        671,
-        9066,
-        100004,
-        9066,
-    )
-    assert raw.items["1"]["title"] == "Toy Story (1995)" and rows(raw)[0] == (
-        "1",
-        "31",
-        1260759144,
-        2.5,
-    )
+    assert (len(r.user_ids), len(r.item_ids), len(r.user), len(raw.items)) == (671, 9066, 100004, 9066)
+    assert raw.items["1"]["title"] == "Toy Story (1995)" and rows(raw)[0] == ("1", "31", 1260759144, 2.5)
 
 
 def test_beauty(shared_data):

@@ -34,9 +34,7 @@ def settings(**changes):
     return c
 
 
-ITEMS = {i: {"title": f"title {i}", "average_rating": 1.25} for i in "abcdefgh"} | {
-    "x": {"price": 3.0}
-}
+ITEMS = {i: {"title": f"title {i}", "average_rating": 1.25} for i in "abcdefgh"} | {"x": {"price": 3.0}}
 SIX = raw(
     [("u1", "a", 1), ("u1", "b", 2), ("u1", "c", 3), ("u1", "d", 30), ("u1", "x", 9)]
     + [("u3", "f", 8), ("u3", "c", 7), ("u3", "a", 3)]
@@ -52,29 +50,19 @@ SIX = raw(
 def told(data, split):
     ids = data.catalogue.ids
     return [
-        (s.user, "".join(ids[i] for i in s.history), "".join(ids[i] for i in s.targets))
-        for s in data.sessions[split]
+        (s.user, "".join(ids[i] for i in s.history), "".join(ids[i] for i in s.targets)) for s in data.sessions[split]
     ]
 
 
 def test_the_time_split_by_hand():
-    data = sessions.from_raw(SIX, settings(eval_targets=2), 0)
+    data = sessions.from_raw(SIX, settings(eval_targets=2))
     assert data.catalogue.ids == list("abcef")  # d: after the cut; g, h: cold; x: no text
     assert data.popularity.tolist() == [3, 2, 3, 2, 1]
-    assert told(data, "train") == [
-        ("u1", "ab", "c"),
-        ("u2", "bc", "a"),
-        ("u2", "bca", "e"),
-        ("u3", "ac", "f"),
-    ]
+    assert told(data, "train") == [("u1", "ab", "c"), ("u2", "bc", "a"), ("u2", "bca", "e"), ("u3", "ac", "f")]
     assert told(data, "validation") == [("u5", "ac", "be")]  # g is cold, f is after the test cut
     assert told(data, "test") == [("u6", "cb", "e")]  # h is cold
     first = data.sessions["train"][0]
-    assert (
-        first.ratings == (1.0, 2.0)
-        and first.reviews == ("u1 on a", "u1 on b")
-        and first.time == 3.0
-    )
+    assert first.ratings == (1.0, 2.0) and first.reviews == ("u1 on a", "u1 on b") and first.time == 3.0
     assert data.counts == {
         "lines without an item": 7,
         "interactions": 24,
@@ -101,40 +89,25 @@ def test_the_time_split_by_hand():
         "test sessions": 1,
         "items ranked": 5,
     }
-    for part in (
-        "1970-01-01T00:00:10",
-        "1970-01-01T00:00:20",
-        "3 train users (4 sessions)",
-        "0-core",
-        "all 5 items",
-    ):
+    for part in ("1970-01-01T00:00:10", "1970-01-01T00:00:20", "3 train users (4 sessions)", "0-core", "all 5 items"):
         assert part in data.protocol
     assert "\n" not in data.protocol and data.kind == "items"
 
 
 def test_leave_last_by_hand():
-    rows = [("v", i, t) for t, i in enumerate("abcdef")] + [
-        ("w", i, t) for t, i in enumerate("fedcb")
-    ]
-    data = sessions.from_raw(raw(rows, ITEMS, has_time=False), settings(split="auto"), 0)
+    rows = [("v", i, t) for t, i in enumerate("abcdef")] + [("w", i, t) for t, i in enumerate("fedcb")]
+    data = sessions.from_raw(raw(rows, ITEMS, has_time=False), settings(split="auto"))
     # training: v abcd, w fed -> catalogue abcdef
     assert told(data, "train") == [("v", "ab", "c"), ("v", "abc", "d"), ("w", "fe", "d")]
     assert told(data, "validation") == [("v", "abcd", "e"), ("w", "fed", "c")]
     assert told(data, "test") == [("v", "abcde", "f"), ("w", "fedc", "b")]
     assert data.popularity.tolist() == [1, 1, 1, 2, 1, 1]
-    assert "leakage can't be excluded" in data.protocol and math.isnan(
-        data.sessions["test"][0].time
-    )
+    assert "leakage can't be excluded" in data.protocol and math.isnan(data.sessions["test"][0].time)
     rows += [("z", i, t) for t, i in enumerate("abcdefgh")]
     two = sessions.from_raw(
-        raw(rows, ITEMS), settings(split="leave_last", eval_targets=2, min_history=1), 0
+        raw(rows, ITEMS), settings(split="leave_last", eval_targets=2, min_history=1)
     )  # training: v ab, w f, z abcd, so that e, g and h are cold
-    assert told(two, "train") == [
-        ("v", "a", "b"),
-        ("z", "a", "b"),
-        ("z", "ab", "c"),
-        ("z", "abc", "d"),
-    ]
+    assert told(two, "train") == [("v", "a", "b"), ("z", "a", "b"), ("z", "ab", "c"), ("z", "abc", "d")]
     assert told(two, "validation") == [("v", "ab", "cd"), ("w", "f", "d"), ("z", "abcd", "f")]
     assert told(two, "test") == [("v", "abcd", "f"), ("w", "fd", "cb")]
 
@@ -166,24 +139,12 @@ def random_raw(seed):
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("split", ["time", "leave_last"])
 def test_nothing_leaks_and_every_interaction_is_accounted_for(seed, split):
-    c = settings(
-        split=split,
-        core=3,
-        targets=2,
-        eval_targets=2,
-        eval_windows=2,
-        validation_share=0.2,
-        test_share=0.3,
-    )
+    c = settings(split=split, core=3, targets=2, eval_targets=2, eval_windows=2, validation_share=0.2, test_share=0.3)
     source = random_raw(seed)
-    data = sessions.from_raw(source, c, 0)
+    data = sessions.from_raw(source, c)
     rows, counts, n = source.interactions, data.counts, len(data.catalogue.ids)
     dropped = sum(v for k, v in counts.items() if k.startswith("dropped: "))
-    assert (
-        dropped + sum(counts[f"{s} interactions"] for s in sessions.SPLITS)
-        == counts["interactions"]
-        == 400
-    )
+    assert dropped + sum(counts[f"{s} interactions"] for s in sessions.SPLITS) == counts["interactions"] == 400
     assert data.popularity.sum() == counts["train interactions"] and (data.popularity > 0).all()
     assert data.catalogue.ids == sorted(data.catalogue.ids)
     earliest, latest = {}, {}  # of each split's users, over all their sessions
@@ -221,24 +182,14 @@ def test_row_order_does_not_matter_and_ids_and_files_do_not_tell_the_order():
         rows.user[place], rows.item[place], rows.user_ids, rows.item_ids, rows.order[place], True, rows.rating[place],
         [rows.review[i] for i in place],
     )  # fmt: skip
-    one = sessions.from_raw(source, settings(), 0)
-    two = sessions.from_raw(
-        Raw(interactions=shuffled, items=source.items, counts={}), settings(), 0
-    )
-    assert (
-        one.sessions == two.sessions and one.counts == two.counts and one.protocol == two.protocol
-    )
-    same_time = raw(
-        [(f"u{u}", f"i{i}", 1) for u in range(60) for i in range(9)], random_raw(0).items
-    )
+    one = sessions.from_raw(source, settings())
+    two = sessions.from_raw(Raw(interactions=shuffled, items=source.items, counts={}), settings())
+    assert one.sessions == two.sessions and one.counts == two.counts and one.protocol == two.protocol
+    same_time = raw([(f"u{u}", f"i{i}", 1) for u in range(60) for i in range(9)], random_raw(0).items)
     place = sessions._chronological(
         *(
             np.asarray(c)
-            for c in (
-                same_time.interactions.user,
-                same_time.interactions.item,
-                same_time.interactions.order,
-            )
+            for c in (same_time.interactions.user, same_time.interactions.item, same_time.interactions.order)
         )
     )
     rises = (np.diff(same_time.interactions.item[place].reshape(60, 9)) > 0).mean()
@@ -246,42 +197,34 @@ def test_row_order_does_not_matter_and_ids_and_files_do_not_tell_the_order():
 
 
 def test_average_rating_comes_from_training_interactions_only():
-    data = sessions.from_raw(SIX, settings(item_fields="title,average_rating"), 0)
+    data = sessions.from_raw(SIX, settings(item_fields="title,average_rating"))
     # a: times 1, 5, 3 -> ratings 1, 0, 3; u5's and u6's are later
     assert data.catalogue.texts[0] == "Title: title a\nAverage rating: 1.333"
-    plain = sessions.from_raw(SIX, settings(), 0)
+    plain = sessions.from_raw(SIX, settings())
     assert not any("rating" in text or "1.25" in text for text in plain.catalogue.texts)
-    unrated = raw(
-        [(f"u{u}", i, u * 9 + t) for u in range(6) for t, i in enumerate("abc")],
-        ITEMS,
-        rating=False,
-    )
+    unrated = raw([(f"u{u}", i, u * 9 + t) for u in range(6) for t, i in enumerate("abc")], ITEMS, rating=False)
     c = settings(item_fields="title,average_rating")
     unrated.interactions.order %= 9  # all at once: every user starts at 0
     with pytest.raises(InputError, match="No user is left for train"):
-        sessions.from_raw(unrated, c, 0)
+        sessions.from_raw(unrated, c)
     c.split = "leave_last"
     c.min_history = 1
     unrated = raw(
-        [
-            (f"u{u}", i, t)
-            for u in range(6)
-            for t, i in enumerate("abcd"[u % 3 :] + "abcd"[: u % 3])
-        ],
+        [(f"u{u}", i, t) for u in range(6) for t, i in enumerate("abcd"[u % 3 :] + "abcd"[: u % 3])],
         ITEMS,
         rating=False,
     )
-    data = sessions.from_raw(unrated, c, 0)
+    data = sessions.from_raw(unrated, c)
     assert data.sessions["train"][0].ratings is None
     assert not any("1.25" in text for text in data.catalogue.texts)
 
 
-def test_the_sample_of_users_is_seeded_and_takes_nothing_from_the_catalogue():
+def test_the_sample_of_users_is_fixed_and_takes_nothing_from_the_catalogue():
     c = settings(validation_share=0.1, test_share=0.2)
-    whole = sessions.from_raw(made_up.world(), c, 0)
+    whole = sessions.from_raw(made_up.world(), c)
     c.max_users = 50
-    one, two, other = (sessions.from_raw(made_up.world(), c, seed) for seed in (0, 0, 1))
-    assert one.sessions == two.sessions != other.sessions
+    one, two = (sessions.from_raw(made_up.world(), c) for _ in range(2))
+    assert one.sessions == two.sessions
     assert one.counts["users not in the sample"] == 46
     for split in sessions.SPLITS:
         assert {s.user for s in one.sessions[split]} < {s.user for s in whole.sessions[split]}
@@ -292,28 +235,19 @@ def test_the_sample_of_users_is_seeded_and_takes_nothing_from_the_catalogue():
 
 def test_movielens_latest_small(shared_data):
     c = config.default().data
-    c.update(
-        source="movielens", path=str(shared_data / "movielens_latest_small_2016"), kind="movies"
-    )
-    data = sessions.prepare(c, 0)
+    c.update(source="movielens", path=str(shared_data / "movielens_latest_small_2016"), kind="movies")
+    data = sessions.prepare(c)
     counts = data.counts
     assert (
         counts["interactions"]
         == 100_004
-        == sum(
-            n for name, n in counts.items() if name.startswith("dropped: ") or name in INTERACTIONS
-        )
+        == sum(n for name, n in counts.items() if name.startswith("dropped: ") or name in INTERACTIONS)
     )
     assert [counts[f"{split} users"] for split in sessions.SPLITS] == [470, 67, 134]
     assert counts["items ranked"] == len(data.catalogue.ids) == 3068
     assert "all before 2009-01-12T12:25:20Z" in data.protocol
     first = {split: [s.time for s in data.sessions[split]] for split in sessions.SPLITS}
-    assert (
-        max(first["train"])
-        < min(first["validation"])
-        <= max(first["validation"])
-        < min(first["test"])
-    )
+    assert max(first["train"]) < min(first["validation"]) <= max(first["validation"]) < min(first["test"])
 
 
 @pytest.mark.parametrize(
@@ -329,4 +263,4 @@ def test_movielens_latest_small(shared_data):
 )
 def test_one_sentence_for_bad_input(changes, source, message):
     with pytest.raises(InputError, match=message):
-        sessions.from_raw(source, settings(**changes), 0)
+        sessions.from_raw(source, settings(**changes))

@@ -40,29 +40,16 @@ def test_info_nce_is_its_equation():
     for which, at in [(0, (0, 0)), (0, (4, 7)), (1, (2, 3)), (1, (8, 1))]:
         step = [np.zeros_like(profiles), np.zeros_like(items)]
         step[which][at] = 1e-6
-        sides = [
-            info_nce(profiles + s * step[0], items + s * step[1], correction, excluded, 0.3)[0]
-            for s in (1, -1)
-        ]
-        np.testing.assert_allclose(
-            gradients[which][at], (sides[0] - sides[1]) / 2e-6, rtol=1e-3, atol=1e-5
-        )
+        sides = [info_nce(profiles + s * step[0], items + s * step[1], correction, excluded, 0.3)[0] for s in (1, -1)]
+        np.testing.assert_allclose(gradients[which][at], (sides[0] - sides[1]) / 2e-6, rtol=1e-3, atol=1e-5)
 
 
 def test_exclusions_by_hand():
     # profiles 0 and 2 have item 4 as positive; user 1 has 6 in the history, and 8 as another target
-    found = contrastive.exclusions(
-        np.array([4, 5, 4]), np.array([4, 5, 4, 6, 5]), [[9], (6, 8, 5), ()]
-    )
+    found = contrastive.exclusions(np.array([4, 5, 4]), np.array([4, 5, 4, 6, 5]), [[9], (6, 8, 5), ()])
     assert found.tolist() == [
         [False, False, True, False, False],
-        [
-            False,
-            False,
-            False,
-            True,
-            True,
-        ],  # its own positive, again among the extras, is no negative
+        [False, False, False, True, True],  # its own positive, again among the extras, is no negative
         [True, False, False, False, False],
     ]
 
@@ -75,9 +62,7 @@ def test_equal_positives_are_no_negatives():
     loss, _ = contrastive.info_nce(profiles, items[positives], np.zeros(3), excluded, 0.1)
     scores = profiles @ items.T / 0.1
     # the second profile sees its item once and the other one twice, as the batch drew it
-    first, second, third = (
-        np.logaddexp(0, scores[i, 1 - p] - scores[i, p]) for i, p in enumerate(positives)
-    )
+    first, second, third = (np.logaddexp(0, scores[i, 1 - p] - scores[i, p]) for i, p in enumerate(positives))
     second = np.logaddexp(0, scores[1, 0] - scores[1, 1] + np.log(2))
     np.testing.assert_allclose(loss, (first + second + third) / 3, rtol=1e-5)
 
@@ -103,9 +88,7 @@ def test_correction_makes_in_batch_negatives_a_full_softmax():
     log_expected = contrastive.log_sampling(popularity, batch, extra)
     positives = rng.choice(items, (draws, batch), p=popularity)
     candidates = np.concatenate([positives, rng.integers(0, items, (draws, extra))], 1)
-    excluded = np.stack(
-        [contrastive.exclusions(p, c, [[]] * batch) for p, c in zip(positives, candidates)]
-    )
+    excluded = np.stack([contrastive.exclusions(p, c, [[]] * batch) for p, c in zip(positives, candidates)])
 
     @jax.jit
     def weights(correction):
@@ -113,17 +96,13 @@ def test_correction_makes_in_batch_negatives_a_full_softmax():
 
         def of_one(candidates, excluded):
             rows, eye = jnp.tile(scores, (batch, 1)), jnp.eye(items)[candidates]
-            gradient = jax.grad(
-                lambda p: contrastive.info_nce(p, eye, correction[candidates], excluded, 1.0)[0]
-            )
+            gradient = jax.grad(lambda p: contrastive.info_nce(p, eye, correction[candidates], excluded, 1.0)[0])
             return gradient(rows).sum(0) + jnp.bincount(candidates[:batch], length=items) / batch
 
         return jax.lax.map(lambda a: of_one(*a), (candidates, excluded)).mean(0)
 
     full = np.exp(scores) / np.exp(scores).sum()
-    corrected, plain = (
-        np.abs(weights(c) - full).sum() / 2 for c in (log_expected, 0 * log_expected)
-    )
+    corrected, plain = (np.abs(weights(c) - full).sum() / 2 for c in (log_expected, 0 * log_expected))
     assert corrected < 0.05 and plain > 0.25
 
 
@@ -136,32 +115,16 @@ OPTIMISER = optimisers.adamw(1e-3, 1, 0.01, 1.0)
 def updates(mesh, steps):
     """Losses of some steps on one batch, the last metrics and the weights."""
     rng = np.random.default_rng(0)
-    weights = jax.tree.map(
-        lambda a: np.asarray(5 * a), encoder.init_weights(SPEC, jax.random.key(0))
-    )
-    texts = [
-        (rng.integers(3, 97, (n, 7)), np.arange(7) < rng.integers(1, 8, (n, 1))) for n in (8, 16)
-    ]
+    weights = jax.tree.map(lambda a: np.asarray(5 * a), encoder.init_weights(SPEC, jax.random.key(0)))
+    texts = [(rng.integers(3, 97, (n, 7)), np.arange(7) < rng.integers(1, 8, (n, 1))) for n in (8, 16)]
     excluded = contrastive.exclusions(np.arange(8) // 2, np.arange(16) // 2, [[7]] * 8)
-    batch = {
-        "profiles": texts[0],
-        "items": texts[1],
-        "correction": rng.random(16),
-        "excluded": excluded,
-    }
+    batch = {"profiles": texts[0], "items": texts[1], "correction": rng.random(16), "excluded": excluded}
     batch["correction"] = batch["correction"].astype(np.float32)
     weights, batch = devices.place(weights, mesh), devices.split_batch(batch, mesh)
     state, losses = devices.place(OPTIMISER.init(weights), mesh), []
     for _ in range(steps):
         weights, state, found = contrastive.update(
-            SPEC,
-            weights,
-            state,
-            batch,
-            optimiser=OPTIMISER,
-            temperature=0.1,
-            dtype="float32",
-            remat=False,
+            SPEC, weights, state, batch, optimiser=OPTIMISER, temperature=0.1, dtype="float32", remat=False
         )
         losses.append(float(found["loss"]))
     return losses, found, weights
@@ -175,9 +138,7 @@ def test_eight_devices_do_what_one_does_and_learn():
     np.testing.assert_allclose(many[0], one[0], rtol=2e-5)
     np.testing.assert_allclose(many[1]["accuracy"], one[1]["accuracy"])
     for result in (one, many):
-        del result[2]["layers"][
-            "k_bias"
-        ]  # it changes no softmax: Adam follows the rounding of a zero gradient
+        del result[2]["layers"]["k_bias"]  # it changes no softmax: Adam follows the rounding of a zero gradient
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
         *(jax.device_get(weights) for *_, weights in (many, one)),

@@ -28,9 +28,7 @@ def nothing(*event):
     pass
 
 
-def make_phase(
-    name, part, happens=nothing, steps=0, values=None, keep_best=True, evaluate_every=1, **wrong
-):
+def make_phase(name, part, happens=nothing, steps=0, values=None, keep_best=True, evaluate_every=1, **wrong):
     """A phase whose state depends on the order of all its steps; validation n is values[n]."""
     steps = steps or STEPS[name]
     values = values or range(steps + 1)
@@ -50,18 +48,12 @@ def make_phase(
         happens("validate", name, done)
         return {"val/ndcg": float(values[done])}
 
-    settings = types.SimpleNamespace(
-        steps=steps, evaluate_every=evaluate_every, keep_best=keep_best
-    )
+    settings = types.SimpleNamespace(steps=steps, evaluate_every=evaluate_every, keep_best=keep_best)
     return loop.Phase(name, 0, part, settings, begin, step, validate)
 
 
 def fresh_state():
-    state = {
-        "encoder": {"w": jnp.ones(3)},
-        "policy": {"w": jnp.arange(2.0)},
-        "control": {"w": jnp.ones(1)},
-    }
+    state = {"encoder": {"w": jnp.ones(3)}, "policy": {"w": jnp.arange(2.0)}, "control": {"w": jnp.ones(1)}}
     return state | {f"{part}_optimiser": {"count": jnp.zeros((), jnp.int32)} for part in state}
 
 
@@ -95,11 +87,7 @@ def records(workdir):
 
 
 def arrays(state):
-    return {
-        (part, name): np.asarray(a).tolist()
-        for part, tree in state.items()
-        for name, a in tree.items()
-    }
+    return {(part, name): np.asarray(a).tolist() for part, tree in state.items() for name, a in tree.items()}
 
 
 def after(start, steps):
@@ -113,9 +101,7 @@ def after(start, steps):
 def test_runs_all_phases_and_keeps_their_places(tmp_path):
     state, note = run(tmp_path, two_phases())
     places = [(r["phase"], r["step"], r["global_step"]) for r in records(tmp_path)]
-    assert places == [("contrastive", s, s) for s in range(5)] + [
-        ("policy", s, 4 + s) for s in range(4)
-    ]
+    assert places == [("contrastive", s, s) for s in range(5)] + [("policy", s, 4 + s) for s in range(4)]
     assert (note["position"], note["step"], note["global_step"]) == (2, 0, 7)
     assert set(note["seconds"]) == {"contrastive", "policy"} and min(note["seconds"].values()) > 0
     assert arrays(state)["encoder", "w"] == after(np.ones(3), 4)
@@ -136,16 +122,12 @@ def test_a_phase_ends_with_its_best_state(tmp_path, capsys):
 
 
 def test_the_state_before_the_first_step_can_be_best(tmp_path):
-    state, _ = run(
-        tmp_path, [make_phase("contrastive", "encoder", values=[0.9, 0.5, 0.3, 0.5, 0.2])]
-    )
+    state, _ = run(tmp_path, [make_phase("contrastive", "encoder", values=[0.9, 0.5, 0.3, 0.5, 0.2])])
     assert arrays(state)["encoder", "w"] == [1.0, 1.0, 1.0]
 
 
 def test_without_keep_best_a_phase_ends_with_its_last_state(tmp_path):
-    phases = [
-        make_phase("contrastive", "encoder", values=[0.9, 0.5, 0.3, 0.5, 0.2], keep_best=False)
-    ]
+    phases = [make_phase("contrastive", "encoder", values=[0.9, 0.5, 0.3, 0.5, 0.2], keep_best=False)]
     state, _ = run(tmp_path, phases)
     assert arrays(state)["encoder", "w"] == after(np.ones(3), 4)
     kept = checkpoints.Checkpoints(loop.stage_folder(tmp_path, 0, phases[0]), 1)
@@ -157,9 +139,7 @@ def test_validates_on_its_period_and_at_the_end(tmp_path):
     assert [r["step"] for r in records(tmp_path) if "val/ndcg" in r] == [0, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("every", "keep_best"), [(1, True), (2, True), (100, True), (2, False)], ids=str
-)
+@pytest.mark.parametrize(("every", "keep_best"), [(1, True), (2, True), (100, True), (2, False)], ids=str)
 def test_killed_at_every_event_ends_as_if_never_killed(tmp_path, every, keep_best):
     """Each start dies at the first event at which none has died before: in steps, validations, logs, begins."""
     options = {"values": [0.1, 0.5, 0.3, 0.2, 0.4], "keep_best": keep_best}
@@ -176,9 +156,7 @@ def test_killed_at_every_event_ends_as_if_never_killed(tmp_path, every, keep_bes
         starts += 1
         assert starts < 60
         try:
-            state, found = run(
-                tmp_path / "killed", two_phases(happens, **options), every, happens=happens
-            )
+            state, found = run(tmp_path / "killed", two_phases(happens, **options), every, happens=happens)
         except Killed:
             pass
     assert starts > 20
@@ -219,9 +197,7 @@ def test_killed_inside_a_checkpoint(tmp_path, target):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, metric, value):
     """The third of five steps breaks; the checkpoint of the second can be gone on from, with a smaller rate."""
     broken = make_phase("contrastive", "encoder", at=2, metric=metric, value=value)
-    with pytest.raises(
-        InputError, match=f"contrastive: {metric} is not finite at step 3 of iteration 1"
-    ):
+    with pytest.raises(InputError, match=f"contrastive: {metric} is not finite at step 3 of iteration 1"):
         run(tmp_path, [broken])
     assert records(tmp_path)[-1]["step"] == 3 and records(tmp_path)[-1]["not_finite"] == [metric]
     last = checkpoints.Checkpoints(tmp_path / "checkpoints" / "last", 2)
@@ -248,9 +224,7 @@ def test_asked_to_stop_saves_and_says_so(tmp_path, capsys):
     state, _ = run(tmp_path / "stopped", two_phases(lambda *e: seen.append(e)), every=100)
     assert [e for e in seen if e[:2] == ("step", "contrastive")] == [("step", "contrastive", 3)]
     wanted, _ = run(tmp_path / "whole", two_phases(), every=100)
-    assert arrays(state) == arrays(wanted) and records(tmp_path / "stopped") == records(
-        tmp_path / "whole"
-    )
+    assert arrays(state) == arrays(wanted) and records(tmp_path / "stopped") == records(tmp_path / "whole")
 
 
 def test_signals_are_given_back_and_a_second_interrupt_stops_at_once():
@@ -272,9 +246,7 @@ def test_resumes_in_a_control_that_comes_after_all_iterations(tmp_path):
     def phases(happens=nothing):
         order = [("contrastive", "encoder", 0), ("policy", "policy", 0), ("contrastive", "encoder", 1),
                  ("policy", "policy", 1), ("control", "control", 0), ("control", "control", 1)]  # fmt: skip
-        made = [
-            make_phase(name, part, happens, steps=2, values=range(9)) for name, part, _ in order
-        ]
+        made = [make_phase(name, part, happens, steps=2, values=range(9)) for name, part, _ in order]
         return [dataclasses.replace(p, iteration=i) for p, (_, _, i) in zip(made, order)]
 
     def happens(*event):
@@ -285,7 +257,4 @@ def test_resumes_in_a_control_that_comes_after_all_iterations(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path / "killed", phases(happens))
     assert arrays(run(tmp_path / "killed", phases())[0]) == arrays(whole[0])
-    assert (
-        records(tmp_path / "killed") == records(tmp_path / "whole")
-        and len(records(tmp_path / "whole")) == 18
-    )
+    assert records(tmp_path / "killed") == records(tmp_path / "whole") and len(records(tmp_path / "whole")) == 18

@@ -19,8 +19,7 @@ def moves(optimiser, gradients, weight=0.0):
 
 
 @pytest.mark.parametrize(
-    "warmup, shares",
-    [(4, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1]), (2, [1 / 2, 1, 1]), (1, [1, 1]), (0, [1, 1])],
+    "warmup, shares", [(4, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1]), (2, [1 / 2, 1, 1]), (1, [1, 1]), (0, [1, 1])]
 )
 def test_rate_by_step(warmup, shares):
     """A constant gradient moves a weight by just the rate."""

@@ -60,17 +60,11 @@ def grpo(new, old, mask, rewards, eta, clip_ratio):
 def test_losses_are_their_equations(transcribed):
     settings = dict(eta=0.7, clip_ratio=0.3)
     new, old, mask, rewards = rollout()
-    loss = jax.jit(
-        lambda new, old: policy.LOSSES[transcribed.__name__](new, old, mask, rewards, **settings)
-    )
+    loss = jax.jit(lambda new, old: policy.LOSSES[transcribed.__name__](new, old, mask, rewards, **settings))
     wanted = transcribed(new, old, mask, rewards, **settings)
     found, gradient = jax.jit(jax.value_and_grad(loss))(new, old)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    for at in [
-        (0, 0, 0),
-        (1, 2, 0),
-        (2, 3, 1),
-    ]:  # its gradient by differences of the float64 transcription
+    for at in [(0, 0, 0), (1, 2, 0), (2, 3, 1)]:  # its gradient by differences of the float64 transcription
         step = np.zeros_like(new)
         step[at] = 1e-6
         sides = [transcribed(new + s, old, mask, rewards, **settings) for s in (step, -step)]
@@ -126,15 +120,11 @@ def profiles_of(spec, trunk, users=8, samples=2):
     context_mask = np.arange(P) >= rng.integers(0, P, (users, 1))
     tokens = rng.integers(3, spec.vocab, (users, samples, T)).astype(np.int32)
     mask = np.arange(T) < rng.integers(1, T + 1, (users, samples, 1))
-    inputs = np.concatenate(
-        [np.full_like(tokens[..., :1], 5), tokens[..., :-1]], -1
-    )  # all prompts end with a 5
+    inputs = np.concatenate([np.full_like(tokens[..., :1], 5), tokens[..., :-1]], -1)  # all prompts end with a 5
 
     @jax.jit
     def below(trunk):
-        x = decoder.embed_tokens(
-            spec, trunk, np.concatenate([context, inputs.reshape(users, -1)], 1)
-        )
+        x = decoder.embed_tokens(spec, trunk, np.concatenate([context, inputs.reshape(users, -1)], 1))
         x, _ = decoder.run(spec, trunk["layers"], x, context_mask, samples)
         return x[:, :P], x[:, P:].reshape(users, samples, T, -1)
 
@@ -155,9 +145,7 @@ def test_split_and_assembled_is_the_model(name, trains):
     profiles, context_mask, (context, inputs) = profiles_of(spec, trunk)
     found = policy.score(spec, policy.assemble(upper, trainable), profiles, context_mask,
                          start=start, temperature=0.7, chunk=64)  # fmt: skip
-    scores = full_logits(
-        spec, random_weights(spec), *joined(context, context_mask, jnp.asarray(inputs))
-    )[:, P:]
+    scores = full_logits(spec, random_weights(spec), *joined(context, context_mask, jnp.asarray(inputs)))[:, P:]
     wanted = np.asarray(jax.nn.log_softmax(scores / 0.7)).reshape(8, 2, T, -1)
     wanted = np.take_along_axis(wanted, profiles.tokens[..., None], -1)[..., 0]
     np.testing.assert_allclose(found, np.where(profiles.mask, wanted, 0), atol=1e-4)
@@ -169,22 +157,13 @@ def test_split_and_assembled_is_the_model(name, trains):
 
 def test_what_trains():
     spec, trunk, upper, trainable, _ = model("llama", "last_layers")
-    assert set(trainable) == {"layers", "final_norm", "head"} and set(trainable["layers"]) == set(
-        trunk["layers"]
-    )
+    assert set(trainable) == {"layers", "final_norm", "head"} and set(trainable["layers"]) == set(trunk["layers"])
     assert {len(w) for w in trainable["layers"].values()} == {1} and not jax.tree.leaves(upper)
     spec, trunk, upper, trainable, _ = model("gemma2", "last_layers")
-    assert set(trainable) == {"layers", "final_norm"} and set(upper) == {
-        "embed",
-        "layers",
-    }  # a tied head stays
+    assert set(trainable) == {"layers", "final_norm"} and set(upper) == {"embed", "layers"}  # a tied head stays
     spec, trunk, upper, trainable, _ = model("llama", "lora")
     names = {f"{n}_lora_{x}" for n in ("q", "up", "down") for x in "ab"}
-    assert set(trainable["layers"]) == names and set(trainable) == {
-        "layers",
-        "head_lora_a",
-        "head_lora_b",
-    }
+    assert set(trainable["layers"]) == names and set(trainable) == {"layers", "head_lora_a", "head_lora_b"}
     both = types.SimpleNamespace(trains="last_layers", last_layers=9)  # more than there are: all
     trunk, upper, trainable = policy.split(spec, random_weights(spec), both, None)
     assert {len(w) for w in trainable["layers"].values()} == {3} and "embed" not in trainable
@@ -214,9 +193,7 @@ def updates(mesh, trains, steps, change=lambda profiles: profiles):
     old = policy.score(spec, policy.assemble(upper, trainable), *put[:2], **score)
     settings = STATIC | {"start": start, "remat": mesh.size == 1}  # remat changes no number either
     for _ in range(steps):
-        trainable, state, found = policy.update(
-            spec, upper, trainable, state, *put[:2], old, put[2], **settings
-        )
+        trainable, state, found = policy.update(spec, upper, trainable, state, *put[:2], old, put[2], **settings)
         losses.append(float(found["loss"]))
     jax.tree.map(np.testing.assert_array_equal, copied(upper), before[1])
     return losses, found, before[0], trainable
@@ -224,10 +201,7 @@ def updates(mesh, trains, steps, change=lambda profiles: profiles):
 
 def one_device():
     return jax.make_mesh(
-        (1, 1, 1),
-        devices.AXES,
-        devices=jax.devices()[:1],
-        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        (1, 1, 1), devices.AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3
     )
 
 
@@ -245,29 +219,23 @@ def test_updates_lower_the_loss_by_what_trains(on_one, trains):
     assert found["grad_norm"] > 0 and found["log_ratio_moved"] > 0
     still = [
         jax.tree_util.keystr(path)
-        for (path, a), b in zip(
-            jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True
-        )
+        for (path, a), b in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True)
         if np.array_equal(a, b)
     ]
     assert still == []
 
 
-@pytest.mark.parametrize("trains, sizes", [
-    ("last_layers", (8, 1, 1)), ("last_layers", (4, 2, 1)), ("last_layers", (2, 2, 2)),
-        ("lora", (2, 2, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "trains, sizes",
+    [("last_layers", (8, 1, 1)), ("last_layers", (4, 2, 1)), ("last_layers", (2, 2, 2)), ("lora", (2, 2, 2))],
+)
 def test_eight_devices_do_what_one_does(on_one, trains, sizes):
     mesh = devices.make_mesh(dict(zip(devices.AXES, sizes)))
     losses, found, _, after = updates(mesh, trains, 4)
     np.testing.assert_allclose(losses, on_one[trains][0], rtol=2e-5)
     for name, value in on_one[trains][1].items():
         np.testing.assert_allclose(found[name], value, rtol=1e-3, err_msg=name)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
-        copied(after),
-        copied(on_one[trains][3]),
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), copied(after), copied(on_one[trains][3]))
     placed = devices.place(after, mesh)  # what comes out of a step lies where it went in
     for (path, a), b in zip(jax.tree.leaves_with_path(after), jax.tree.leaves(placed), strict=True):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim), jax.tree_util.keystr(path)
@@ -276,14 +244,10 @@ def test_eight_devices_do_what_one_does(on_one, trains, sizes):
 def test_what_is_behind_a_profiles_end_has_no_influence(on_one):
     def other_padding(profiles):
         tokens = np.where(profiles.mask, profiles.tokens, 90)
-        ended = np.concatenate(
-            [np.zeros_like(profiles.mask[..., :1]), ~profiles.mask[..., :-1]], -1
-        )
+        ended = np.concatenate([np.zeros_like(profiles.mask[..., :1]), ~profiles.mask[..., :-1]], -1)
         hidden = jnp.where(ended[..., None], 7.0, profiles.hidden)
         return dataclasses.replace(profiles, tokens=tokens, hidden=hidden)
 
     losses, _, _, after = updates(one_device(), "last_layers", 4, other_padding)
     np.testing.assert_allclose(losses, on_one["last_layers"][0], rtol=1e-6)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), after, on_one["last_layers"][3]
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), after, on_one["last_layers"][3])

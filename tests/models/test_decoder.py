@@ -36,27 +36,25 @@ ROPE_GEMMA3 = {
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 CONFIGS = {
     "llama3": ("llama", dict(rope_parameters=ROPE_LLAMA3)),
-    "llama, linear rope, tied": (
-        "llama", dict(tie_word_embeddings=True, rope_parameters=ROPE_LINEAR)
-    ),
+    "llama, linear rope, tied": ("llama", dict(tie_word_embeddings=True, rope_parameters=ROPE_LINEAR)),
     "qwen2": ("qwen2", dict(head_dim=8)),
-    "qwen2, windows": (
-        "qwen2",
-        dict(head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=2),
-    ),
+    "qwen2, windows": ("qwen2", dict(head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=2)),
     "qwen3": ("qwen3", {}),
     "gemma": ("gemma", {}),
     "gemma2": (
         "gemma2",
-        dict(sliding_window=5, query_pre_attn_scalar=24, attn_logit_softcapping=5.0,
-             final_logit_softcapping=3.0),
+        dict(sliding_window=5, query_pre_attn_scalar=24, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
     ),
     "gemma3": (
         "gemma3_text",
-        dict(sliding_window=5, query_pre_attn_scalar=24, rope_parameters=ROPE_GEMMA3,
-             layer_types=[LOCAL, LOCAL, GLOBAL, LOCAL]),
+        dict(
+            sliding_window=5,
+            query_pre_attn_scalar=24,
+            rope_parameters=ROPE_GEMMA3,
+            layer_types=[LOCAL, LOCAL, GLOBAL, LOCAL],
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -65,9 +63,7 @@ def test_logits_equal_transformers(name, tmp_path):
     import transformers
 
     model_type, settings = CONFIGS[name]
-    config = transformers.AutoConfig.for_model(
-        model_type, **(BASE | settings), attn_implementation="eager"
-    )
+    config = transformers.AutoConfig.for_model(model_type, **(BASE | settings), attn_implementation="eager")
     torch.manual_seed(0)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     for parameter in theirs.parameters():
@@ -99,9 +95,7 @@ def test_spec_of_what_configs_say():
     }})  # fmt: skip
     assert spec.windows == (9, 9, 9, 9, 9, 0, 9)
     assert (spec.query_scale, spec.rope_theta, spec.local_rope_theta) == (0.25, 1e6, 2e4)
-    assert (
-        dict(spec.rope_scaling)["factor"] == 8.0 and spec.tied and spec.qk_norm and spec.post_norms
-    )
+    assert dict(spec.rope_scaling)["factor"] == 8.0 and spec.tied and spec.qk_norm and spec.post_norms
     gemma2 = BASE | {"model_type": "gemma2", "query_pre_attn_scalar": 16, "sliding_window": 9}
     assert decoder.spec_from_hf(gemma2).windows == (9, 0, 9, 0)
     qwen = decoder.spec_from_hf(BASE | {"model_type": "qwen2", "sliding_window": 9})
@@ -119,7 +113,7 @@ def test_spec_of_what_configs_say():
         ({"model_type": "llama", "attention_bias": True}, "this llama model has biases"),
         ({"model_type": "llama", "mlp_bias": True}, "this llama model has biases"),
     ],
-)  # fmt: skip
+)
 def test_unsupported_configs_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         decoder.spec_from_hf(BASE | change)
@@ -157,8 +151,7 @@ def test_chunked_attention_equals_xla(name):
     spec = dataclasses.replace(SPECS[name], windows=(150, 0, 5))
     weights, (tokens, mask) = random_weights(spec), left_padded(2, 2 * decoder.CHUNK + 44)
     found = [
-        full_logits(dataclasses.replace(spec, attention=kind), weights, tokens, mask)
-        for kind in ("chunked", "xla")
+        full_logits(dataclasses.replace(spec, attention=kind), weights, tokens, mask) for kind in ("chunked", "xla")
     ]
     np.testing.assert_allclose(*(np.asarray(a)[mask] for a in found), atol=2e-5)
 
@@ -205,19 +198,14 @@ def every_pass(spec, weights, context, mask, own, split):
 def test_packed_and_cached_passes_equal_the_plain_one(name):
     """Context + G continuations, whole, in two parts or by position = each sequence alone."""
     spec = SPECS[name]
-    context, mask = left_padded(
-        3, 7
-    )  # the last row has 3 real tokens: windows reach into the padding
+    context, mask = left_padded(3, 7)  # the last row has 3 real tokens: windows reach into the padding
     own = left_padded(6, 6, seed=1)[0].reshape(3, 2, 6)
     found = every_pass(spec, random_weights(spec), context, mask, own, 1)
     states, caches, plain, packed = jax.device_get(found)
     np.testing.assert_allclose(packed[mask], plain[mask], atol=2e-5)
     for way in ("packed", "trunk and upper", "cached"):
         np.testing.assert_allclose(states[way], states["plain"], atol=2e-5, err_msg=way)
-    for way in (
-        "packed",
-        "trunk and upper",
-    ):  # and their caches hold the same where the context is real
+    for way in ("packed", "trunk and upper"):  # and their caches hold the same where the context is real
         for a, b in zip(caches[way], caches["plain"]):
             real = np.broadcast_to(mask[:, None, :, None], a.shape)
             np.testing.assert_allclose(a[real], b[real], atol=2e-5, err_msg=way)
@@ -240,9 +228,7 @@ def test_module_holds_the_weights():
     call = nnx.jit(lambda module: module(tokens, mask))
     wanted = np.asarray(full_logits(spec, weights, tokens, mask))
     np.testing.assert_allclose(np.asarray(call(module))[mask], wanted[mask], atol=2e-5)
-    module.params["final_norm"][...] = jnp.zeros(
-        spec.width
-    )  # an NNX parameter: what is set is used
+    module.params["final_norm"][...] = jnp.zeros(spec.width)  # an NNX parameter: what is set is used
     assert not np.asarray(call(module)).any()
 
 
@@ -269,9 +255,7 @@ def hidden_and_tokens(spec, *shape):
     return x, rng.integers(0, spec.vocab, shape), rng.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    "name, temperature", [("llama", 0.7), ("gemma2", 1.0)]
-)  # own head; tied, soft-capped
+@pytest.mark.parametrize("name, temperature", [("llama", 0.7), ("gemma2", 1.0)])  # own head; tied, soft-capped
 def test_log_probs_in_chunks(name, temperature):
     spec = SPECS[name]
     weights, (x, tokens, _) = random_weights(spec), hidden_and_tokens(spec, 2, 3, 7)
@@ -287,18 +271,23 @@ def test_log_probs_in_chunks(name, temperature):
         np.testing.assert_allclose(a, wanted, atol=1e-5)
 
 
-def test_gradients_of_log_probs():
-    """Equal to those of log_softmax over all logits, and to a finite difference."""
-    spec = SPECS["gemma2"]
+@pytest.mark.parametrize("name", ("llama", "gemma2"))  # own head; tied, soft-capped
+@pytest.mark.parametrize("frozen_head", (False, True))
+def test_gradients_of_log_probs(name, frozen_head):
+    """Equal to those of log_softmax over all logits, and to a finite difference; with a frozen head, the others'."""
+    spec = SPECS[name]
     x, tokens, factor = hidden_and_tokens(spec, 2, 2, 5)
     top = {name: w for name, w in random_weights(spec).items() if name != "layers"}
+    moving = ("final_norm",) if frozen_head else tuple(top)
 
-    def total(log_probs, *chunk):
-        return jax.jit(
-            lambda top, x: jnp.sum(factor * log_probs(spec, top, x, tokens, 0.8, *chunk))
-        )
+    def total(log_probs, *rest):
+        def value(moved, x):
+            return jnp.sum(factor * log_probs(spec, top | moved, x, tokens, 0.8, *rest))
 
-    chunked, naive = total(decoder.log_probs, 8), total(naive_log_probs)
-    found, wanted = (jax.jit(jax.grad(f, (0, 1)))(top, x) for f in (chunked, naive))
+        return jax.jit(value)
+
+    chunked, naive = total(decoder.log_probs, 8, frozen_head), total(naive_log_probs)
+    at = {name: top[name] for name in moving}, x
+    found, wanted = (jax.jit(jax.grad(f, (0, 1)))(*at) for f in (chunked, naive))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, wanted)
-    check_grads(chunked, (top, x), order=1, modes=["rev"], atol=0.02, rtol=0.02, eps=1e-2)
+    check_grads(chunked, at, order=1, modes=["rev"], atol=0.02, rtol=0.02, eps=1e-2)

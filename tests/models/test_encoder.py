@@ -31,9 +31,7 @@ def folder(tmp_path_factory):
             parameter.add_(0.2 * torch.randn_like(parameter))
     path = tmp_path_factory.mktemp("bert")
     model.save_pretrained(path)
-    (path / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])
-    )
+    (path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
     transformers.BertTokenizer(vocab=str(path / "vocab.txt")).save_pretrained(path)
     return path
 
@@ -54,9 +52,7 @@ def test_equals_transformers(folder, left, pooling):
     tokens, mask, positions = batch(left)
     model = transformers.BertModel.from_pretrained(folder).eval()
     with torch.no_grad():
-        ids, masks, places = (
-            torch.tensor(np.ascontiguousarray(a)) for a in (tokens, mask, positions)
-        )
+        ids, masks, places = (torch.tensor(np.ascontiguousarray(a)) for a in (tokens, mask, positions))
         expected = model(input_ids=ids, attention_mask=masks.long(), position_ids=places)[0].numpy()
     found = np.asarray(encoder.hidden_states(spec, loaded.weights, tokens, mask))
     np.testing.assert_allclose(found[mask], expected[mask], atol=1e-5)
@@ -64,9 +60,7 @@ def test_equals_transformers(folder, left, pooling):
     pooled = first if pooling == "cls" else np.stack([e[m].mean(0) for e, m in zip(expected, mask)])
     pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.embed(spec, loaded.weights, tokens, mask), pooled, atol=1e-5)
-    np.testing.assert_allclose(
-        encoder.Encoder(spec, loaded.weights)(tokens, mask), pooled, atol=1e-5
-    )
+    np.testing.assert_allclose(encoder.Encoder(spec, loaded.weights)(tokens, mask), pooled, atol=1e-5)
     low = encoder.embed(spec, loaded.weights, tokens, mask, "bfloat16")
     assert np.sum(np.asarray(low) * pooled, 1).min() > 0.995
 
@@ -87,9 +81,7 @@ def test_minilm_equals_transformers():
     mask = tokens["attention_mask"][..., None]
     pooled = (hidden * mask).sum(1) / mask.sum(1)
     pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
-    found = encoder.embed(
-        loaded.spec, loaded.weights, tokens["input_ids"], mask[..., 0].astype(bool)
-    )
+    found = encoder.embed(loaded.spec, loaded.weights, tokens["input_ids"], mask[..., 0].astype(bool))
     np.testing.assert_allclose(found, pooled, atol=1e-5)
 
 
@@ -102,9 +94,7 @@ def test_gradients_are_finite_and_equal_with_remat(folder):
     def loss(w, remat):
         return jnp.sum(encoder.embed(loaded.spec, w, tokens, mask, remat=remat)[:, :3])
 
-    plain, again = (
-        jax.grad(loss)(jax.tree.map(jnp.asarray, loaded.weights), remat) for remat in (False, True)
-    )
+    plain, again = (jax.grad(loss)(jax.tree.map(jnp.asarray, loaded.weights), remat) for remat in (False, True))
     assert jax.tree.all(jax.tree.map(lambda g: bool(jnp.isfinite(g).all()), plain))
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(plain)) > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, again)
@@ -114,10 +104,7 @@ def test_spec_reads_the_sentence_transformers_files():
     files = {
         "config.json": CONFIG,
         "sentence_bert_config.json": {"max_seq_length": 12},
-        "1_Pooling/config.json": {
-            "pooling_mode_cls_token": True,
-            "pooling_mode_mean_tokens": False,
-        },
+        "1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
         "config_sentence_transformers.json": {"prompts": {"query": "find: ", "passage": ""}},
     }
     spec = encoder.spec_from_hf(files)
@@ -130,17 +117,9 @@ def test_spec_reads_the_sentence_transformers_files():
     [
         ("config.json", CONFIG | {"model_type": "mpnet"}, "mpnet"),
         ("config.json", CONFIG | {"hidden_act": "relu"}, "relu"),
-        (
-            "modules.json",
-            [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
-            "2_Dense",
-        ),
+        ("modules.json", [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}], "2_Dense"),
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling"),
-        (
-            "1_Pooling/config.json",
-            {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
-            "pooling",
-        ),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pooling"),
     ],
 )
 def test_unsupported_encoders_are_named(file, content, word):

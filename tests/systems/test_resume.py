@@ -17,19 +17,9 @@ from tests.conftest import ROOT
 
 # Where each start dies, in this order; steps 1-4 are contrastive, 5-8 RLSO, and every second one is saved.
 KILLS = [
-    (
-        "SIGKILL",
-        "open",
-        "0-train-0.jsonl",
-        3,
-    ),  # profiles are being written, one batch is in the file
+    ("SIGKILL", "open", "0-train-0.jsonl", 3),  # profiles are being written, one batch is in the file
     ("SIGKILL", "os.rename", "last/2", 1),  # the first checkpoint is written but not yet whole
-    (
-        "SIGTERM",
-        "os.rename",
-        "0-contrastive/2",
-        1,
-    ),  # asked to stop inside the third step's predecessor
+    ("SIGTERM", "os.rename", "0-contrastive/2", 1),  # asked to stop inside the third step's predecessor
     ("SIGKILL", "os.mkdir", "1-policy", 1),  # between the phases
     ("SIGKILL", "lpt.sample", "step 3", 1),  # inside an RLSO step, its weights moved and not logged
     ("SIGKILL", "os.rename", "last/9", 1),  # the policy's last step is being saved
@@ -60,11 +50,7 @@ def everything(workdir):
         state = kept.manager.restore(kept.latest(), args=args)["state"]
         for path, array in jax.tree_util.tree_leaves_with_path(state):
             array = np.asarray(array)
-            found[folder.name, kept.latest(), jax.tree_util.keystr(path)] = (
-                array.dtype,
-                array.shape,
-                array.tobytes(),
-            )
+            found[folder.name, kept.latest(), jax.tree_util.keystr(path)] = (array.dtype, array.shape, array.tobytes())
     return found
 
 
@@ -82,11 +68,7 @@ def test_killed_again_and_again_ends_with_the_same_numbers(whole, tmp_path):
         if kill[0] == "SIGKILL":
             assert status == -signal.SIGKILL, said
         else:
-            assert (
-                status == 143
-                and "stopped as asked; saved step" in said
-                and "The same command goes on" in said
-            ), said
+            assert status == 143 and "stopped as asked; saved step" in said and "The same command goes on" in said, said
         if kill[1] == "open" and kill[3] > 1:  # and cut the line that was being written
             with open(tmp_path / "profiles" / kill[2], "a", encoding="utf-8") as file:
                 file.write('{"row": 3, "user": "us')

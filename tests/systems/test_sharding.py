@@ -30,9 +30,7 @@ CHANGES = {  # 61 items: no multiple of 8; batches that divide by 8, and the las
 
 
 def one_device(sizes):
-    return jax.make_mesh(
-        (1, 1, 1), devices.AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1]
-    )
+    return jax.make_mesh((1, 1, 1), devices.AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
 
 
 def train(workdir, mesh=None):
@@ -40,14 +38,10 @@ def train(workdir, mesh=None):
     ranks, count = [], ProfileRecommender.ranks
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made_up, "world", lambda seed: small_world()(seed, items=61))
-        patch.setattr(
-            ProfileRecommender, "ranks", lambda *a, **k: ranks.append(count(*a, **k)) or ranks[-1]
-        )
+        patch.setattr(ProfileRecommender, "ranks", lambda *a, **k: ranks.append(count(*a, **k)) or ranks[-1])
         if mesh is None:
             patch.setattr(devices, "make_mesh", one_device)
-        results = profiles.train(
-            small_config(CHANGES | {f"mesh.{k}": v for k, v in (mesh or {}).items()}), workdir
-        )
+        results = profiles.train(small_config(CHANGES | {f"mesh.{k}": v for k, v in (mesh or {}).items()}), workdir)
     texts = {
         (file.name, line["row"]): line["profile"]
         for file in (workdir / "profiles").iterdir()
@@ -61,20 +55,14 @@ def single(tmp_path_factory):
     return train(tmp_path_factory.mktemp("single"))
 
 
-@pytest.mark.parametrize(
-    "mesh", [{"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "model": 2}], ids=str
-)
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "model": 2}], ids=str)
 def test_eight_devices_do_what_one_does(single, tmp_path, mesh):
     records, texts, ranks, results = train(tmp_path, mesh)
     wanted_records, wanted_texts, wanted_ranks, wanted_results = single
     assert texts == wanted_texts and len(texts) > 70
-    assert [(r["phase"], r["step"]) for r in records] == [
-        (r["phase"], r["step"]) for r in wanted_records
-    ]
+    assert [(r["phase"], r["step"]) for r in records] == [(r["phase"], r["step"]) for r in wanted_records]
     for name in ("loss", "reward", "kl"):
-        ours, theirs = (
-            [r[name] for r in which if name in r] for which in (records, wanted_records)
-        )
+        ours, theirs = ([r[name] for r in which if name in r] for which in (records, wanted_records))
         assert len(ours) == (6 if name == "loss" else 3)
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=name)
     ours = np.concatenate(ranks)
