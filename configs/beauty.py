@@ -7,7 +7,7 @@ downloads them. The benchmark's sequence files (sequential.txt and an item table
 
     --config.data.source=sequences --config.data.path=FOLDER_OR_sequential.txt [--config.data.items_path=items.tsv]
 
-Trains and validates on a random sample of 400 users; the whole catalogue of 12 thousand items is ranked.
+Trains and validates on a random sample of 700 users; the whole catalogue of 12 thousand items is ranked.
 Hardware: 2 CPU cores. Minutes and result: see README. The variant :tiny takes a minute and downloads nothing.
 """
 
@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
         kind="beauty products",
         item_fields="title,brand",
         prompt_fields="title,rating",
-        max_users=400,
+        max_users=700,
         min_history=2,
         windows=2,
         targets=2,
@@ -36,7 +36,7 @@ def get_config(variant: str = ""):
     )
     c.profile.update(max_tokens=32, batch=32)
     c.contrastive.update(
-        steps=60, batch=64, temperature=0.05, learning_rate=3e-5, sampling_temperature=0.7, evaluate_every=30
+        steps=100, batch=64, temperature=0.05, learning_rate=3e-5, sampling_temperature=0.7, evaluate_every=50
     )
     c.policy.update(
         steps=16, users=16, samples=4, temperature=0.7, learning_rate=1e-4, kl_coef=0.001, baseline="user",

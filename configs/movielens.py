@@ -47,11 +47,10 @@ def get_config(variant: str = ""):
 
 
 def long(c):
-    """More distinct profiles and more steps of both phases: at most an hour a seed on 2 cores. No profile-free control."""
+    """More distinct profiles, more steps of both phases, and two sessions of every test user; no profile-free control."""
     c.name = "movielens_long"
-    c.data.update(windows=2)
-    c.contrastive.update(steps=200, evaluate_every=40)
-    c.policy.update(steps=60, evaluate_every=20)
-    c.evaluation.max_users = 0
-    c.evaluation.baselines = "random,popularity,last_item,history_text,zero_shot"
+    c.data.update(windows=2, eval_windows=2)
+    c.contrastive.update(steps=160, evaluate_every=40)
+    c.policy.update(steps=48, evaluate_every=16)
+    c.evaluation.update(max_users=96, baselines="random,popularity,last_item,history_text,zero_shot")
     return c
