@@ -4,7 +4,7 @@ import ast
 
 from tests.conftest import ROOT
 
-FLOW = """errors array_types trackers checkpoints devices config data models generation similarity
+FLOW = """errors huge_pages array_types trackers checkpoints devices config data models generation similarity
 ranking metrics rewards learning recommender baselines report evaluate systems recommend main""".split()
 
 
