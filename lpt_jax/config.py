@@ -120,7 +120,7 @@ def default() -> ml_collections.ConfigDict:
         baseline="batch",  # batch | user: whitening subtracts the batch's mean, or each user's own
         epochs=4,  # passes over each rollout batch
         minibatches=1,  # updates per pass
-        reward="ndcg",  # ndcg | mrr | dense | "module:function"
+        reward="ndcg",  # ndcg | mrr | dense | likelihood | "module:function"
         learning_rate=1e-5,
         warmup=5,
         weight_decay=0.0,
@@ -313,14 +313,14 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         wrong("policy.samples", "at least 2: every loss compares profiles of one user")
     if not 0 < config.data.validation_share + config.data.test_share < 1:
         wrong("data.test_share", "such that validation_share + test_share is between 0 and 1")
-    if config.policy.reward not in ("ndcg", "mrr", "dense"):
+    if config.policy.reward not in ("ndcg", "mrr", "dense", "likelihood"):
         module, _, function = config.policy.reward.partition(":")
         try:
             found = callable(getattr(importlib.import_module(module), function, None))
         except (ImportError, ValueError):
             found = False
         if not (function and found):
-            wrong("policy.reward", 'ndcg, mrr, dense, or an importable "module:function"')
+            wrong("policy.reward", 'ndcg, mrr, dense, likelihood, or an importable "module:function"')
     if config.policy.users % config.policy.minibatches:
         wrong("policy.minibatches", "a divisor of policy.users")
     if config.contrastive.batch < 2:

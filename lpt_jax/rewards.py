@@ -66,8 +66,20 @@ def dense(ranks, similarity) -> Rewards:
     return _mean_over_targets(0.95 * near + 0.05 * similarity, ranks)
 
 
-def metric(name: str, ranks, similarities, texts) -> Rewards:
-    """The reward `name`: ndcg, mrr, dense, or "module:function".
+def likelihood(ranks, similarity, items: int) -> Rewards:
+    """Nats above chance that the recommender gives the targets: log(items × softmax similarity).
+
+    InfoNCE's own measure over the whole catalogue. It feels every target's every move, where NDCG and MRR
+    feel the first ranks most: within a user it is far less noisy (experiments/LOG.md).
+
+    >>> print(likelihood(jnp.array([[[1], [9]]]), jnp.array([[[0.2], [0.1]]]), 10).round(3))
+    [[0.693 0.   ]]
+    """
+    return _mean_over_targets(jnp.log(items * jnp.maximum(similarity, 1e-30)), ranks)
+
+
+def metric(name: str, ranks, similarities, texts, items: int) -> Rewards:
+    """The reward `name`: ndcg, mrr, dense, likelihood, or "module:function"; items is the catalogue's size.
 
     A function of one's own is called as f(ranks Int[B,G,M], similarities Float[B,G,M], texts:
     G strings for each of B users) and returns Float[B,G]; similarities are target_similarity's.
@@ -76,6 +88,8 @@ def metric(name: str, ranks, similarities, texts) -> Rewards:
         return ndcg(ranks) if name == "ndcg" else mrr(ranks)
     if name == "dense":
         return dense(ranks, similarities)
+    if name == "likelihood":
+        return likelihood(ranks, similarities, items)
     module, function = name.split(":", 1)
     values = getattr(importlib.import_module(module), function)(ranks, similarities, texts)
     values = jnp.asarray(values, jnp.float32)

@@ -43,17 +43,19 @@ def not_finite(ranks, similarities, texts):
 
 def test_a_function_of_ones_own():
     ranks = jnp.ones((1, 2, 1), jnp.int32)
-    found = rewards.metric(f"{__name__}:length_reward", ranks, None, [["ab", "c"]])
+    found = rewards.metric(f"{__name__}:length_reward", ranks, None, [["ab", "c"]], 9)
     assert found.tolist() == [[2.0, 1.0]]
     with pytest.raises(InputError, match="not_finite must return finite numbers of shape"):
-        rewards.metric(f"{__name__}:not_finite", ranks, None, [["ab", "c"]])
+        rewards.metric(f"{__name__}:not_finite", ranks, None, [["ab", "c"]], 9)
 
 
 def test_metric_by_name():
     ranks, similarity = jnp.array([[[3], [1]]]), jnp.array([[[0.5], [0.5]]])
-    assert rewards.metric("ndcg", ranks, None, None).tolist() == [[0.5, 1.0]]
-    assert rewards.metric("mrr", ranks, None, None)[0, 1] == 1.0
-    np.testing.assert_allclose(rewards.metric("dense", ranks, similarity, None), [[0.5, 0.975]])
+    assert rewards.metric("ndcg", ranks, None, None, 9).tolist() == [[0.5, 1.0]]
+    assert rewards.metric("mrr", ranks, None, None, 9)[0, 1] == 1.0
+    np.testing.assert_allclose(rewards.metric("dense", ranks, similarity, None, 9), [[0.5, 0.975]])
+    found = rewards.metric("likelihood", ranks, similarity / 4, None, 16)  # an eighth each, chance is a sixteenth
+    np.testing.assert_allclose(found, [[math.log(2), math.log(2)]], rtol=1e-6)
 
 
 def test_parts_add_up_and_invalid_earns_nothing_but_kl():

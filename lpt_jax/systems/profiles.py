@@ -107,7 +107,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
             near = rewards.target_similarity(
                 cosines, put[1].reshape(shape)[:, 0], r.config.contrastive.temperature, r.count
             )
-        value = rewards.metric(settings.reward, ranks.reshape(shape), near, texts)
+        value = rewards.metric(settings.reward, ranks.reshape(shape), near, texts, r.count)
         return value, jnp.asarray(valid.reshape(shape[:2])), ranks.reshape(shape)
 
     def step(state, step):
