@@ -88,8 +88,10 @@ def default() -> ml_collections.ConfigDict:
         steps=100,  # embedder updates per iteration
         batch=32,  # profile-item pairs per update, over all devices
         temperature=0.1,  # of InfoNCE, on cosines
+        optimiser="adamw",  # adamw | unit_sgd: steps along the gradient, learning_rate long
         learning_rate=1e-5,
         warmup=10,  # steps from 0 to learning_rate
+        schedule="constant",  # after warm-up: constant | linear, falling to 0 at the end of the run
         weight_decay=0.0,
         clip=1.0,  # global gradient norm
         popularity_correction=True,  # subtract log sampling probability (logQ), so popular items keep their weight
@@ -117,12 +119,14 @@ def default() -> ml_collections.ConfigDict:
         clip_ratio=0.2,  # GRPO's ε
         kl_coef=0.2,  # reward minus kl_coef × (log π − log π_ref), summed over tokens
         whiten=True,  # rewards to mean 0, variance 1 over the batch
-        baseline="batch",  # batch | user: whitening subtracts the batch's mean, or each user's own
+        baseline="batch",  # batch | user | user_std: whitening takes mean and s.d. of the batch; or each user's mean; or both
         epochs=4,  # passes over each rollout batch
         minibatches=1,  # updates per pass
         reward="ndcg",  # ndcg | mrr | dense | likelihood | "module:function"
+        optimiser="adamw",  # as in contrastive
         learning_rate=1e-5,
         warmup=5,
+        schedule="constant",
         weight_decay=0.0,
         clip=1.0,
         logits_chunk=512,  # positions whose logits exist at once
@@ -196,7 +200,11 @@ CHOICES = {
     "decoder.attention": ("auto", "xla", "chunked", "cudnn"),
     "policy.trains": ("last_layers", "lora"),
     "policy.loss": ("rebel", "rloo", "grpo"),
-    "policy.baseline": ("batch", "user"),
+    "policy.baseline": ("batch", "user", "user_std"),
+    "policy.optimiser": ("adamw", "unit_sgd"),
+    "policy.schedule": ("constant", "linear"),
+    "contrastive.optimiser": ("adamw", "unit_sgd"),
+    "contrastive.schedule": ("constant", "linear"),
     "data.year": (2014, 2018, 2023),
 }
 POSITIVE = """

@@ -73,7 +73,11 @@ class ProfileRecommender:
         cap = min(config.encoder.max_profile_tokens, ranker.spec.max_tokens)
         self.profile_limit, self.item_limit = (cap, min(config.encoder.max_item_tokens, ranker.spec.max_tokens))
         self.encoder_dtype = devices.product_type(config.encoder.dtype)
-        self.optimisers = {"policy": optimisers.of(config.policy), "encoder": optimisers.of(config.contrastive)}
+        passes = config.policy.epochs * config.policy.minibatches
+        self.optimisers = {
+            "policy": optimisers.of(config.policy, config.iterations * config.policy.steps * passes),
+            "encoder": optimisers.of(config.contrastive, config.iterations * config.contrastive.steps),
+        }
         self.optimisers["control"] = self.optimisers["encoder"]
         placed = devices.place(jax.tree.map(jnp.asarray, writer.weights), self.mesh)
         self.trunk, self.upper, trainable = policy.split(self.spec, placed, config.policy, self.key)

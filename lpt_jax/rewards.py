@@ -116,18 +116,20 @@ def parts(values: Rewards, valid, log_ratio, kl_coef: float) -> dict[str, Reward
 
 
 def whiten(rewards: Rewards, baseline: str = "batch") -> Rewards:
-    """(r - mean) / sqrt(var + 1e-8); the mean is the batch's, or ("user") of a user's G profiles.
+    """(r - mean) / sqrt(var + 1e-8): both the batch's; or the mean of a user's G profiles ("user"); or both ("user_std").
 
     >>> print(whiten(jnp.array([[0.0, 2.0, 4.0]])).round(3))  # mean 2, variance 8/3
     [[-1.225  0.     1.225]]
     >>> print(whiten(jnp.array([[0.0, 1.0], [3.0, 4.0]]), "user").round(3))  # ±1/2 of one's mean
     [[-1.  1.]
      [-1.  1.]]
+    >>> print(whiten(jnp.array([[0.0, 1.0], [3.0, 9.0]]), "user_std").round(3))  # also ±3 of one's mean
+    [[-1.  1.]
+     [-1.  1.]]
     """
     rewards = rewards.astype(jnp.float32)
-    mean = jnp.mean(rewards, axis=1, keepdims=True) if baseline == "user" else jnp.mean(rewards)
-    rewards = rewards - mean
-    return rewards / jnp.sqrt(jnp.mean(rewards**2) + 1e-8)
+    rewards = rewards - jnp.mean(rewards, None if baseline == "batch" else 1, keepdims=True)
+    return rewards / jnp.sqrt(jnp.mean(rewards**2, 1 if baseline == "user_std" else None, keepdims=True) + 1e-8)
 
 
 def all_tied(rewards: Rewards):

@@ -66,11 +66,14 @@ def test_parts_add_up_and_invalid_earns_nothing_but_kl():
 
 def test_whiten_has_mean_0_and_variance_1_and_ties_stay_finite():
     values = jnp.array(np.random.default_rng(0).random((5, 4)), jnp.float32)
-    for baseline in ("batch", "user"):
+    for baseline in ("batch", "user", "user_std"):
         white = rewards.whiten(values, baseline)
         assert abs(white.mean()) < 1e-5 and abs(white.var() - 1) < 1e-5
     assert np.abs(rewards.whiten(values, "user").mean(axis=1)).max() < 1e-5
-    assert rewards.whiten(jnp.full((2, 2), 0.5)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    each = rewards.whiten(values, "user_std")
+    np.testing.assert_allclose([each.mean(1), each.var(1)], [[0] * 5, [1] * 5], atol=1e-4)
+    for baseline in ("batch", "user_std"):
+        assert rewards.whiten(jnp.full((2, 2), 0.5), baseline).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
 def test_all_tied_counts_users():

@@ -1,15 +1,39 @@
-"""One optimiser per model: AdamW with warm-up, then constant, and clipping by the global norm."""
+"""One optimiser per model: AdamW or SGD of unit steps; warm-up, then constant or falling to 0."""
 
 import optax
 
 
-def adamw(learning_rate: float, warmup: int, weight_decay: float, clip: float) -> optax.GradientTransformation:
-    """AdamW whose rate rises linearly from learning_rate / warmup over `warmup` steps and then stays."""
+def rate(learning_rate: float, warmup: int, updates: int = 0) -> optax.Schedule:
+    """Rises linearly from learning_rate / warmup over `warmup` steps, then stays; or falls to 0 at `updates`, if given."""
     steps = max(warmup, 1)
-    schedule = optax.linear_schedule(learning_rate / steps, learning_rate, steps - 1 or 1)
+    rise = optax.linear_schedule(learning_rate / steps, learning_rate, steps - 1 or 1)
+    if not updates:
+        return rise
+    fall = optax.linear_schedule(learning_rate, 0.0, max(updates - steps + 1, 1))
+    return optax.join_schedules([rise, fall], [steps - 1])
+
+
+def adamw(schedule: optax.Schedule, weight_decay: float, clip: float) -> optax.GradientTransformation:
+    """AdamW (β₂ .95) of gradients clipped by their global norm."""
     return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, b2=0.95, weight_decay=weight_decay))
 
 
-def of(settings) -> optax.GradientTransformation:
-    """The optimiser of a phase's settings (config.contrastive or config.policy)."""
-    return adamw(settings.learning_rate, settings.warmup, settings.weight_decay, settings.clip)
+def unit_sgd(schedule: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Steps along the gradient, of the rate's own length: learning_rate is the norm of one step over all weights.
+
+    A policy gradient of few profiles is nearly all noise, alike in every weight; dividing each weight's by its own
+    size, as Adam does, raises the noise of the many small ones (measured in experiments/LOG.md).
+    """
+    return optax.chain(
+        optax.normalize_by_update_norm(),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def of(settings, updates: int) -> optax.GradientTransformation:
+    """The optimiser of a phase's settings (config.contrastive or config.policy), of so many updates over the whole run."""
+    schedule = rate(settings.learning_rate, settings.warmup, updates if settings.schedule == "linear" else 0)
+    if settings.optimiser == "unit_sgd":
+        return unit_sgd(schedule, settings.weight_decay)
+    return adamw(schedule, settings.weight_decay, settings.clip)

@@ -104,18 +104,21 @@ LOSSES = {"rebel": rebel, "rloo": rloo, "grpo": grpo}
     donate_argnames=("trainable", "optimiser_state"),
 )
 def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, profiles: Profiles,
-           context_mask: jax.Array, old: jax.Array, rewards: jax.Array, *,
+           context_mask: jax.Array, old: jax.Array | None, rewards: jax.Array, *,
            optimiser: optax.GradientTransformation, loss: str, start: int, temperature: float, chunk: int,
            remat: bool, eta: float, clip_ratio: float):  # fmt: skip
-    """One optimiser step on a (mini)batch of rollouts: returns trainable, optimiser state and metrics."""
+    """One optimiser step on a (mini)batch of rollouts: returns trainable, optimiser state and metrics.
 
+    old: LogProbs [B, G, T] of the policy that wrote the profiles; None where that is `trainable` as it stands.
+    """
     frozen_head = not any(name.startswith("head") for name in trainable)
 
     def objective(trainable):
         new = score(spec, assemble(upper, trainable), profiles, context_mask, start=start, remat=remat,
                     temperature=temperature, chunk=chunk, frozen_head=frozen_head)  # fmt: skip
-        value = LOSSES[loss](new, old, profiles.mask, rewards, eta=eta, clip_ratio=clip_ratio)
-        return value, jnp.mean(jnp.abs(jnp.sum(new - old, -1)))
+        before = jax.lax.stop_gradient(new) if old is None else old
+        value = LOSSES[loss](new, before, profiles.mask, rewards, eta=eta, clip_ratio=clip_ratio)
+        return value, jnp.mean(jnp.abs(jnp.sum(new - before, -1)))
 
     (value, moved), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
     updates, optimiser_state = optimiser.update(grads, optimiser_state, trainable)

@@ -129,11 +129,17 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         value, valid, ranks = rewards_of(held["encoder"], texts, users)
         lap("reward")
         context_mask, remat = mask[:, :-1], r.config.decoder.remat
-        old, reference = (
-            jax.block_until_ready(policy.score(r.spec, policy.assemble(r.upper, w), profiles, context_mask, **static))
-            for w in (state["policy"], r.reference)
-        )
-        log_ratio = jnp.sum(old - reference, -1)
+
+        def scored(trainable):
+            upper = policy.assemble(r.upper, trainable)
+            return jax.block_until_ready(policy.score(r.spec, upper, profiles, context_mask, **static))
+
+        once = settings.epochs * settings.minibatches == 1  # then the update itself has the old policy's
+        old = None if once else scored(state["policy"])
+        log_ratio, measured = jnp.zeros(value.shape), {}
+        if settings.kl_coef or (step + 1) % settings.evaluate_every == 0:
+            log_ratio = jnp.sum((profiles.log_probs if once else old) - scored(r.reference), -1)
+            measured = {"kl": log_ratio.mean()}
         parts = rewards.parts(value, valid, log_ratio, settings.kl_coef)
         lap("scoring")
         whitened = rewards.whiten(parts["total"], settings.baseline) if settings.whiten else parts["total"]
@@ -159,9 +165,9 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
             "profile": texts[0][0], "ranks": np.asarray(ranks)[0, 0].tolist(),
             **{f"reward/{n}": float(p[0, 0]) for n, p in parts.items()},
         })  # fmt: skip
-        return state, found | seconds | {
+        return state, found | seconds | measured | {
             "reward": parts["total"].mean(), **{f"reward/{n}": p.mean() for n, p in parts.items()},
-            "kl": log_ratio.mean(), "tied": tied / len(users), "invalid": 1 - valid.mean(),
+            "tied": tied / len(users), "invalid": 1 - valid.mean(),
             "empty": empty / len(flat), "unended": unended.mean(), "spread": value.std(1).mean(),
             "profile_tokens": profiles.mask.sum(-1).mean(),
             "batch_tied": float(tied == len(users)),

@@ -109,7 +109,7 @@ def test_correction_makes_in_batch_negatives_a_full_softmax():
 # ---- updates
 
 SPEC = encoder.EncoderSpec(vocab=97, width=32, layers=2, heads=4, hidden=48, positions=16)
-OPTIMISER = optimisers.adamw(1e-3, 1, 0.01, 1.0)
+OPTIMISER = optimisers.adamw(optimisers.rate(1e-3, 1), 0.01, 1.0)
 
 
 def updates(mesh, steps):

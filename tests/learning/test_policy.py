@@ -171,7 +171,7 @@ def test_what_trains():
 
 # ---- updates
 
-OPTIMISER = optimisers.adamw(5e-4, 1, 0.0, 1.0)
+OPTIMISER = optimisers.adamw(optimisers.rate(5e-4, 1), 0.0, 1.0)
 STATIC = dict(optimiser=OPTIMISER, loss="rebel", temperature=1.0, chunk=16, eta=1.0, clip_ratio=0.2)
 
 
@@ -197,6 +197,23 @@ def updates(mesh, trains, steps, change=lambda profiles: profiles):
         losses.append(float(found["loss"]))
     jax.tree.map(np.testing.assert_array_equal, copied(upper), before[1])
     return losses, found, before[0], trainable
+
+
+def test_without_old_log_probs_the_first_update_is_the_same():
+    spec, trunk, upper, trainable, start = model("llama", "last_layers")
+    profiles, context_mask, _ = profiles_of(spec, trunk)
+    rewards = jnp.array(np.random.default_rng(1).standard_normal(profiles.tokens.shape[:2]), jnp.float32)
+    old = policy.score(
+        spec, policy.assemble(upper, trainable), profiles, context_mask, start=start, temperature=1.0, chunk=16
+    )
+    found = []
+    for given in (old, None):
+        copy = jax.tree.map(jnp.copy, trainable)
+        state, settings = OPTIMISER.init(copy), STATIC | {"start": start, "remat": False}
+        found.append(policy.update(spec, upper, copy, state, profiles, context_mask, given, rewards, **settings))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[0][0], found[1][0])
+    assert found[1][2]["loss"] == pytest.approx(float(found[0][2]["loss"]), rel=1e-5)
+    assert found[1][2]["log_ratio_moved"] == 0
 
 
 def one_device():
