@@ -96,7 +96,6 @@ def default() -> ml_collections.ConfigDict:
         clip=1.0,  # global gradient norm
         popularity_correction=True,  # subtract log sampling probability (logQ), so popular items keep their weight
         hard_negatives=0,  # further random catalogue items per batch, as negatives for all
-        train="all",  # all | last:K (only the last K layers move)
         profiles_per_session=1,  # different sampled profiles of one training session
         sampling_temperature=1.0,  # of the training profiles; 0 = greedy
         evaluate_every=50,  # steps between validations
@@ -333,8 +332,6 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         wrong("policy.minibatches", "a divisor of policy.users")
     if config.contrastive.batch < 2:
         wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
-    if not re.fullmatch(r"all|last:[1-9]\d*", config.contrastive.train):
-        wrong("contrastive.train", '"all" or, for example, "last:2"')
     if not re.fullmatch(r"(ndcg|mrr)(@(1|5|10|20))?|recall@(1|5|10|20)", config.evaluation.metric):
         wrong("evaluation.metric", "ndcg, mrr, or one of them or recall at 1, 5, 10 or 20, as in ndcg@10")
     try:
