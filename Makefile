@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 WORKERS ?= 2
-export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_COMPILATION_CACHE_DIR ?= $(or $(LPT_JAX_CACHE),$(HOME)/.cache/lpt_jax)/jax
 
 # $(call install,FOLDER,ONE OR MORE PIP COMMANDS' ARGUMENTS IN QUOTES): an environment, or what is missing in plain words
 define install
@@ -39,8 +39,8 @@ lint: .venv-test/.installed
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 
-clean:  ## environments and caches; runs/ stays
-	rm -rf .venv .venv-test .cache .pytest_cache .ruff_cache build dist *.egg-info
+clean:  ## environments; runs/ and ~/.cache/lpt_jax stay
+	rm -rf .venv .venv-test .pytest_cache .ruff_cache build dist *.egg-info
 
 .venv/.installed: pyproject.toml setup.py
 	$(call install,.venv,"-e .")

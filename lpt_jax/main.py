@@ -67,12 +67,12 @@ def run(argv: list[str]) -> None:
     if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(argv):
         return print(__doc__ + define().get_help())
     f, config, workdir = parse(argv)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lpt_jax/jax"))
+    cache = os.path.expanduser(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "jax"))
     from lpt_jax import recommend  # here, so that wrong flags are told at once
     from lpt_jax.systems import profiles
 
-    if f.mode == "recommend":
-        asked = recommend.asked(f.user, f.history, f.profile, f.profile_file)
+    asked = f.mode == "recommend" and recommend.asked(f.user, f.history, f.profile, f.profile_file)
     with config_lib.claimed(workdir, config, new=f.mode == "train"):
         if f.mode == "recommend":
             print(recommend.run(config, workdir, *asked, f.k))

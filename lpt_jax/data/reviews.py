@@ -217,6 +217,11 @@ def _place(data):
     """The folder or file of config.data.path, or the cache's."""
     if data.path.startswith("carrier:"):
         name = data.path.removeprefix("carrier:")
+        if data.name:
+            raise InputError(
+                f"--config.data.name={data.name} is to be fetched, but --config.data.path={data.path} is read: give "
+                "one of them only, as in --config.data.path= --config.data.name=ml-1m."
+            )
         if name not in CARRIED:
             raise InputError(f"--config.data.path={data.path} has no data, carrier:recbole has.")
         return carriers.carrier(name) / CARRIED[name]

@@ -11,8 +11,8 @@ split "time": users in the order of their first interaction (ties by id). The la
 them test, the validation_share before those validate, the others train. The validation cut is the
 first validation user's first interaction, the test cut the first test user's. Training users'
 interactions at or after the validation cut and validation users' at or after the test cut are
-dropped. So all that training holds (histories, targets, popularity, average ratings, the choice of
-the catalogue) precedes all that validation holds, and that precedes all that the test holds.
+dropped. So all that training holds (histories, targets, popularity, average ratings) precedes all that
+validation holds, and that precedes all that the test holds; only the k-core looks at all times.
 
 split "leave_last": every user's last eval_targets x eval_windows items are test targets, as many
 before them validation targets, the others are for training; a target's history is all before it.
