@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
         history_items=6,
         style="genres",
         system="Be brief.",  # SmolLM2's template would add a longer one of its own
-        start="This person likes movies such as",
+        start="This person likes {kind} such as",
     )
     c.profile.update(max_tokens=32, batch=32)
     c.contrastive.update(
@@ -55,5 +55,5 @@ def long(c):
         users=8, samples=16, steps=110, epochs=1, evaluate_every=55, kl_coef=0.0, baseline="user_std",
         optimiser="unit_sgd", learning_rate=0.01, warmup=5, schedule="linear", keep_best=False,
     )  # fmt: skip
-    c.evaluation.update(max_users=96, baselines="random,popularity,last_item,history_text,zero_shot")
+    c.evaluation.update(max_users=96, baselines="random,popularity,last_item,history_text")
     return c

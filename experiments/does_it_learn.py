@@ -25,6 +25,9 @@ SHOWN = ("ndcg", "ndcg@10", "recall@10", "mrr")
 def pool(runs: list[Path]) -> dict:
     """Rows as mean ± s.d. over seeds, and pooled gains of every step."""
     results = [json.loads((run / "results.json").read_text()) for run in runs]
+    for run, result in zip(runs, results, strict=True):
+        if result["config"] | {"seed": 0} != results[0]["config"] | {"seed": 0}:
+            sys.exit(f"does_it_learn: {run} was made with other settings than {runs[0]}: remove the older one.")
     arrays = [np.load(run / "per_user.npz") for run in runs]
     rows = {name: {m: [r["rows"][name][m] for r in results] for m in SHOWN} for name in results[0]["rows"]}
     gains = {}

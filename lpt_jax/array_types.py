@@ -12,7 +12,6 @@ ProfileTokens = Int[Array, "B G T"]  # sampled token ids, padded after the end
 ProfileMask = Bool[Array, "B G T"]  # True up to and including the end-of-sequence token
 LogProbs = Float[Array, "B G T"]  # natural-log probabilities of profile tokens
 Hidden = Float[Array, "..."]  # hidden states, last axis D
-Logits = Float[Array, "... V"]
 Tokens = Int[Array, "B T"]  # text token ids of the encoder
 Mask = Bool[Array, "B T"]
 Embeddings = Float[Array, "B D"]  # unit length

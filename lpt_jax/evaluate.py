@@ -6,6 +6,7 @@ import resource
 
 import numpy as np
 
+from lpt_jax import config as config_lib
 from lpt_jax import metrics, report, trackers
 from lpt_jax.baselines import simple
 from lpt_jax.recommender import ProfileRecommender
@@ -32,7 +33,7 @@ def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: d
         "last_item": lambda: simple.last_item(found, items, r.count),
         "history_text": lambda: r.ranks(untrained, r.history_texts("test"), "test", items, cut=True),
     }
-    for name in config.evaluation.baselines.split(","):
+    for name in config_lib.listed(config.evaluation.baselines):
         if name in baselines:
             ranks[name] = baselines[name]()
     if control is not None:

@@ -172,7 +172,7 @@ class Writer:
         self.trunk_list = unstack(trunk["layers"])
 
     def use(self, upper: dict) -> None:
-        """Takes the upper model's weights (LoRA merged): the step from the trainer to the sampler."""
+        """Takes the upper model's weights (LoRA beside its matrices): the step from the trainer to the sampler."""
         self.upper, self.upper_list = upper, unstack(upper["layers"])
 
     def pad_prompts(self, prompts: list[list[int]]):

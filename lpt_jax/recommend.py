@@ -1,5 +1,6 @@
 """Items for a user, a history or a profile: who is asked for -> the profile -> the best items as a table."""
 
+import bisect
 import difflib
 import pathlib
 import re
@@ -33,22 +34,19 @@ def asked(user=None, history=None, profile=None, profile_file=None) -> tuple[str
 
 
 def known_session(dataset, user: str) -> Session:
-    """The user's latest session, with its targets moved into the history: all of that is known now."""
-    of_user = [s for split in dataset.sessions.values() for s in split if s.user == user]
-    if not of_user:
-        users = sorted({s.user for split in dataset.sessions.values() for s in split})
-        near = difflib.get_close_matches(user, users, 1, 0.0)
-        raise InputError(f"--user={user}: no user of this id has a session; the nearest id is {near[0]}.")
-    last = max(of_user, key=lambda s: len(s.history) + len(s.targets))
-    unknown = (None,) * len(last.targets)
-    return Session(
-        user=user,
-        history=last.history + last.targets,
-        ratings=last.ratings and last.ratings + unknown,
-        reviews=last.reviews and last.reviews + unknown,
-        targets=(),
-        time=last.time,
+    """A session of all the items that the data know of a user."""
+    rows = dataset.rows
+    code = bisect.bisect_left(rows.user_ids, user)
+    start, stop = np.searchsorted(rows.user, [code, code + 1])
+    if start == stop or rows.user_ids[code] != user:
+        known = [rows.user_ids[u] for u in np.unique(rows.user)]
+        near = difflib.get_close_matches(user, known, 1, 0.0)
+        raise InputError(f"--user={user}: no user of this id is left in the data; the nearest id is {near[0]}.")
+    history, ratings, reviews = (
+        None if column is None else tuple(column[start:stop].tolist())
+        for column in (rows.item, rows.rating, rows.review)
     )
+    return Session(user, history, ratings, reviews, targets=(), time=float(rows.order[stop - 1]))
 
 
 def find_items(text: str, catalogue) -> tuple[tuple[int, ...], list[str]]:

@@ -14,7 +14,7 @@ from lpt_jax.errors import InputError
 from lpt_jax.learning import optimisers, policy
 from lpt_jax.models import decoder as decoder_lib
 from lpt_jax.models import encoder as encoder_lib
-from lpt_jax.models import low_rank, weights
+from lpt_jax.models import weights
 
 TINY_WIDTH = 64
 
@@ -36,7 +36,17 @@ def load_models(config) -> tuple[weights.Loaded, weights.Loaded]:
     else:
         ranker = weights.load_encoder(config.encoder.source, "float32")
     kind = config.decoder.attention
-    kind = ("cudnn" if jax.default_backend() == "gpu" else "chunked") if kind == "auto" else kind
+    kind = "chunked" if kind == "auto" else kind
+    if kind == "cudnn" and (writer.spec.attn_softcap or dtype == "float32"):
+        raise InputError(
+            "--config.decoder.attention=cudnn computes in bfloat16 and knows no soft-capping: give chunked, or "
+            "decoder.dtype=bfloat16 and another model than Gemma 2."
+        )
+    if config.policy.trains == "last_layers" and config.policy.last_layers > writer.spec.layers:
+        raise InputError(
+            f"--config.policy.last_layers={config.policy.last_layers} won't do: {config.decoder.source} has "
+            f"{writer.spec.layers} layers."
+        )
     lora = config.policy.lora
     writer.spec = dataclasses.replace(
         writer.spec, dtype=dtype, attention=kind,
@@ -95,7 +105,13 @@ class ProfileRecommender:
             lengths += [len(ids) for ids, _ in rows]
         lengths = batches.bucket_lengths(lengths, config.prompt.buckets)
         self.writer = generation.Writer(
-            writer, self.spec, self.trunk, lengths, self.mesh, config.profile, config.prompt.start
+            writer,
+            self.spec,
+            self.trunk,
+            lengths,
+            self.mesh,
+            config.profile,
+            prompts.start_of(config.data, config.prompt),
         )
         self.item_rows, cut = batches.tokenise(ranker.tokenizer, self.data.catalogue.texts, self.item_limit)
         self.data.counts["item texts cut to the window"] = int(cut.sum())
@@ -122,12 +138,8 @@ class ProfileRecommender:
         return state
 
     def use_policy(self, trainable: dict) -> None:
-        """Hands the policy to the writer (LoRA merged)."""
-        if self.config.policy.trains == "lora":
-            lora = self.config.policy.lora
-            self.writer.use(low_rank.merge(self.spec, self.upper, trainable, lora.alpha, lora.rank))
-        else:
-            self.writer.use(policy.assemble(self.upper, trainable))
+        """Hands the policy to the writer; LoRA stays beside its matrices: merged, bfloat16 would round small steps away."""
+        self.writer.use(policy.assemble(self.upper, trainable))
 
     def embed(self, encoder: dict, texts: list[str], limit: int, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Texts to (Embeddings, Bool[n] over-long)."""
@@ -161,7 +173,8 @@ class ProfileRecommender:
         def keep(rows, texts, tokens):
             with open(file, "a", encoding="utf-8") as out:
                 for row, text, n in zip(rows, texts, tokens, strict=True):
-                    line = {"row": int(row), "user": found[row].user, "profile": text, "tokens": int(n)}
+                    line = {"row": int(row), "user": found[row].user, "history": len(found[row].history)}
+                    line |= {"profile": text, "tokens": int(n)}
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")
             if self.interrupt:
                 self.interrupt.check(f"profiles in {file}")

@@ -38,7 +38,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"random": "Random", "popularity": "Popularity", "last_item": "Last item’s text"},
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
     **{"zero_shot": "Zero-shot profile", "cl": "Profile after CL"},
-    **{"cl_rlso": "Profile after CL + RLSO", "rlso": "Profile after RLSO, no CL"},
+    **{"cl_rlso": "Profile after CL + RLSO", "rlso": "Profile after RLSO", "rlso_cl": "Profile after RLSO + CL"},
 }
 TABLES = (("ndcg",), ("recall", "mean_rank"), ("mrr",))  # families of metrics side by side
 PANELS = {  # of the learning curves: a record's key and its title; METRIC is the validation's
@@ -55,7 +55,9 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # what neither f
 def _label(name: str) -> str:
     """A row's name, or a step's ("a->b"), in words."""
     parts = [part.strip() for part in name.split("->")]
-    return " → ".join(LABELS.get(part, part.replace("_", " ")) for part in parts)
+    times = [re.fullmatch(r"(\w+)_x(\d+)", part) for part in parts]  # cl_rlso_x5
+    parts = [(t[1], f", {t[2]} times") if t else (part, "") for t, part in zip(times, parts, strict=True)]
+    return " → ".join(LABELS.get(part, part.replace("_", " ")) + end for part, end in parts)
 
 
 def _number(value, metric: str) -> str:

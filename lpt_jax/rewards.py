@@ -41,15 +41,19 @@ def mrr(ranks) -> Rewards:
     return _mean_over_targets(1 / jnp.maximum(ranks, 1).astype(jnp.float32), ranks)
 
 
-def target_similarity(similarities, targets, temperature: float, valid=None):
-    """The softmax over the catalogue, of cosines Float[B,G,N] / temperature, at targets Int[B,M].
+def target_similarity(similarities, targets, hidden, temperature: float, valid=None):
+    """The softmax over the catalogue without the history, of cosines Float[B,G,N] / temperature, at targets Int[B,M].
 
-    >>> print(target_similarity(jnp.zeros((1, 1, 4)), jnp.array([[2]]), 0.1))  # 4 equal items
+    hidden Int[B,H] are the history's items, -1 for none; no target is among them.
+
+    >>> print(target_similarity(jnp.zeros((1, 1, 5)), jnp.array([[2]]), jnp.array([[0, -1]]), 0.1))  # 4 equal items
     [[[0.25]]]
     """
     n = similarities.shape[-1]
     real = jnp.arange(n)[None, None, :] < (n if valid is None else valid)
     logits = jnp.where(real, similarities.astype(jnp.float32) / temperature, -jnp.inf)
+    rows, columns = jnp.arange(hidden.shape[0])[:, None], jnp.where(hidden < 0, n, hidden)
+    logits = logits.at[rows, :, columns].set(-jnp.inf, mode="drop")
     chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None, :], axis=-1)
     return jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
 

@@ -45,8 +45,8 @@ def plain(value):
 class Tracker:
     """Appends records to metrics.jsonl and samples.jsonl of a workdir, and to TensorBoard.
 
-    Every record begins with its place, {"iteration", "phase", "step" (within the phase),
-    "global_step"}. A number that is not finite is written as null and named in "not_finite".
+    Every record begins with its place, {"iteration", "phase", "step" (within the phase), and in
+    metrics.jsonl "global_step"}. A number that is not finite is written as null and named in "not_finite".
     """
 
     def __init__(self, workdir, tensorboard: bool = True):
@@ -62,7 +62,7 @@ class Tracker:
         self.events, self.purge_step = None, purge_step  # TensorBoard opens with the first record
 
     def _write(self, name, place, values):
-        place = dict(zip(("iteration", "phase", "step", "global_step"), place, strict=True))
+        place = dict(zip(("iteration", "phase", "step", "global_step"), place))  # a sample's has three
         self.files[name].write(json.dumps(place | values, ensure_ascii=False) + "\n")
         self.files[name].flush()
 
@@ -81,9 +81,9 @@ class Tracker:
             for name in numbers.keys() - set(bad):
                 self.events.add_scalar(f"{phase}/{name}", numbers[name], global_step)
 
-    def sample(self, iteration: int, phase: str, step: int, global_step: int, values: dict):
+    def sample(self, iteration: int, phase: str, step: int, values: dict):
         """Writes one sample: a user's history, profile, ranks and reward parts."""
-        self._write("samples", (iteration, phase, step, global_step), plain(values))
+        self._write("samples", (iteration, phase, step), plain(values))
 
     def resume(self, iteration: int = -1, phase: str = "", step: int = -1):
         """Drops what was written after that step, so that a resumed run writes nothing twice.
@@ -104,7 +104,7 @@ class Tracker:
             records = metrics[:end] if name == "metrics" else read_jsonl(path)
             kept = [r for r in records if at(r) in begun and (at(r) != place or r["step"] <= step)]
             write_file(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
-            purge_step = max([purge_step] + [r["global_step"] + 1 for r in kept])
+            purge_step = max([purge_step] + [r["global_step"] + 1 for r in kept if name == "metrics"])
         self._open(purge_step)
 
     def close(self):

@@ -28,19 +28,6 @@ def test_last_item_is_the_latest_of_the_history():
     assert simple.last_item([session((1, 2), (0,))], ITEMS, 4).tolist() == [[2]]  # 3 is nearer
 
 
-def test_history_text_embeds_the_last_texts():
-    asked = []
-
-    def embed(texts):
-        asked.extend(texts)
-        return np.array([[0, 1], [1, 0]], np.float32)
-
-    catalogue = SimpleNamespace(texts=["zero", "one", "two", "three", "padding"])
-    found = simple.history_text(SESSIONS, catalogue, embed, ITEMS, last=1, valid=4)
-    assert asked == ["zero", "three"]
-    assert found.tolist() == [[1, 1], [1, 0]]
-
-
 def test_random_is_even_over_the_free_places_and_seeded():
     sessions = [session((0, 1, 1), (2, 3)), session((0,), (1,))] * 2000
     found = simple.random(sessions, 8, seed=0)  # 8 - 2 in the history - 1 other target; 8 - 1

@@ -53,7 +53,6 @@ WRONG = [
     ({"policy__lora__targets": "q|("}, r"policy\.lora\.targets='q\|\(' .* regular expression"),
     ({"policy__reward": "json:no_such"}, r"policy\.reward='json:no_such'"),
     ({"contrastive__batch": 1}, r"contrastive\.batch=1"),
-    ({"contrastive__train": "last:0"}, r"contrastive\.train='last:0'"),
     ({"evaluation__metric": "recall"}, r"evaluation\.metric='recall'"),
     ({"evaluation__baselines": "random,bm26"}, r"evaluation\.baselines='random,bm26' .* list of random"),
     ({"phases": " ,"}, r"phases=' ,'"),

@@ -5,19 +5,25 @@ import pytest
 
 from lpt_jax import recommend
 from lpt_jax.data.catalogue import Catalogue
-from lpt_jax.data.sessions import Dataset, Session
+from lpt_jax.data.reviews import Interactions
+from lpt_jax.data.sessions import Dataset
 from lpt_jax.errors import InputError
 
 TITLES = ["Heat (1995)", "Godfather, The (1972)", "Alien", "Crash (1996)", "Crash (2004)", "7"]
 IDS = ["7", "12", "31", "40", "41", "99"]
 CATALOGUE = Catalogue(ids=IDS, titles=TITLES, texts=TITLES, fields=[{} for _ in TITLES])
 NAN = float("nan")
-SESSIONS = {
-    "train": [Session("ann", (0,), (4.0,), None, (1,), NAN), Session("ann", (0, 1), (4.0, 5.0), None, (2,), NAN)],
-    "validation": [],
-    "test": [Session("bob", (3,), None, None, (4,), NAN)],
-}
-DATASET = Dataset(CATALOGUE, SESSIONS, np.ones(6, np.int64), {}, "", "films")
+ROWS = Interactions(
+    user=np.array([0, 0, 0, 2, 2]),
+    item=np.array([0, 1, 2, 3, 4]),
+    user_ids=["ann", "ben", "bob"],
+    item_ids=IDS,
+    order=np.full(5, NAN),
+    has_time=False,
+    rating=np.array([4.0, 5.0, 3.0, None, None], object),
+    review=None,
+)
+DATASET = Dataset(CATALOGUE, {}, np.ones(6, np.int64), {}, "", "films", ROWS)
 
 
 def find(text):
@@ -68,9 +74,18 @@ def test_what_is_asked(tmp_path):
 
 def test_a_user_is_taken_with_all_that_is_known():
     session = recommend.known_session(DATASET, "ann")
-    assert (session.history, session.ratings, session.targets) == ((0, 1, 2), (4.0, 5.0, None), ())
-    with pytest.raises(InputError, match="--user=anne: no user of this id has a session; the nearest id is ann"):
-        recommend.known_session(DATASET, "anne")
+    assert (session.history, session.ratings, session.reviews, session.targets) == (
+        (0, 1, 2),
+        (4.0, 5.0, 3.0),
+        None,
+        (),
+    )
+    assert recommend.known_session(DATASET, "bob").history == (3, 4)
+    for absent in ("anne", "ben", "zoe"):  # of ben nothing is left
+        with pytest.raises(
+            InputError, match=f"--user={absent}: no user of this id is left in the data; the nearest id is"
+        ):
+            recommend.known_session(DATASET, absent)
 
 
 def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):

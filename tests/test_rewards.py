@@ -29,8 +29,11 @@ def test_dense_stops_rewarding_the_rank_at_1000():
 
 def test_target_similarity_is_a_softmax_over_real_items():
     cosines = np.array([[[0.2, 0.5, 0.9]]], np.float32)
-    found = rewards.target_similarity(jnp.array(cosines), jnp.array([[1, -1]]), 0.1, valid=2)
+    nobody, targets = jnp.full((1, 2), -1), jnp.array([[1, -1]])
+    found = rewards.target_similarity(jnp.array(cosines), targets, nobody, 0.1, valid=2)
     np.testing.assert_allclose(found[0, 0, 0], 1 / (1 + math.exp(-3)), rtol=1e-5)
+    without_first = rewards.target_similarity(jnp.array(cosines), targets, jnp.array([[0, -1]]), 0.1)
+    np.testing.assert_allclose(without_first[0, 0, 0], 1 / (1 + math.exp(4)), rtol=1e-5)
 
 
 def length_reward(ranks, similarities, texts):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpt_jax.array_types import ItemEmbeddings
-from lpt_jax.data import prompts
 from lpt_jax.ranking import padded, session_ranks
 
 
@@ -32,12 +31,3 @@ def last_item(sessions, items: ItemEmbeddings, valid: int | None = None) -> np.n
     """Ranks by similarity to the text of the last item before the target."""
     last = jnp.asarray([s.history[-1] for s in sessions], jnp.int32)
     return session_ranks(jnp.take(items, last, axis=0), items, sessions, valid)
-
-
-def history_text(sessions, catalogue, embed, items: ItemEmbeddings, last: int, valid: int | None = None) -> np.ndarray:
-    """Ranks by similarity to the raw texts of the last items, with no profile in between.
-
-    `embed` turns a list of texts into Float32[n, D] of unit length, as it does for profiles.
-    """
-    texts = [prompts.history_text(s, catalogue, last) for s in sessions]
-    return session_ranks(embed(texts), items, sessions, valid)

@@ -23,8 +23,8 @@ INSTRUCTIONS = {
     "tiny": "Name the genres of {kind} this user likes.\n\n{items}",
 }
 DID = {  # (ratings are shown, reviews are shown) -> the verb
-    (True, True): "rated (out of 5) and reviewed",
-    (True, False): "rated (out of 5)",
+    (True, True): "rated (out of {best:g}) and reviewed",
+    (True, False): "rated (out of {best:g})",
     (False, True): "reviewed",
     (False, False): "chosen",
 }
@@ -33,9 +33,11 @@ USER_FIELDS = ("rating", "review")
 ONE_LINE = {"title", "year", "genres", "rating"}  # with no other fields an item is one line
 
 
-def item_block(fields: dict, chosen: list[str], rating: float | None = None, review: str | None = None) -> str:
+def item_block(
+    fields: dict, chosen: list[str], rating: float | None = None, review: str | None = None, best: float = 5
+) -> str:
     """One item of the history: a line where only short fields are chosen, else labelled lines."""
-    rated = "" if rating is None or "rating" not in chosen else f"{rating:g}/5"
+    rated = "" if rating is None or "rating" not in chosen else f"{rating:g}/{best:g}"
     own = [name for name in chosen if name not in USER_FIELDS]
     if set(chosen) <= ONE_LINE:
         texts = ", ".join(text for _, text in catalogue_lib.values(fields, own))
@@ -59,7 +61,7 @@ def _blocks(session, catalogue, data_config, keep, control):
     nothing = [None] * n
     ratings, reviews = session.ratings or nothing, session.reviews or nothing
     return [
-        neutralise(item_block(catalogue.fields[item], chosen, rating, review), control)
+        neutralise(item_block(catalogue.fields[item], chosen, rating, review, data_config.best_rating), control)
         for item, rating, review in list(zip(session.history, ratings, reviews))[max(n - keep, 0) :]
     ]
 
@@ -76,7 +78,7 @@ def messages(session, catalogue, data_config, prompt_config, keep: int, control=
     blocks = _blocks(session, catalogue, data_config, keep, control)
     items = ("\n" if set(chosen) <= ONE_LINE else "\n\n").join(blocks)
     rated = "rating" in chosen and bool(session.ratings)
-    did = DID[rated, "review" in chosen and bool(session.reviews)]
+    did = DID[rated, "review" in chosen and bool(session.reviews)].format(best=data_config.best_rating)
     text = INSTRUCTIONS[prompt_config.style].format(kind=data_config.kind, did=did, items=items)
     system = [{"role": "system", "content": prompt_config.system}] if prompt_config.system else []
     return [*system, {"role": "user", "content": text.strip()}]
@@ -113,6 +115,11 @@ def _encode(chat, tokenizer):
         return tokenizer.apply_chat_template([{"role": "user", "content": joined}], **ask)
 
 
+def start_of(data_config, prompt_config) -> str:
+    """The words every profile begins with."""
+    return prompt_config.start.replace("{kind}", data_config.kind)
+
+
 def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
     """A session's prompt -> (token ids with chat template and start of the answer, items shown).
 
@@ -127,7 +134,8 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
         chat = messages(session, catalogue, data_config, prompt_config, keep, control)
         return list(_encode(chat, tokenizer)) + start
 
-    start = tokenizer(prompt_config.start, add_special_tokens=False)["input_ids"] if prompt_config.start else []
+    words = start_of(data_config, prompt_config)
+    start = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
     total = len(render(0))
     if total > budget:
         raise InputError(
@@ -150,8 +158,3 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
 def history_text(session, catalogue, n: int) -> str:
     """The texts of the history's last n items, latest first: a cut to fit loses the oldest."""
     return "\n\n".join(catalogue.texts[i] for i in session.history[::-1][:n])
-
-
-def last_item_text(session, catalogue) -> str:
-    """The text of the history's last item."""
-    return catalogue.texts[session.history[-1]]

@@ -83,12 +83,12 @@ class Raw:
     counts: dict[str, int]
 
 
-def read(data, seed: int = 0) -> Raw:
-    """The source config.data describes (`seed`: the made-up world's); InputError for what won't do."""
+def read(data) -> Raw:
+    """The source config.data describes; InputError for what won't do."""
     if data.source == "made_up":
         from lpt_jax.data import made_up  # which imports the classes above
 
-        return made_up.world(seed=seed)
+        return made_up.world(seed=0)
     readers = {
         "movielens": _movielens,
         "amazon": _amazon,
@@ -347,7 +347,8 @@ def _check(there, roles, path):
     known = roles is TAKEN or roles is ITEM
     for role, names in roles.items():
         if not set(names) & set(there) and (role in ("user", "item") or not known):
-            hint = f"name the right one with --config.data.columns.{role}, or none with ''."
+            none = "" if role in ("user", "item") else ", or none with ''"
+            hint = f"name the right one with --config.data.columns.{role}{none}."
             raise InputError(
                 f"{path} has no column {' or '.join(names)} (it has {', '.join(there) or 'nothing'}): "
                 f"{'is it the right file?' if known else hint}"

@@ -57,6 +57,7 @@ class Dataset:
     counts: dict[str, int]
     protocol: str
     kind: str
+    rows: reviews_lib.Interactions  # all that was kept, by user and time, items as catalogue indices
 
 
 def prepare(data_config) -> Dataset:
@@ -81,6 +82,10 @@ def from_raw(raw, data_config) -> Dataset:
         counts[f"dropped: {reason}"] = int(mask.sum())
         kept = kept[~mask]
 
+    if rows.rating is not None and (top := float(np.nanmax(rows.rating))) > c.best_rating:
+        raise InputError(
+            f"The source has the rating {top:g}, above --config.data.best_rating={c.best_rating:g}: set it to the scale's end."
+        )
     with_text = _with_text(item_ids, raw.items, c.item_fields)
     counts["items without title/text"] = int((~with_text).sum())
     drop("items without title/text", ~with_text[item[kept]])
@@ -143,6 +148,7 @@ def from_raw(raw, data_config) -> Dataset:
         counts=counts,
         protocol=_protocol(c, counts, cuts),
         kind=c.kind,
+        rows=stays,
     )
 
 

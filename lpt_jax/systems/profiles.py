@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lpt_jax import config as config_lib
 from lpt_jax import devices, ranking, rewards, trackers
 from lpt_jax import evaluate as evaluate_lib
 from lpt_jax.checkpoints import Checkpoints
@@ -35,7 +36,7 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
         if part == "control":
             texts, held["val"] = r.history_texts("train"), r.history_texts("validation")
         else:
-            r.use_policy(state["policy"])
+            r.use_policy(state["policy"] if "policy" in state else r.initial_policy)
             texts = []
             for copy in range(settings.profiles_per_session):
                 texts += r.write("train", r.workdir / f"profiles/{position}-train-{copy}.jsonl", position,
@@ -89,24 +90,24 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         r.use_policy(state["policy"])
         held["encoder"] = state["encoder"] if "encoder" in state else r.fresh_encoder()  # fixed in this phase
         held["items"] = r.embed_catalogue(held["encoder"])
+        held["hidden"] = ranking.padded([s.history for s in train]).shape[1]
 
-    def rewards_of(encoder, texts, users):
-        """Reward's metric [B, G], which profiles count, the ranks [B, G, M] and how many are empty."""
+    def rewards_of(encoder, texts, users, longest=0):
+        """The reward's metric [B, G], which profiles count [B, G], and the ranks [B, G, M]."""
         samples = len(texts[0])
         embedded, valid = r.embed_profiles(encoder, sum(texts, []))
         repeat = lambda a: np.repeat(a, samples, 0)  # noqa: E731
-        width = r.config.data.targets
+        width = max(r.config.data.targets, r.config.data.eval_targets)
         targets = repeat(ranking.padded([s.targets for s in users], width))
-        hidden = repeat(ranking.padded([s.history for s in users], held["hidden"]))
+        hidden = repeat(ranking.padded([s.history for s in users], longest))
         put = devices.split_batch((embedded, targets, hidden), r.mesh)
         ranks = ranking.target_ranks(put[0], held["items"], put[1], put[2], r.count)
         shape = (len(users), samples, width)
         near = jnp.zeros(shape)
         if settings.reward not in ("ndcg", "mrr"):
             cosines = ranking.score(put[0], held["items"]).reshape(len(users), samples, -1)
-            near = rewards.target_similarity(
-                cosines, put[1].reshape(shape)[:, 0], r.config.contrastive.temperature, r.count
-            )
+            of_user = (a.reshape(*shape[:2], -1)[:, 0] for a in put[1:])
+            near = rewards.target_similarity(cosines, *of_user, r.config.contrastive.temperature, r.count)
         value = rewards.metric(settings.reward, ranks.reshape(shape), near, texts, r.count)
         return value, jnp.asarray(valid.reshape(shape[:2])), ranks.reshape(shape)
 
@@ -117,7 +118,6 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
             nonlocal clock
             seconds[f"seconds/{name}"], clock = time.monotonic() - clock, time.monotonic()
 
-        held.setdefault("hidden", ranking.padded([s.history for s in train]).shape[1])
         number = iteration * settings.steps + step
         rows = batches.indices(len(train), settings.users, r.config.seed * 1000 + 3, number)
         users = [train[i] for i in rows]
@@ -126,7 +126,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
                                             settings.samples, settings.temperature, keep_hidden=True)  # fmt: skip
         texts, unended = r.writer.texts(profiles)
         lap("generation")
-        value, valid, ranks = rewards_of(held["encoder"], texts, users)
+        value, valid, ranks = rewards_of(held["encoder"], texts, users, held["hidden"])
         lap("reward")
         context_mask, remat = mask[:, :-1], r.config.decoder.remat
 
@@ -160,7 +160,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         lap("updates")
         flat, tied = sum(texts, []), rewards.all_tied(parts["metric"] + parts["invalid"])
         empty = sum(not t.strip() for t in flat)
-        tracker.sample(iteration, "policy", step + 1, number, {
+        tracker.sample(iteration, "policy", step + 1, {
             "user": users[0].user, "history": [r.data.catalogue.titles[i] for i in users[0].history[-10:]],
             "profile": texts[0][0], "ranks": np.asarray(ranks)[0, 0].tolist(),
             **{f"reward/{n}": float(p[0, 0]) for n, p in parts.items()},
@@ -176,9 +176,16 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
     def validate(state):
         r.use_policy(state["policy"])
         texts = r.write("validation", None, 0, 0.0)
-        ranks = r.ranks(held["encoder"], texts, "validation", held["items"])
-        held["hidden"] = ranking.padded([s.history for s in train]).shape[1]
-        return r.validation(ranks)
+        found = r.validation(r.ranks(held["encoder"], texts, "validation", held["items"]))
+        if settings.reward not in ("ndcg", "mrr"):  # these are among the metrics
+            users, size, sums = r.sessions["validation"], settings.users * settings.samples, []
+            for at in range(0, len(users), size):
+                value, valid, _ = rewards_of(
+                    held["encoder"], [[t] for t in texts[at : at + size]], users[at : at + size]
+                )
+                sums.append(float(jnp.sum(value * valid)))
+            found["val/reward"] = sum(sums) / len(users)
+        return found
 
     return loop.Phase("policy", iteration, "policy", settings, begin, step, validate)
 
@@ -186,9 +193,9 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
 def schedule(r: ProfileRecommender, tracker) -> list[loop.Phase]:
     """All phases in order; the profile-free control, where asked for, comes last."""
     make = {"contrastive": contrastive_phase, "policy": functools.partial(policy_phase, tracker=tracker)}
-    names = [name.strip() for name in r.config.phases.split(",")]
+    names = config_lib.listed(r.config.phases)
     phases = [make[name](r, i) for i in range(r.config.iterations) for name in names]
-    if "history_trained" in r.config.evaluation.baselines and "contrastive" in names:
+    if "history_trained" in config_lib.listed(r.config.evaluation.baselines) and "contrastive" in names:
         phases += [contrastive_phase(r, i, "control") for i in range(r.config.iterations)]
     return phases
 
@@ -215,25 +222,28 @@ def train(config, workdir: Path) -> dict:
 def evaluate(config, workdir: Path) -> dict:
     """The test of a trained workdir once more, from its checkpoints."""
     r, phases, state, note = trained(config, workdir)
+    if note["position"] < len(phases):
+        raise InputError(
+            f"The run in {workdir} has not finished ({phases[note['position']].name}, step {note['step']}): go on with "
+            "--mode=train first, the test is at its end."
+        )
     return evaluate_lib.test(r, stages(r, phases, state), state.get("control"), note)
 
 
 def stages(r: ProfileRecommender, phases: list[loop.Phase], state: dict) -> dict[str, tuple[dict, dict]]:
-    """The rows that are steps of training, in order: name -> (policy, encoder) at that time."""
-    names = [p.name for p in phases if p.part != "control"]
-    initial = r.fresh_encoder()
-    found = {"zero_shot": (r.initial_policy, initial)}
+    """The rows that are steps of training, in order: name -> (policy, encoder) at that time.
 
-    def after(position):
-        phase = phases[position]
+    zero_shot; the phases of the first iteration, as "cl" and "cl_rlso"; of several iterations the last's end, "cl_rlso_x5".
+    """
+    now = {"policy": r.initial_policy, "encoder": r.fresh_encoder()}
+    found, name = {"zero_shot": tuple(now.values())}, []
+    for position, phase in enumerate(p for p in phases if p.iteration == 0 and p.part != "control"):
         kept = Checkpoints(loop.stage_folder(r.workdir, position, phase), 1)
-        return kept.restore(kept.latest(), {phase.part: state[phase.part]})[phase.part]
-
-    if "contrastive" in names:
-        first = names.index("contrastive")
-        found["cl"] = (after(first - 1) if first else r.initial_policy, after(first))
-    if "policy" in names:
-        found["cl_rlso" if "contrastive" in names else "rlso"] = (state["policy"], state.get("encoder", initial))
+        now |= kept.restore(kept.latest(), {phase.part: state[phase.part]})
+        name.append({"contrastive": "cl", "policy": "rlso"}[phase.name])
+        found["_".join(name)] = tuple(now.values())
+    if r.config.iterations > 1:
+        found[f"{'_'.join(name)}_x{r.config.iterations}"] = tuple((now | state)[part] for part in ("policy", "encoder"))
     return found
 
 
@@ -254,11 +264,21 @@ def trained(config, workdir: Path):
 def write_profiles(config, workdir: Path, output: Path, split: str) -> list[str]:
     """Writes one greedy profile per session of a split with the trained policy, as JSON lines.
 
-    While it is written the file is called after the checkpoint, so that a killed call goes on where it was and never mixes
-    two policies; a file that is there is not overwritten.
+    All of the split's sessions, whatever config.evaluation caps. While it is written the file is called after the
+    checkpoint, so that a killed call goes on where it was and never mixes two policies; a file that is there is not
+    overwritten.
     """
     if output.exists():
         raise InputError(f"{output} is there already: name another --output, or move it away.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        (part := output.with_name(f"{output.name}.part")).touch()
+        part.unlink()
+    except OSError as error:
+        raise InputError(f"--output={output} can't be written ({error.strerror}): name another file.") from None
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.evaluation.update(max_users=0, max_test_sessions=0)
     r, _, _, note = trained(config, workdir)
     part = output.with_name(f"{output.name}.{split}-{note['global_step']}.part")
     texts = r.write(split, part, 0, 0.0)

@@ -125,7 +125,6 @@ def test_a_system_message_and_models_without_template_or_system_turn():
 
 
 def test_raw_texts_of_the_history():
-    assert prompts.last_item_text(SESSION, CATALOGUE) == "Title: forgery\nGenres: crime"
     assert prompts.history_text(SESSION, CATALOGUE, 2) == (
         "Title: forgery\nGenres: crime\n\nTitle: verdict\nGenres: crime"
     )

@@ -54,6 +54,15 @@ def told(data, split):
     ]
 
 
+def test_a_rating_above_the_scale_is_refused():
+    rows = raw([("u1", "a", 8)], ITEMS)
+    rows.interactions.rating = np.array([8.0], np.float32)
+    with pytest.raises(
+        InputError, match="has the rating 8, above --config.data.best_rating=5: set it to the scale's end"
+    ):
+        sessions.from_raw(rows, settings())
+
+
 def test_the_time_split_by_hand():
     data = sessions.from_raw(SIX, settings(eval_targets=2))
     assert data.catalogue.ids == list("abcef")  # d: after the cut; g, h: cold; x: no text

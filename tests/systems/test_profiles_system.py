@@ -86,8 +86,8 @@ def test_the_first_step_is_papers(r, monkeypatch):
     assert min(jax.tree.leaves(moved(r, state)["layers"])) > 0
     assert set(state["policy"]) == {"layers", "final_norm", "head"}  # the last layer, and what stands above it
     assert state["policy"]["layers"]["q"].shape[0] == 1
-    place, values = samples[0][:4], samples[0][4]
-    assert place[:3] == (0, "policy", 1) and values["reward/total"] == pytest.approx(values["reward/metric"], abs=1e-5)
+    place, values = samples[0][:3], samples[0][3]
+    assert place == (0, "policy", 1) and values["reward/total"] == pytest.approx(values["reward/metric"], abs=1e-5)
     rank = values["ranks"][0]
     assert values["reward/metric"] == pytest.approx(1 / np.log2(1 + rank), rel=1e-5)
 
@@ -185,12 +185,14 @@ def test_the_schedule(r):
     ("changes", "rows"),
     [
         ({"phases": "policy"}, ["random", "zero_shot", "rlso"]),
+        ({"phases": "contrastive"}, ["random", "zero_shot", "cl"]),
+        ({"phases": "policy, contrastive,"}, ["random", "zero_shot", "rlso", "rlso_cl"]),
         (
             {"iterations": 2, "evaluation.baselines": "random,history_trained", "policy.keep_best": False},
-            ["random", "history_trained", "zero_shot", "cl", "cl_rlso"],
+            ["random", "history_trained", "zero_shot", "cl", "cl_rlso", "cl_rlso_x2"],
         ),
     ],
-    ids=["policy-only", "two-iterations"],
+    ids=["policy-only", "contrastive-only", "policy-first", "two-iterations"],
 )
 def test_whole_runs(world, tmp_path, changes, rows):
     small = {"contrastive.steps": 1, "policy.steps": 1, "evaluation.bootstrap": 20}
@@ -199,8 +201,8 @@ def test_whole_runs(world, tmp_path, changes, rows):
     assert list(results["rows"]) == rows
     steps = rows[rows.index("zero_shot") :]
     assert set(results["gains"]) == {f"{a}->{b}" for a, b in [*zip(steps, steps[1:]), (steps[0], steps[-1])]}
-    assert results["config"]["phases"] == config.phases and results["seconds_of_phases"]["policy"] > 0
-    phases = config.phases.split(",") * config.iterations
+    phases = [name.strip() for name in config.phases.strip(",").split(",")] * config.iterations
+    assert results["config"]["phases"] == config.phases and results["seconds_of_phases"][phases[-1]] > 0
     phases += ["control"] * ("history_trained" in rows) * config.iterations
     records = trackers.read_jsonl(tmp_path / "metrics.jsonl")
     assert [(r["phase"], r["step"]) for r in records] == [(name, step) for name in phases for step in (0, 1)]
