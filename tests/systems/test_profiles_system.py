@@ -215,3 +215,25 @@ def test_whole_runs(world, tmp_path, changes, rows):
         for line in trackers.read_jsonl(next(tmp_path.glob(f"profiles/{rows[-1]}-*-test.jsonl")))
     }
     assert written == [kept[i] for i in range(len(written))]
+
+
+def test_an_unfinished_run_is_not_tested(r, tmp_path, monkeypatch):
+    r.config = small_config()
+    monkeypatch.setattr(profiles, "trained", lambda *a: (r, profiles.schedule(r, None), {}, {"position": 1, "step": 3}))
+    with pytest.raises(InputError, match=r"has not finished \(policy, step 3\): go on with --mode=train"):
+        profiles.evaluate(r.config, tmp_path)
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--output=.*out\.jsonl can't be written \(.+\): name another file"):
+        profiles.write_profiles(None, tmp_path, tmp_path / "file/out.jsonl", "test")
+
+
+def test_the_held_out_reward_is_the_validation_profiles_own(r):
+    r.config = small_config({"policy.reward": f"{__name__}:short_is_good"})
+    state, phase = r.initial_state({"policy": 0}), profiles.policy_phase(r, 0, None)
+    phase.begin(state, 0)
+    found, texts = phase.validate(state), r.write("validation", None, 0, 0.0)
+    wanted = np.mean([bool(text.strip()) / (1 + len(text.split())) for text in texts])
+    assert found["val/reward"] == pytest.approx(wanted, rel=1e-5)
