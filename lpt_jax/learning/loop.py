@@ -106,7 +106,8 @@ def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, inte
                 best.save(step, {phase.part: state[phase.part]}, {"step": step, "validation": value})
             return values
 
-        if note["best"] is not None and best.latest() not in (None, note["best_step"]):  # killed between the two saves
+        unknown = note["best"] is not None and best.latest() not in (None, note["best_step"])
+        if settings.keep_best and unknown:  # killed after the best's save and before the run's
             note.update(best=best.note(best.latest())["validation"], best_step=best.latest())
         phase.begin(state, position)
         if note["step"] == 0:

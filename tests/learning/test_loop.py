@@ -166,6 +166,40 @@ def test_killed_at_every_event_ends_as_if_never_killed(tmp_path, every, keep_bes
     assert [found[k] for k in places] == [note[k] for k in places]
 
 
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_killed_after_every_single_save_ends_as_if_never_killed(tmp_path, monkeypatch, keep_best):
+    """Also between the save of a phase's best or last state and the run's own."""
+    options = {"values": [0.1, 0.5, 0.3, 0.2, 0.4], "keep_best": keep_best}
+    wanted, _ = run(tmp_path / "whole", two_phases(**options), 2)
+    save, saves, kill_at = checkpoints.Checkpoints.save, 0, 0
+
+    def dies(*arguments):
+        nonlocal saves
+        save(*arguments)
+        saves += 1
+        if saves == kill_at:
+            raise Killed
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", dies)
+    state, kills = None, 0
+    while state is None:
+        kill_at, saves = kills + 1, 0  # the first save of the first start, the second of the second, …
+        try:
+            state, _ = run(tmp_path / "killed", two_phases(**options), 2)
+        except Killed:
+            kills += 1
+    assert kills > 3
+    for number in range(1, 12):  # and each save of a run that began anew
+        kill_at, saves, workdir = number, 0, tmp_path / f"killed{number}"
+        try:
+            run(workdir, two_phases(**options), 2)
+        except Killed:
+            kill_at = 0
+            state, _ = run(workdir, two_phases(**options), 2)
+            assert arrays(state) == arrays(wanted) and records(workdir) == records(tmp_path / "whole")
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+
+
 def killed_at_rename(workdir, target):
     """Starts the run in a process that kills itself just before a checkpoint's temporary folder is renamed."""
     code = (
