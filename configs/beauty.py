@@ -39,7 +39,7 @@ def get_config(variant: str = ""):
         steps=100, batch=64, temperature=0.05, learning_rate=3e-5, sampling_temperature=0.7, evaluate_every=50
     )
     c.policy.update(
-        steps=16, users=16, samples=4, temperature=0.7, learning_rate=1e-4, kl_coef=0.001, baseline="user",
-        epochs=2, warmup=3, logits_chunk=1024, evaluate_every=8,
+        steps=20, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
+        optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=10,
     )  # fmt: skip
     return choose(c, variant)

@@ -39,8 +39,8 @@ def get_config(variant: str = ""):
         steps=80, batch=64, temperature=0.05, learning_rate=1e-4, sampling_temperature=0.7, evaluate_every=40
     )
     c.policy.update(
-        steps=20, users=16, samples=4, temperature=0.7, learning_rate=1e-4, kl_coef=0.001, baseline="user",
-        epochs=2, warmup=3, logits_chunk=1024, evaluate_every=10,
+        steps=30, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
+        optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=15,
     )  # fmt: skip
     c.evaluation.max_users = 64
     return choose(c, variant, long=long)
@@ -52,8 +52,7 @@ def long(c):
     c.data.update(windows=2, eval_windows=2)
     c.contrastive.update(steps=160, evaluate_every=40)
     c.policy.update(  # 14,080 profiles, each used once: a policy gradient is mostly noise, and only their number tames it
-        users=8, samples=16, steps=110, epochs=1, evaluate_every=55, kl_coef=0.0, baseline="user_std",
-        optimiser="unit_sgd", learning_rate=0.01, warmup=5, schedule="linear", keep_best=False,
-    )  # fmt: skip
+        steps=110, learning_rate=0.01, warmup=5, evaluate_every=55, keep_best=False
+    )
     c.evaluation.update(max_users=96, baselines="random,popularity,last_item,history_text")
     return c
