@@ -7,7 +7,7 @@ downloads them. The benchmark's sequence files (sequential.txt and an item table
 
     --config.data.source=sequences --config.data.path=FOLDER_OR_sequential.txt [--config.data.items_path=items.tsv]
 
-Trains on the sessions of a random sample of 700 users, validates on 128 of them and tests on 500; all 12 thousand items
+Trains on the sessions of a random sample of 500 users, validates on 128 of them and tests on 400; all 12 thousand items
 are ranked.
 Hardware: 2 CPU cores. Minutes and result: see README. The variant :tiny takes a minute and downloads nothing.
 """
@@ -25,7 +25,7 @@ def get_config(variant: str = ""):
         kind="beauty products",
         item_fields="title,brand",
         prompt_fields="title,rating",
-        max_users=700,
+        max_users=500,
         min_history=2,
         windows=2,
         targets=2,
@@ -37,11 +37,11 @@ def get_config(variant: str = ""):
     )
     c.profile.update(max_tokens=32, batch=32)
     c.contrastive.update(
-        steps=80, batch=64, temperature=0.05, learning_rate=1e-4, sampling_temperature=0.7, evaluate_every=40
+        steps=80, batch=64, temperature=0.05, learning_rate=3e-5, sampling_temperature=0.7, evaluate_every=80
     )
     c.policy.update(
         steps=16, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
-        optimiser="unit_sgd", learning_rate=0.01, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=16,
+        optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=16,
     )  # fmt: skip
-    c.evaluation.update(max_users=128, max_test_sessions=500)
+    c.evaluation.update(max_users=128, max_test_sessions=400)
     return choose(c, variant)

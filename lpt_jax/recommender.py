@@ -154,8 +154,11 @@ class ProfileRecommender:
         return found, ~overlong & np.array([bool(t.strip()) for t in texts], bool)
 
     def embed_catalogue(self, encoder: dict) -> jax.Array:
-        """ItemEmbeddings [N, D], padded and spread over the mesh."""
-        return devices.split_rows(self.embed(encoder, self.data.catalogue.texts, self.item_limit)[0], self.mesh)
+        """ItemEmbeddings [N, D], padded and spread over the mesh; asked twice for one encoder, it embeds once."""
+        if self._embedded[0] is not encoder["word"]:  # an update makes new arrays
+            found = self.embed(encoder, self.data.catalogue.texts, self.item_limit)[0]
+            self._embedded = encoder["word"], devices.split_rows(found, self.mesh)
+        return self._embedded[1]
 
     @property
     def count(self) -> int:

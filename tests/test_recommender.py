@@ -152,3 +152,15 @@ def test_fresh_lora_writes_what_the_base_writes(r, tmp_path):
     lora.use_policy(lora.initial_policy)
     assert lora.start == 0 and set(lora.initial_policy["layers"]) >= {"q_lora_a", "q_lora_b"}
     assert lora.write("validation", None, 0, 0.0) == r.write("validation", None, 0, 0.0)
+
+
+def test_the_catalogue_is_embedded_anew_for_another_encoder_only(r, monkeypatch):
+    calls, embed = [], r.embed
+    monkeypatch.setattr(r, "embed", lambda *a: calls.append(a) or embed(*a))
+    one, other = r.fresh_encoder(), r.fresh_encoder()
+    other["word"] = other["word"] * 2
+    found = [np.asarray(r.embed_catalogue(encoder)) for encoder in (one, one, other, one)]
+    assert len(calls) == 3
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[3])
+    assert np.abs(found[0] - found[2]).max() > 1e-3
