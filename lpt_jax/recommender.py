@@ -96,6 +96,7 @@ class ProfileRecommender:
         is_lora = config.policy.trains == "lora"
         self.reference = {} if is_lora else jax.tree.map(jnp.copy, trainable)
         self.initial_policy = trainable
+        self._embedded = None, None  # an encoder's word table, and the catalogue embedded by it
         self.prompts, lengths = {}, []
         for split, found in self.sessions.items():
             rows = [prompts.encode_prompt(s, self.data.catalogue, config.data, config.prompt, writer.tokenizer)
