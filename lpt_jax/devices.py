@@ -2,12 +2,19 @@
 
 Several forced CPU devices share few threads: of two independent programs with collectives in flight at once each can
 wait for the other's devices until XLA aborts. So the phases wait for one such program before they start the next.
+
+Several processes (hosts of a slice, or a coordinator's address and numbers) run the same program on the same host data; each
+puts its own devices' part of an array on them and no more, and only the first writes files and prints.
 """
 
+import contextlib
+import os
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lpt_jax.errors import InputError
@@ -23,6 +30,85 @@ PARTITION = {
 }  # fmt: skip
 
 
+@contextlib.contextmanager
+def together(others: str | None):
+    """Joins this process with others: "auto" (TPU slices, SLURM), or the first's "host:port", their count, and this one's number.
+
+    When another one is gone (noticed within 30 seconds), this one stops too and says so.
+    """
+    if not others:
+        yield
+        return
+    _join(others)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        why = " ".join(str(error).split())[:200]
+        print(
+            f"lpt_jax: error: a process of the run is gone ({why}): start them all again with the same command, and it goes "
+            "on from its last checkpoint.", file=sys.stderr, flush=True,
+        )  # fmt: skip
+        os._exit(1)  # an orderly end would wait for those that are gone
+
+
+def _join(others: str) -> None:
+    if others == "auto":
+        address = count = number = None
+    else:
+        try:
+            address, count, number = others.rsplit(",", 2)
+            count, number = int(count), int(number)
+        except ValueError:
+            raise InputError(
+                f"--processes={others!r} must be auto, or host:port,count,number as in host0:9876,2,0."
+            ) from None
+    try:
+        jax.distributed.initialize(
+            address, count, number, coordinator_bind_address=address, heartbeat_timeout_seconds=30,
+            initialization_timeout=120,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"--processes={others}: the processes did not find each other ({why}).") from None
+    if not first():
+        sys.stdout = open(os.devnull, "w")
+        os.environ["TQDM_DISABLE"] = "1"
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any of the processes, which all ask."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def fetch(arrays):
+    """Arrays of the mesh as numpy, whole in every process."""
+
+    def whole(a):
+        spread = isinstance(a, jax.Array) and not (a.is_fully_addressable or a.is_fully_replicated)
+        return multihost_utils.process_allgather(a, tiled=True) if spread else np.asarray(a)
+
+    return jax.tree.map(whole, arrays)
+
+
+def _put(array, sharding):
+    """One array where it shall lie; of a numpy array each process touches only its own devices' part."""
+    if sharding.is_fully_addressable or isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
 def product_type(asked: str) -> str:
     """The type of matrix products' inputs: "auto" is bfloat16 on accelerators and on CPUs with AVX512-BF16."""
     if asked != "auto":
@@ -33,51 +119,69 @@ def product_type(asked: str) -> str:
     return "bfloat16" if flags.exists() and "avx512_bf16" in flags.read_text() else "float32"
 
 
-def make_mesh(sizes) -> Mesh:
-    """The mesh of config.mesh over all devices; one axis may be -1 (what is left)."""
-    count = len(jax.devices())
+def make_mesh(sizes, devices=None) -> Mesh:
+    """The mesh of config.mesh over all devices, or over these; one axis may be -1 (what is left)."""
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     shape = [sizes[axis] for axis in AXES]
     known = int(np.prod([s for s in shape if s > 0]))
     shape = [count // known if s == -1 else s for s in shape]
     if shape.count(-1) > 1 or min(shape) < 1 or int(np.prod(shape)) != count:
         asked = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
         raise InputError(f"--config.mesh ({asked}) does not fit {count} device(s): their product must be {count}.")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def weight_partition(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The partition of the weight at a dict path such as ("layers", "q"); axes that don't divide are replicated."""
     name = path[-1]
-    if name.endswith("_lora_a"):
-        spec = (PARTITION[name[: -len("_lora_a")]][0], None)
+    spec = PARTITION.get(name.removesuffix("_lora_a").removesuffix("_lora_b"), ())
+    if name.endswith("_lora_a"):  # the rank takes "fsdp" where the other side does not
+        spec = (spec[0], None if spec[0] == "fsdp" else "fsdp")
     elif name.endswith("_lora_b"):
-        spec = (None, PARTITION[name[: -len("_lora_b")]][1])
-    else:
-        spec = PARTITION.get(name, ())
+        spec = (None if spec[1] == "fsdp" else "fsdp", spec[1])
     spec = ((None,) * (len(shape) - len(spec)) + spec) if spec else ()
     return PartitionSpec(*(a if a and not n % mesh.shape[a] else None for a, n in zip(spec, shape)))
 
 
+def shardings(weights, mesh: Mesh):
+    """Where every leaf of a tree of weights (or optimiser state) lies, by the names in its path."""
+
+    def of(path, leaf):
+        names = (str(getattr(p, "key", getattr(p, "name", ""))) for p in path)
+        names = tuple(filter(None, names)) or ("",)
+        return NamedSharding(mesh, weight_partition(names, np.shape(leaf), mesh))
+
+    return jax.tree_util.tree_map_with_path(of, weights)
+
+
 def place(weights, mesh: Mesh):
-    """Puts a tree of weights (or optimiser state) on the mesh by the names in its paths."""
+    """Puts a tree of weights (or optimiser state) on the mesh."""
+    return jax.tree.map(_put, weights, shardings(weights, mesh))
 
-    def put(path, leaf):
-        names = tuple(str(getattr(p, "key", getattr(p, "name", ""))) for p in path)
-        names = tuple(n for n in names if n) or ("",)
-        return jax.device_put(leaf, NamedSharding(mesh, weight_partition(names, np.shape(leaf), mesh)))
 
-    return jax.tree_util.tree_map_with_path(put, weights)
+def batch_sharding(shape, mesh: Mesh) -> NamedSharding:
+    """The first axis spread over the devices; replicated where it doesn't divide."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    return NamedSharding(mesh, PartitionSpec(BATCH) if shape and shape[0] % ways == 0 else PartitionSpec())
 
 
 def split_batch(arrays, mesh: Mesh):
-    """Puts arrays on the mesh with their first axis spread over the devices (replicated where it doesn't divide)."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    """Puts arrays on the mesh with their first axis spread over the devices."""
+    return jax.tree.map(lambda a: _put(a, batch_sharding(np.shape(a), mesh)), arrays)
 
-    def put(a):
-        spec = PartitionSpec(BATCH) if np.ndim(a) and np.shape(a)[0] % ways == 0 else PartitionSpec()
-        return jax.device_put(a, NamedSharding(mesh, spec))
 
-    return jax.tree.map(put, arrays)
+def spread(x: jax.Array, mesh: Mesh | None, last: str | None = None) -> jax.Array:
+    """Tells XLA that activations lie by their first axis, and by `last` along the last; without a mesh nothing.
+
+    Left alone it may gather the activations of the whole batch on every device instead of a layer's weights.
+    """
+    sharding = batch_sharding(x.shape, mesh) if mesh else None
+    if mesh is None or mesh.size == 1 or not sharding.spec:
+        return x
+    last = last if last == "model" and x.shape[-1] % mesh.shape["model"] == 0 else None
+    spec = PartitionSpec(BATCH, *(None,) * (x.ndim - 2), last)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 @jax.jit
@@ -88,5 +192,9 @@ def take_rows(arrays, rows: np.ndarray):
 
 def split_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """Pads the first axis with zeros to a multiple of all devices and spreads it over every one (item embeddings)."""
-    array = np.pad(array, ((0, -len(array) % mesh.size), (0, 0)))
-    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(AXES)))
+    return _put(np.pad(array, ((0, -len(array) % mesh.size), (0, 0))), row_sharding(mesh))
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis spread over every device."""
+    return NamedSharding(mesh, PartitionSpec(AXES))

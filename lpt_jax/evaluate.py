@@ -7,7 +7,7 @@ import resource
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax import metrics, report, trackers
+from lpt_jax import devices, metrics, report, trackers
 from lpt_jax.baselines import simple
 from lpt_jax.recommender import ProfileRecommender
 
@@ -68,8 +68,10 @@ def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: d
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "counts": r.data.counts,
     }
-    report.write_results(r.workdir, results, values)
-    report.write(r.workdir, results, trackers.read_jsonl(r.workdir / "metrics.jsonl"), samples(r, names, texts, ranks))
+    if devices.first():
+        shown = samples(r, names, texts, ranks)
+        report.write_results(r.workdir, results, values)
+        report.write(r.workdir, results, trackers.read_jsonl(r.workdir / "metrics.jsonl"), shown)
     print(f"\n{results['protocol']}\n\n{report.results_table(results['rows'])}\n")
     for name, gain in gains.items():
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")

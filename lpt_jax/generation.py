@@ -36,10 +36,11 @@ class Profiles:
     hidden: jax.Array | None
 
 
-def unstack(layers: dict) -> list[dict]:
-    """Stacked layers to a list of single ones: decoding reads each where it lies (call it outside jit)."""
+@functools.partial(jax.jit, static_argnames="dtype")
+def unstack(layers: dict, dtype: str) -> list[dict]:
+    """Stacked layers to a list of single ones, matrices in dtype: decoding reads each where it lies."""
     count = next(iter(layers.values())).shape[0] if layers else 0
-    return [{name: w[i] for name, w in layers.items()} for i in range(count)]
+    return [{name: w[i].astype(dtype) if w.ndim > 2 else w[i] for name, w in layers.items()} for i in range(count)]
 
 
 def _pick(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -74,29 +75,29 @@ def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
 @functools.partial(
     jax.jit, static_argnames=("spec", "samples", "max_tokens", "temperature", "eos", "pad", "keep_hidden")
 )
-def sample(spec: DecoderSpec, trunk: dict, trunk_list: list, upper: dict, upper_list: list, prompts: jax.Array,
-           mask: jax.Array, keys: jax.Array, *, samples: int, max_tokens: int, temperature: float,
+def sample(spec: DecoderSpec, trunk: dict, trunk_list: list | None, upper: dict, upper_list: list | None,
+           prompts: jax.Array, mask: jax.Array, keys: jax.Array, *, samples: int, max_tokens: int, temperature: float,
            eos: tuple[int, ...], pad: int, keep_hidden: bool = False) -> Profiles:  # fmt: skip
     """Samples G profiles per prompt until every row has ended.
 
     Args:
-      trunk: {"embed", "layers"} of the lower layers, stacked, and trunk_list the same layers unstacked;
-      upper: the other layers, stacked, with final_norm and head or embed; upper_list unstacked.
+      trunk: {"embed", "layers"} of the lower layers; trunk_list the same layers unstacked, None if they are a list.
+      upper: the other layers, with final_norm and head (without: the embedding's is used); upper_list as trunk_list.
       prompts, mask: [B, P + 1] token ids, left-padded.
-      keys: one random key per prompt [B]: a prompt's profiles don't depend on its batch.
+      keys: one random key's data per prompt [B, 2]: a prompt's profiles don't depend on its batch.
       temperature: 0 is greedy (log-probabilities are then those of temperature 1).
       eos: the ids that end a profile.
     """
-    batch = prompts.shape[0]
+    batch, keys = prompts.shape[0], jax.random.wrap_key_data(keys)
     context_mask = mask[:, :-1]
     context = decoder.embed_tokens(spec, trunk, prompts[:, :-1])
-    count = len(trunk_list)
-    cached = []
+    upper = {"embed": trunk["embed"]} | upper
+    trunk_list = trunk["layers"] if trunk_list is None else trunk_list
+    upper_list = upper["layers"] if upper_list is None else upper_list
+    count, cached = len(trunk_list), []
     if count:
-        context, kept = decoder.run(spec, trunk["layers"], context, context_mask)
-        cached += [(kept[0][i], kept[1][i]) for i in range(count)]
-    _, kept = decoder.run(spec, upper["layers"], context, context_mask, start=count)
-    cached += [(kept[0][i], kept[1][i]) for i in range(len(upper_list))]
+        context, cached = decoder.run(spec, trunk["layers"], context, context_mask)
+    cached = cached + decoder.run(spec, upper["layers"], context, context_mask, start=count)[1]
     own_shape = (batch, spec.kv_heads, samples, max_tokens, spec.head_dim)
     state = {
         "t": jnp.int32(0),
@@ -150,7 +151,7 @@ def texts_of(
 
     start: config.prompt.start, the words before the sampled ones; a profile without any of its own stays empty.
     """
-    tokens, mask = np.asarray(profiles.tokens), np.asarray(profiles.mask)
+    tokens, mask = devices.fetch((profiles.tokens, profiles.mask))
     rows = [row[m].tolist() for row, m in zip(tokens.reshape(-1, tokens.shape[-1]),
                                               mask.reshape(-1, mask.shape[-1]), strict=True)]  # fmt: skip
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -169,11 +170,15 @@ class Writer:
         self.start = start
         self.tokenizer, self.eos, self.pad = (loaded.tokenizer, tuple(sorted(loaded.eos_ids)), loaded.pad_id)
         self.spec, self.trunk, self.lengths, self.mesh, self.settings = (spec, trunk, lengths, mesh, settings)
-        self.trunk_list = unstack(trunk["layers"])
+        self.trunk_list = self._listed(trunk["layers"])
+
+    def _listed(self, layers):
+        return None if isinstance(layers, list) else unstack(layers, self.spec.dtype)
 
     def use(self, upper: dict) -> None:
         """Takes the upper model's weights (LoRA beside its matrices): the step from the trainer to the sampler."""
-        self.upper, self.upper_list = upper, unstack(upper["layers"])
+        self.upper = {name: w for name, w in upper.items() if name != "embed"}
+        self.upper_list = self._listed(upper["layers"])
 
     def pad_prompts(self, prompts: list[list[int]]):
         """Prompts and PromptMask [B, P], left-padded to the smallest static length that holds all."""
@@ -185,6 +190,7 @@ class Writer:
         """One batch: (Profiles, PromptMask); numbers name the prompts, so that a draw doesn't depend on the batch."""
         tokens, mask = self.pad_prompts(prompts)
         keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(numbers, jnp.uint32))
+        keys = np.asarray(jax.random.key_data(keys))
         profiles = sample(
             self.spec, self.trunk, self.trunk_list, self.upper, self.upper_list, tokens, mask,
             devices.split_batch(keys, self.mesh), samples=samples, max_tokens=self.settings.max_tokens,
@@ -214,7 +220,7 @@ class Writer:
                         [prompts[i] for i in full], np.asarray(numbers)[full], key, 1, temperature
                     )
                     written, _ = self.texts(profiles)
-                    counts = np.asarray(profiles.mask).sum(-1)[:, 0]
+                    counts = devices.fetch(profiles.mask).sum(-1)[:, 0]
                     new = {i: (row[0], n) for i, row, n in zip(rows, written, counts) if i in missing}
                     texts |= {i: text for i, (text, _) in new.items()}
                     if keep:

@@ -15,7 +15,7 @@ from lpt_jax import config as config_lib
 from lpt_jax.errors import InputError
 from lpt_jax.huge_pages import use_huge_pages
 
-MODES = ["train", "evaluate", "write_profiles", "recommend"]
+MODES = ["train", "evaluate", "write_profiles", "recommend", "check"]
 STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "config": "a file of configs/, and a colon and its variant if wanted",
     "workdir": "where the run is kept; default: runs/<the config's name>[-<overrides>]",
@@ -24,6 +24,8 @@ STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "history": "recommend: item ids or titles, oldest first, with commas between them",
     "profile": "recommend: a profile's text",
     "profile_file": "recommend: a file with a profile's text",
+    "processes": "several processes: auto (TPU slices, SLURM), or the first's host:port, their count and this one's number",
+    "topology": "check: the machine, which need not be there: v5e:2x4, v5p:2x2x1, v6e:2x4, h100:8, ...",
 }
 
 
@@ -62,34 +64,34 @@ def parse(argv: list[str]) -> tuple:
     return f, config, Path(f.workdir or config_lib.default_workdir(config, overrides))
 
 
-def run(argv: list[str]) -> None:
-    """Does what the command line says; InputError if that can't be done."""
+def run(argv: list[str]) -> int | None:
+    """Does what the command line says and returns the exit status; InputError if that can't be done."""
     if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(argv):
         return print(__doc__ + define().get_help())
     f, config, workdir = parse(argv)
     cache = os.path.expanduser(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "jax"))
-    from lpt_jax import recommend  # here, so that wrong flags are told at once
+    from lpt_jax import check, devices, recommend  # here, so that wrong flags are told at once
     from lpt_jax.systems import profiles
 
+    if f.mode == "check":
+        return 0 if check.check(config, f.topology or "v5e:2x4") else 1
     asked = f.mode == "recommend" and recommend.asked(f.user, f.history, f.profile, f.profile_file)
-    with config_lib.claimed(workdir, config, new=f.mode == "train"):
+    with devices.together(f.processes), config_lib.claimed(workdir, config, new=f.mode == "train"):
         if f.mode == "recommend":
             print(recommend.run(config, workdir, *asked, f.k))
         elif f.mode == "write_profiles":
             profiles.write_profiles(config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
         else:
-            {"train": profiles.train, "evaluate": profiles.evaluate}[f.mode](config, workdir)
+            getattr(profiles, f.mode)(config, workdir)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; its exit status: 0, or 2 for wrong input."""
     try:
-        run(sys.argv if argv is None else argv)
+        return run(sys.argv if argv is None else argv) or 0
     except InputError as error:
-        print(f"lpt_jax: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return print(f"lpt_jax: error: {error}", file=sys.stderr) or 2
 
 
 if __name__ == "__main__":

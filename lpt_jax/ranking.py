@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lpt_jax import devices
 from lpt_jax.array_types import Embeddings, HiddenItems, ItemEmbeddings, Ranks, Scores, Targets
 
 
@@ -96,5 +97,5 @@ def session_ranks(profiles, items: ItemEmbeddings, sessions, valid=None, batch: 
     for start in range(0, len(sessions), batch):
         rows = np.arange(start, start + batch) % len(sessions)  # full to the end: one shape compiles
         found = target_ranks(profiles[rows], items, targets[rows], hidden[rows], valid)
-        out[start : start + batch] = np.asarray(found)[: len(sessions) - start]
+        out[start : start + batch] = devices.fetch(found)[: len(sessions) - start]
     return out

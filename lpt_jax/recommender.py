@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lpt_jax import devices, generation, metrics, ranking, similarity, trackers
@@ -17,6 +17,53 @@ from lpt_jax.models import encoder as encoder_lib
 from lpt_jax.models import weights
 
 TINY_WIDTH = 64
+
+
+def with_settings(spec: decoder_lib.DecoderSpec, config, mesh) -> decoder_lib.DecoderSpec:
+    """A decoder's spec with the config's types, attention and LoRA scale, on a mesh; InputError if it can't have them."""
+    kind, lora, dtype = config.decoder.attention, config.policy.lora, devices.product_type(config.decoder.dtype)
+    if kind == "cudnn" and (spec.attn_softcap or dtype == "float32"):
+        raise InputError(
+            "--config.decoder.attention=cudnn computes in bfloat16 and knows no soft-capping: give chunked, or "
+            "decoder.dtype=bfloat16 and another model than Gemma 2."
+        )
+    if config.policy.trains == "last_layers" and config.policy.last_layers > spec.layers:
+        raise InputError(
+            f"--config.policy.last_layers={config.policy.last_layers} won't do: {config.decoder.source} has "
+            f"{spec.layers} layers."
+        )
+    return dataclasses.replace(
+        spec,
+        dtype=dtype,
+        attention="chunked" if kind == "auto" else kind,
+        lora_scale=lora.alpha / lora.rank if config.policy.trains == "lora" else 0.0,
+        mesh=mesh,
+    )
+
+
+def frozen_listed(config, mesh, platform: str) -> bool:
+    """Whether frozen layers lie in a list (config.decoder.layers)."""
+    alone = platform != "cpu" and mesh.size == 1
+    return config.decoder.layers == "listed" or config.decoder.layers == "auto" and alone
+
+
+def with_lists(*parts: dict) -> list[dict]:
+    """Parts of a decoder, their stacked frozen layers (numpy) as lists of views."""
+
+    def listed(layers):
+        return [{name: w[i] for name, w in layers.items()} for i in range(len(layers["q"]))]
+
+    return [part | {"layers": listed(part["layers"])} if part["layers"] else part for part in parts]
+
+
+def make_optimisers(config) -> dict:
+    """The optimisers of both phases, by what they train."""
+    passes = config.policy.epochs * config.policy.minibatches
+    found = {
+        "policy": optimisers.of(config.policy, config.iterations * config.policy.steps * passes),
+        "encoder": optimisers.of(config.contrastive, config.iterations * config.contrastive.steps),
+    }
+    return found | {"control": found["encoder"]}
 
 
 def load_models(config) -> tuple[weights.Loaded, weights.Loaded]:
@@ -35,23 +82,6 @@ def load_models(config) -> tuple[weights.Loaded, weights.Loaded]:
         ranker = weights.Loaded(spec, encoder_lib.init_weights(spec, keys[1]), tokenizer, tokenizer.pad_token_id)
     else:
         ranker = weights.load_encoder(config.encoder.source, "float32")
-    kind = config.decoder.attention
-    kind = "chunked" if kind == "auto" else kind
-    if kind == "cudnn" and (writer.spec.attn_softcap or dtype == "float32"):
-        raise InputError(
-            "--config.decoder.attention=cudnn computes in bfloat16 and knows no soft-capping: give chunked, or "
-            "decoder.dtype=bfloat16 and another model than Gemma 2."
-        )
-    if config.policy.trains == "last_layers" and config.policy.last_layers > writer.spec.layers:
-        raise InputError(
-            f"--config.policy.last_layers={config.policy.last_layers} won't do: {config.decoder.source} has "
-            f"{writer.spec.layers} layers."
-        )
-    lora = config.policy.lora
-    writer.spec = dataclasses.replace(
-        writer.spec, dtype=dtype, attention=kind,
-        lora_scale=lora.alpha / lora.rank if config.policy.trains == "lora" else 0.0,
-    )  # fmt: skip
     return writer, ranker
 
 
@@ -79,23 +109,21 @@ class ProfileRecommender:
         self.mesh = devices.make_mesh(config.mesh)
         self.key = jax.random.key(config.seed)
         writer, ranker = load_models(config)
-        self.spec, self.encoder_spec, self.ranker = writer.spec, ranker.spec, ranker
+        self.spec = with_settings(writer.spec, config, self.mesh)
+        self.encoder_spec, self.ranker = dataclasses.replace(ranker.spec, mesh=self.mesh), ranker
         cap = min(config.encoder.max_profile_tokens, ranker.spec.max_tokens)
         self.profile_limit, self.item_limit = (cap, min(config.encoder.max_item_tokens, ranker.spec.max_tokens))
         self.encoder_dtype = devices.product_type(config.encoder.dtype)
-        passes = config.policy.epochs * config.policy.minibatches
-        self.optimisers = {
-            "policy": optimisers.of(config.policy, config.iterations * config.policy.steps * passes),
-            "encoder": optimisers.of(config.contrastive, config.iterations * config.contrastive.steps),
-        }
-        self.optimisers["control"] = self.optimisers["encoder"]
-        placed = devices.place(jax.tree.map(jnp.asarray, writer.weights), self.mesh)
-        self.trunk, self.upper, trainable = policy.split(self.spec, placed, config.policy, self.key)
-        trainable = devices.place(jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), trainable), self.mesh)
-        self.start = self.trunk["layers"]["q"].shape[0]  # layers below the first trained one
-        is_lora = config.policy.trains == "lora"
-        self.reference = {} if is_lora else jax.tree.map(jnp.copy, trainable)
-        self.initial_policy = trainable
+        self.optimisers = make_optimisers(config)
+        trunk, upper, trainable = policy.split(self.spec, writer.weights, config.policy, self.key)
+        self.start = trunk["layers"]["q"].shape[0]  # layers below the first trained one
+        if frozen_listed(config, self.mesh, jax.default_backend()):
+            trunk, upper = with_lists(trunk, upper)
+        self.trunk = devices.place(trunk, self.mesh)  # from numpy: no device ever holds a whole model
+        shared = {"embed": self.trunk["embed"]} if "embed" in upper else {}
+        self.upper = devices.place({n: w for n, w in upper.items() if n not in shared}, self.mesh) | shared
+        self.reference = {} if config.policy.trains == "lora" else devices.place(trainable, self.mesh)
+        self._untrained = jax.tree.map(lambda a: np.array(a, np.float32), trainable)
         self._embedded = None, None  # an encoder's word table, and the catalogue embedded by it
         self.prompts, lengths = {}, []
         for split, found in self.sessions.items():
@@ -127,14 +155,17 @@ class ProfileRecommender:
 
     def fresh_encoder(self) -> dict:
         """The recommender decoder's weights as loaded, on the mesh, as float32 masters."""
-        return devices.place(jax.tree.map(lambda a: jnp.array(a, jnp.float32), self.ranker.weights), self.mesh)
+        return devices.place(jax.tree.map(lambda a: np.array(a, np.float32), self.ranker.weights), self.mesh)
+
+    def fresh_policy(self) -> dict:
+        """What trains of the profile encoder as it was at first, on the mesh, as float32 masters."""
+        return devices.place(jax.tree.map(np.copy, self._untrained), self.mesh)
 
     def initial_state(self, names) -> dict:
         """Fresh trainable parts and their optimisers' states."""
-        made = {"policy": lambda: jax.tree.map(jnp.copy, self.initial_policy)}
         state = {}
         for name in names:
-            state[name] = made.get(name, self.fresh_encoder)()
+            state[name] = self.fresh_policy() if name == "policy" else self.fresh_encoder()
             state[f"{name}_optimiser"] = devices.place(self.optimisers[name].init(state[name]), self.mesh)
         return state
 
@@ -170,12 +201,13 @@ class ProfileRecommender:
         """One profile per session of a split with the writer's policy; `file` keeps them, so a killed run goes on."""
         found, lines = self.sessions[split], trackers.read_jsonl(file) if file else []
         known = {line["row"]: line["profile"] for line in lines}
-        if file:
+        devices.wait_for_all(f"read {file}")
+        if file and devices.first():
             file.parent.mkdir(parents=True, exist_ok=True)
             trackers.write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
         def keep(rows, texts, tokens):
-            with open(file, "a", encoding="utf-8") as out:
+            with open(file if devices.first() else os.devnull, "a", encoding="utf-8") as out:
                 for row, text, n in zip(rows, texts, tokens, strict=True):
                     line = {"row": int(row), "user": found[row].user, "history": len(found[row].history)}
                     line |= {"profile": text, "tokens": int(n)}

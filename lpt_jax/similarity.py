@@ -12,7 +12,7 @@ from lpt_jax.models import encoder
 # The static lengths, so that few programs are compiled and little is padding.
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
-_embed = jax.jit(encoder.embed, static_argnames=("spec", "dtype"))
+embed_batch = jax.jit(encoder.embed, static_argnames=("spec", "dtype"))
 
 
 def embed_texts(
@@ -48,8 +48,8 @@ def embed_texts(
         chosen += [[tokenizer.pad_token_id or 0]] * (size - len(chosen))
         tokens = batches.pad_right(chosen, length, tokenizer.pad_token_id or 0)
         tokens = devices.split_batch(tokens, mesh) if mesh else tokens
-        parts.append(_embed(spec, weights, *tokens, dtype=dtype))  # runs while the next batch is padded
+        parts.append(embed_batch(spec, weights, *tokens, dtype=dtype))  # runs while the next batch is padded
     found = np.zeros((len(rows), spec.width), np.float32)
     if parts:
-        found[order] = np.concatenate(jax.device_get(parts))[: len(rows)]
+        found[order] = np.concatenate(devices.fetch(parts))[: len(rows)]
     return found, cut

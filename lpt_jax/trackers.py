@@ -42,6 +42,15 @@ def plain(value):
     return number if math.isfinite(number) else None
 
 
+class Silent:
+    """Stands in for the tracker in processes that write nothing."""
+
+    def log(self, *record):
+        """Nothing."""
+
+    sample = resume = close = log
+
+
 class Tracker:
     """Appends records to metrics.jsonl and samples.jsonl of a workdir, and to TensorBoard.
 

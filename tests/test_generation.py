@@ -83,12 +83,14 @@ def parts(spec, weights, last_layers=2):
     settings = types.SimpleNamespace(trains="last_layers", last_layers=last_layers)
     trunk, upper, trainable = policy.split(spec, weights, settings, None)
     upper = policy.assemble(upper, trainable)
-    return trunk, generation.unstack(trunk["layers"]), upper, generation.unstack(upper["layers"])
+    unstacked = (generation.unstack(part["layers"], spec.dtype) for part in (trunk, upper))
+    return trunk, next(unstacked), upper, next(unstacked)
 
 
 def sample(prompts, mask, key, weights=WEIGHTS, **change):
     keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(np.arange(len(prompts)))
     settings = dict(samples=G, max_tokens=T, temperature=TEMPERATURE, eos=EOS, pad=0, keep_hidden=True) | change
+    keys = jax.random.key_data(keys)
     return generation.sample(SPEC, *parts(SPEC, weights), prompts, mask, keys, **settings)
 
 
@@ -110,7 +112,7 @@ def test_profiles_end_with_their_first_eos(sampled):
 def test_log_probs_are_those_of_the_scoring_pass_and_of_the_full_model(sampled):
     prompts, mask, profiles = sampled
     upper = parts(SPEC, WEIGHTS)[2]
-    scored = policy.score(SPEC, upper, profiles, mask[:, :-1], start=1, temperature=TEMPERATURE, chunk=16)
+    scored = policy.score(SPEC, upper, {}, profiles, mask[:, :-1], start=1, temperature=TEMPERATURE, chunk=16)
     np.testing.assert_allclose(scored, profiles.log_probs, atol=1e-4)
     scores = full_logits(SPEC, WEIGHTS, *joined(prompts, mask, profiles.tokens))[:, P - 1 : -1] / TEMPERATURE
     wanted = np.take_along_axis(np.asarray(jax.nn.log_softmax(scores)), np.reshape(profiles.tokens, (-1, T, 1)), -1)

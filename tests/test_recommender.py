@@ -25,7 +25,7 @@ def tiny_config(**changes):
 @pytest.fixture(scope="module")
 def r(tmp_path_factory):
     made = ProfileRecommender(tiny_config(), tmp_path_factory.mktemp("run"))
-    made.use_policy(made.initial_policy)
+    made.use_policy(made.fresh_policy())
     return made
 
 
@@ -149,8 +149,8 @@ def test_history_texts_show_the_latest_items_first(r):
 
 def test_fresh_lora_writes_what_the_base_writes(r, tmp_path):
     lora = ProfileRecommender(tiny_config(policy__trains="lora"), tmp_path)
-    lora.use_policy(lora.initial_policy)
-    assert lora.start == 0 and set(lora.initial_policy["layers"]) >= {"q_lora_a", "q_lora_b"}
+    lora.use_policy(lora.fresh_policy())
+    assert lora.start == 0 and set(lora.fresh_policy()["layers"]) >= {"q_lora_a", "q_lora_b"}
     assert lora.write("validation", None, 0, 0.0) == r.write("validation", None, 0, 0.0)
 
 

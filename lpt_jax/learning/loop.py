@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 from tqdm import tqdm
 
+from lpt_jax import devices
 from lpt_jax.checkpoints import Checkpoints
 from lpt_jax.errors import InputError
 
@@ -47,11 +47,19 @@ class Interrupt:
             raise KeyboardInterrupt
         self.asked = True
 
+    def due(self) -> bool:
+        """Whether a signal has come, to this process or another (all ask)."""
+        return devices.any_process(self.asked)
+
     def check(self, saved: str = "what is done so far") -> None:
-        """Raises Stop if a signal has come."""
-        if self.asked:
-            print(f"lpt_jax: stopped as asked; saved {saved}. The same command goes on from there.", flush=True)
-            raise Stop(143)
+        """Raises Stop if a signal has come, to this process or another."""
+        if self.due():
+            self.stop(saved)
+
+    def stop(self, saved: str) -> None:
+        """Says what is saved, and stops."""
+        print(f"lpt_jax: stopped as asked; saved {saved}. The same command goes on from there.", flush=True)
+        raise Stop(143)
 
     def close(self) -> None:
         """Gives the signals back."""
@@ -117,7 +125,7 @@ def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, inte
                    desc=f"{phase.name} {phase.iteration + 1}/{config.iterations}")  # fmt: skip
         for step in range(note["step"], settings.steps):
             state, values = phase.step(state, step)
-            values = {name: float(v) for name, v in jax.device_get(values).items()}
+            values = {name: float(v) for name, v in devices.fetch(values).items()}
             bad = [n for n in ("loss", "grad_norm") if not math.isfinite(values.get(n, 0.0))]
             if bad:
                 bar.close()
@@ -132,11 +140,12 @@ def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, inte
             log(step + 1, values)
             bar.update()
             bar.set_postfix({k: f"{values[k]:.4g}" for k in ("loss", "reward", "val/ndcg") if k in values})
-            if interrupt.asked or (step + 1) % config.checkpoint.every == 0:
+            if (due := interrupt.due()) or (step + 1) % config.checkpoint.every == 0:
                 note["seconds"][phase.name] = note["seconds"].get(phase.name, 0.0) + time.monotonic() - started
                 started = time.monotonic()
                 save()
-            interrupt.check(f"step {step + 1} of {phase.name}")
+            if due:
+                interrupt.stop(f"step {step + 1} of {phase.name}")
         bar.close()
         if settings.keep_best and note["best_step"] != settings.steps:
             state |= best.restore(note["best_step"], {phase.part: state[phase.part]})

@@ -37,17 +37,23 @@ def split(spec: DecoderSpec, weights: dict, settings, key: jax.Array) -> tuple[d
 
 
 def assemble(upper: dict, trainable: dict) -> dict:
-    """The weights of the upper model: frozen and trained parts together."""
-    return upper | trainable | {"layers": upper["layers"] | trainable.get("layers", {})}
+    """The weights of the upper model: frozen and trained parts together (what trains is stacked, also beside a list)."""
+    layers, trained = upper["layers"], trainable.get("layers", {})
+    if isinstance(layers, list):
+        layers = [w | {name: a[i] for name, a in trained.items()} for i, w in enumerate(layers)]
+    else:
+        layers = layers | trained
+    return upper | trainable | {"layers": layers}
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "start", "temperature", "chunk", "remat", "frozen_head"))
-def score(spec: DecoderSpec, upper: dict, profiles: Profiles, context_mask: jax.Array, *, start: int,
-          temperature: float, chunk: int, remat: bool = False, frozen_head: bool = False) -> jax.Array:  # fmt: skip
+def score(spec: DecoderSpec, upper: dict, trainable: dict, profiles: Profiles, context_mask: jax.Array, *,
+          start: int, temperature: float, chunk: int, remat: bool = False, frozen_head: bool = False) -> jax.Array:  # fmt: skip
     """LogProbs [B, G, T] of the profiles under an upper model, from the trunk's stored hidden states; 0 where masked.
 
     context_mask [B, P] is the prompts' without their last token.
     """
+    upper = assemble(upper, trainable)
     batch, samples, length, width = profiles.hidden.shape
     x = jnp.concatenate([profiles.context, profiles.hidden.reshape(batch, -1, width)], 1)
     x, _ = decoder.run(spec, upper["layers"], x, context_mask, samples, start=start, remat=remat, last=True)
@@ -114,7 +120,7 @@ def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, pro
     frozen_head = not any(name.startswith("head") for name in trainable)
 
     def objective(trainable):
-        new = score(spec, assemble(upper, trainable), profiles, context_mask, start=start, remat=remat,
+        new = score(spec, upper, trainable, profiles, context_mask, start=start, remat=remat,
                     temperature=temperature, chunk=chunk, frozen_head=frozen_head)  # fmt: skip
         before = jax.lax.stop_gradient(new) if old is None else old
         value = LOSSES[loss](new, before, profiles.mask, rewards, eta=eta, clip_ratio=clip_ratio)

@@ -1,6 +1,6 @@
 """Llama, SmolLM2, Qwen and Gemma as one transformer; a small spec says what differs between families.
 
-Weights are a plain dict of arrays, layers stacked on their first axis. One pass works on *packed* rows:
+Weights are a plain dict of arrays; layers are stacked on their first axis and scanned, or a list. One pass works on *packed* rows:
 P context positions (the prompt without its last token, left-padded) followed by G continuations of T
 positions each, which all see the context but not each other. So a prompt is computed once for its G
 profiles, in prefill, scoring and training alike; G = 0 is an ordinary causal pass.
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lpt_jax import devices
 from lpt_jax.errors import InputError
 from lpt_jax.models.products import UNROLLED, product
 
@@ -51,6 +52,7 @@ class DecoderSpec:
     dtype: str = "float32"  # of matrix products' inputs; they accumulate in float32
     attention: str = "chunked"  # xla | chunked | cudnn: the context's own attention
     lora_scale: float = 0.0  # alpha / rank, where LoRA matrices are present
+    mesh: jax.sharding.Mesh | None = None  # over which activations are spread
 
 
 # ---- specs and weights
@@ -166,13 +168,12 @@ def norm(x: jax.Array, scale: jax.Array, spec: DecoderSpec) -> jax.Array:
 
 def dense(x: jax.Array, w: dict, name: str, spec: DecoderSpec) -> jax.Array:
     """x @ w[name] (+ LoRA, + bias) in spec.dtype, accumulated and returned in float32."""
-
     y = product(x, w[name], spec.dtype)
     if f"{name}_lora_a" in w:
         y += spec.lora_scale * product(product(x, w[f"{name}_lora_a"], spec.dtype), w[f"{name}_lora_b"], spec.dtype)
     if f"{name}_bias" in w:
         y += w[f"{name}_bias"].astype(jnp.float32)
-    return y
+    return devices.spread(y, spec.mesh, devices.PARTITION[name][1])
 
 
 def _frequencies(spec: DecoderSpec, local: bool) -> np.ndarray:
@@ -307,7 +308,7 @@ def _after_attention(spec, w, x, attended):
 
 def embed_tokens(spec: DecoderSpec, weights: dict, tokens: jax.Array) -> jax.Array:
     """Token ids [...] to hidden states [..., D] in float32."""
-    return weights["embed"][tokens].astype(jnp.float32) * spec.embed_scale
+    return devices.spread(weights["embed"][tokens].astype(jnp.float32) * spec.embed_scale, spec.mesh)
 
 
 def positions_of(mask: jax.Array, samples: int = 0, length: int = 0) -> jax.Array:
@@ -322,12 +323,12 @@ def layer_windows(spec: DecoderSpec, start: int, count: int) -> jax.Array:
     return jnp.asarray((spec.windows or (0,) * spec.layers)[start : start + count], jnp.int32)
 
 
-def run(spec: DecoderSpec, layers: dict, x: jax.Array, mask: jax.Array, samples: int = 0, *, start: int = 0,
-        remat: bool = False, last: bool = False) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:  # fmt: skip
-    """Runs stacked layers over packed rows.
+def run(spec: DecoderSpec, layers: dict | list[dict], x: jax.Array, mask: jax.Array, samples: int = 0, *,
+        start: int = 0, remat: bool = False, last: bool = False) -> tuple[jax.Array, list]:  # fmt: skip
+    """Runs layers over packed rows.
 
     Args:
-      layers: a dict of arrays [K, ...]: layers start … start + K - 1 of the model.
+      layers: a dict of arrays [K, ...] or a list of K dicts: layers start … start + K - 1 of the model.
       x: hidden states [B, P + G·T, D]: context, then G continuations of T positions.
       mask: [B, P], True where the context is real (left-padded).
       samples: G; 0 where there is no continuation.
@@ -335,19 +336,20 @@ def run(spec: DecoderSpec, layers: dict, x: jax.Array, mask: jax.Array, samples:
         output, which nobody reads, isn't computed in the last of them.
 
     Returns:
-      the hidden states [B, P + G·T, D] (with last: [B, G·T, D]), and the context's keys and values,
-      each [K, B, kv, P, hd].
+      the hidden states [B, P + G·T, D] (with last: [B, G·T, D]), and per layer the context's (keys, values),
+      each [B, kv, P, hd].
     """
     batch, context = mask.shape
     length = (x.shape[1] - context) // samples if samples else 0
     tables = rope_tables(spec, positions_of(mask, samples, length))
-    count = next(iter(layers.values())).shape[0]
+    listed = isinstance(layers, list)
+    count = len(layers) if listed else next(iter(layers.values())).shape[0]
 
     def layer(x, scanned, drop_context=False):
         w, window = scanned
         table = jnp.where(window > 0, tables[1], tables[0]) if spec.local_rope_theta else tables[0]
         q, k, v = _qkv(spec, w, norm(x, w["attn_norm"], spec), table)
-        head_major = [a[:, :context].swapaxes(1, 2) for a in (k, v)]  # [B, kv, P, hd]
+        head_major = tuple(a[:, :context].swapaxes(1, 2) for a in (k, v))  # [B, kv, P, hd]
         out = []
         if context and not drop_context:
             out.append(context_attention(spec, q[:, :context], *head_major, mask, window))
@@ -362,14 +364,23 @@ def run(spec: DecoderSpec, layers: dict, x: jax.Array, mask: jax.Array, samples:
         return _after_attention(spec, w, x, jnp.concatenate(out, 1) if len(out) > 1 else out[0]), head_major
 
     step = jax.checkpoint(layer, static_argnums=2) if remat else layer
-    stack = layers, layer_windows(spec, start, count)
-    below = jax.tree.map(lambda a: a[:-1], stack) if last and samples else stack
+    last = bool(last and samples)
+    windows = layer_windows(spec, start, count)
+    if listed:
+        kept = []
+        for i, w in enumerate(layers):
+            x, pair = step(x, (w, windows[i]), last and i == count - 1)
+            kept.append(pair)
+        return x, kept
+    stack = layers, windows
+    below = jax.tree.map(lambda a: a[: count - last], stack)
     unroll = count if count <= UNROLLED else 1
-    x, kept = jax.lax.scan(lambda x, s: step(x, s, False), x, below, unroll=unroll)
-    if last and samples:
+    x, (keys, values) = jax.lax.scan(lambda x, s: step(x, s, False), x, below, unroll=unroll)
+    kept = [(keys[i], values[i]) for i in range(count - last)]
+    if last:
         x, top = step(x, jax.tree.map(lambda a: a[-1], stack), True)
-        kept = [jnp.concatenate([a, b[None]]) for a, b in zip(kept, top, strict=True)]
-    return x, tuple(kept)
+        kept.append(top)
+    return x, kept
 
 
 def decode_step(spec: DecoderSpec, layers: list[dict], x: jax.Array, t: jax.Array, context: list,

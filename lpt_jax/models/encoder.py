@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lpt_jax import devices
 from lpt_jax.array_types import Array, Embeddings, Float, Mask, Tokens
 from lpt_jax.errors import InputError
 from lpt_jax.models.decoder import hash_name
@@ -28,6 +29,7 @@ class EncoderSpec:
     query_prefix: str = ""  # put before profiles, never before items
     max_tokens: int = 512  # longer texts are cut
     types: int = 2
+    mesh: jax.sharding.Mesh | None = None  # over which activations are spread
 
 
 CONFIG = {  # spec field: config.json key
@@ -107,12 +109,14 @@ def hidden_states(spec: EncoderSpec, weights: dict, tokens: Tokens, mask: Mask, 
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     bias = jnp.where(mask, 0.0, jnp.float32(-1e9))[:, None, None]  # finite: so is an empty row
     tables = [weights["word"][tokens], weights["position"][positions], weights["type"][:1]]
-    x = sum(table.astype(jnp.float32) for table in tables)
+    x = devices.spread(sum(table.astype(jnp.float32) for table in tables), spec.mesh)
     x = _norm(x, weights["embed_norm_scale"], weights["embed_norm_bias"], spec.norm_eps)
     heads = (*tokens.shape, spec.heads, spec.width // spec.heads)
 
     def layer(x, w):
-        dense = lambda x, name: product(x, w[name], dtype) + w[f"{name}_bias"]  # noqa: E731
+        def dense(x, name):
+            return devices.spread(product(x, w[name], dtype) + w[f"{name}_bias"], spec.mesh, devices.PARTITION[name][1])
+
         q, k, v = (dense(x, name).reshape(heads).astype(dtype).swapaxes(1, 2) for name in "qkv")
         scores = mix("bhqd,bhkd->bhqk", q, k) * (heads[-1] ** -0.5) + bias
         # a softmax that divides after the mixing, where there is less to divide: half the time on CPU

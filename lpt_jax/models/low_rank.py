@@ -1,5 +1,6 @@
 """LoRA (arXiv 2106.09685): small trained matrices beside frozen ones, x·W + (x·a)·b·alpha/rank."""
 
+import functools
 import re
 
 import jax
@@ -38,16 +39,26 @@ def attach(spec: DecoderSpec, weights: dict, targets: str, rank: int, key: Array
     return lora
 
 
-def merge(spec: DecoderSpec, weights: dict, lora: dict, alpha: float, rank: int) -> dict:
-    """The weights W + a·b·alpha/rank, without LoRA matrices; a tied head becomes an explicit "head" [D, V]."""
+@functools.partial(jax.jit, static_argnames="scale")
+def _sum(matrix, a, b, scale):
+    change = jnp.matmul(a, b, preferred_element_type=jnp.float32)
+    return (matrix.astype(jnp.float32) + scale * change).astype(matrix.dtype)
 
-    def add(matrix, part, name):
-        change = jnp.matmul(part[f"{name}_lora_a"], part[f"{name}_lora_b"], preferred_element_type=jnp.float32)
-        return (matrix.astype(jnp.float32) + alpha / rank * change).astype(matrix.dtype)
+
+def merge(spec: DecoderSpec, weights: dict, lora: dict, scale: float) -> dict:
+    """The weights W + a·b·scale (alpha / rank), without LoRA matrices; a tied head becomes an explicit "head" [D, V]."""
+
+    def add(matrix, name, part):
+        return _sum(matrix, part[f"{name}_lora_a"], part[f"{name}_lora_b"], scale)
 
     names = [name.removesuffix("_lora_a") for name in lora["layers"] if name.endswith("_lora_a")]
-    layers = {name: add(weights["layers"][name], lora["layers"], name) for name in names}
-    merged = weights | {"layers": weights["layers"] | layers}
+    layers, trained = weights["layers"], lora["layers"]
+    if isinstance(layers, list):
+        parts = [{name: a[i] for name, a in trained.items()} for i in range(len(layers))]
+        layers = [w | {n: add(w[n], n, part) for n in names} for w, part in zip(layers, parts, strict=True)]
+    else:
+        layers = layers | {n: add(layers[n], n, trained) for n in names}
+    merged = weights | {"layers": layers}
     if "head_lora_a" in lora:
-        merged["head"] = add(weights["embed"].T if spec.tied else weights["head"], lora, "head")
+        merged["head"] = add(weights["embed"].T if spec.tied else weights["head"], "head", lora)
     return merged

@@ -87,7 +87,7 @@ def load_decoder(source: str, dtype: str = "float32") -> Loaded:
         return _load_gguf(path, dtype)
     whole = _json(path / "config.json")
     config = whole.get("text_config", whole)  # of Gemma 3 with vision only the text part is read
-    spec = decoder.spec_from_hf(_filled(config, path / "config.json"))
+    spec = decoder.spec_from_hf(filled(config, path / "config.json"))
     keys = _decoder_keys(spec, 0)
     weights = _assemble(decoder.shapes(spec), keys, _safetensors(path), dtype, path)
     generation = path / "generation_config.json"
@@ -101,7 +101,7 @@ def load_encoder(source: str, dtype: str = "float32") -> Loaded:
     if path.is_file():
         raise InputError(f"{path}: an encoder is read from its folder; give the folder")
     configs = {name: _json(path / name) for name in ENCODER_FILES if (path / name).exists()}
-    configs["config.json"] = _filled(_json(path / "config.json"), path / "config.json")
+    configs["config.json"] = filled(_json(path / "config.json"), path / "config.json")
     spec = encoder.spec_from_hf(configs)
     weights = _assemble(encoder.shapes(spec), ENCODER_KEYS, _safetensors(path), dtype, path)
     tokenizer = _tokenizer(path)
@@ -163,7 +163,7 @@ def _json(path: pathlib.Path):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _filled(config: dict, where) -> dict:
+def filled(config: dict, where) -> dict:
     """A config with what it leaves out filled in by transformers' class for it, if it is one we support."""
     if config.get("model_type") not in (*FAMILIES, "bert"):
         return config
@@ -282,7 +282,7 @@ def save_decoder(folder, spec: decoder.DecoderSpec, weights: dict, tokenizer, eo
     if spec.local_rope_theta:
         config["rope_local_base_freq"] = spec.local_rope_theta
     keys = _decoder_keys(spec, 0, "model.")
-    _save(folder, {"config.json": _filled(config, folder)}, weights, keys, tokenizer)
+    _save(folder, {"config.json": filled(config, folder)}, weights, keys, tokenizer)
 
 
 def save_encoder(folder, spec: encoder.EncoderSpec, weights: dict, tokenizer) -> None:
@@ -341,7 +341,7 @@ def _load_gguf(path: pathlib.Path, dtype: str) -> Loaded:
         fields = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {t.name: (tuple(map(int, t.shape[::-1])), t) for t in reader.tensors}
     config = _gguf_config(fields, tensors, path)
-    spec = decoder.spec_from_hf(_filled(config, path))
+    spec = decoder.spec_from_hf(filled(config, path))
     heads = {"attn_q": spec.heads, "attn_k": spec.kv_heads}
 
     def load(tensor):

@@ -36,7 +36,7 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
         if part == "control":
             texts, held["val"] = r.history_texts("train"), r.history_texts("validation")
         else:
-            r.use_policy(state["policy"] if "policy" in state else r.initial_policy)
+            r.use_policy(state["policy"] if "policy" in state else r.fresh_policy())
             texts = []
             for copy in range(settings.profiles_per_session):
                 texts += r.write("train", r.workdir / f"profiles/{position}-train-{copy}.jsonl", position,
@@ -101,15 +101,16 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         targets = repeat(ranking.padded([s.targets for s in users], width))
         hidden = repeat(ranking.padded([s.history for s in users], longest))
         put = devices.split_batch((embedded, targets, hidden), r.mesh)
-        ranks = ranking.target_ranks(put[0], held["items"], put[1], put[2], r.count)
         shape = (len(users), samples, width)
-        near = jnp.zeros(shape)
+        ranks = devices.fetch(ranking.target_ranks(put[0], held["items"], put[1], put[2], r.count)).reshape(shape)
+        near = np.zeros(shape, np.float32)
         if settings.reward not in ("ndcg", "mrr"):
             cosines = ranking.score(put[0], held["items"]).reshape(len(users), samples, -1)
-            of_user = (a.reshape(*shape[:2], -1)[:, 0] for a in put[1:])
-            near = rewards.target_similarity(cosines, *of_user, r.config.contrastive.temperature, r.count)
-        value = rewards.metric(settings.reward, ranks.reshape(shape), near, texts, r.count)
-        return value, jnp.asarray(valid.reshape(shape[:2])), ranks.reshape(shape)
+            of_user = (a.reshape(*shape[:2], -1)[:, 0] for a in (targets, hidden))
+            temperature = r.config.contrastive.temperature
+            near = devices.fetch(rewards.target_similarity(cosines, *of_user, temperature, r.count))
+        value = rewards.metric(settings.reward, ranks, near, texts, r.count)
+        return value, valid.reshape(shape[:2]), ranks
 
     def step(state, step):
         clock, seconds = time.monotonic(), {}
@@ -131,14 +132,13 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         context_mask, remat = mask[:, :-1], r.config.decoder.remat
 
         def scored(trainable):
-            upper = policy.assemble(r.upper, trainable)
-            return jax.block_until_ready(policy.score(r.spec, upper, profiles, context_mask, **static))
+            return jax.block_until_ready(policy.score(r.spec, r.upper, trainable, profiles, context_mask, **static))
 
         once = settings.epochs * settings.minibatches == 1  # then the update itself has the old policy's
         old = None if once else scored(state["policy"])
-        log_ratio, measured = jnp.zeros(value.shape), {}
+        log_ratio, measured = np.zeros(value.shape, np.float32), {}
         if settings.kl_coef or (step + 1) % settings.evaluate_every == 0:
-            log_ratio = jnp.sum((profiles.log_probs if once else old) - scored(r.reference), -1)
+            log_ratio = devices.fetch(jnp.sum((profiles.log_probs if once else old) - scored(r.reference), -1))
             measured = {"kl": log_ratio.mean()}
         parts = rewards.parts(value, valid, log_ratio, settings.kl_coef)
         lap("scoring")
@@ -148,7 +148,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
             order = batches.order(settings.users, r.config.seed, number * settings.epochs + epoch)
             for at in range(0, settings.users, size):
                 chosen = np.sort(order[at : at + size])
-                rows = (profiles, context_mask, old, whitened)
+                rows = (profiles, context_mask, old, devices.split_batch(np.asarray(whitened), r.mesh))
                 rows = rows if size == settings.users else devices.take_rows(rows, chosen)
                 state["policy"], state["policy_optimiser"], found = policy.update(
                     r.spec, r.upper, state["policy"], state["policy_optimiser"], *rows,
@@ -162,14 +162,14 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         empty = sum(not t.strip() for t in flat)
         tracker.sample(iteration, "policy", step + 1, {
             "user": users[0].user, "history": [r.data.catalogue.titles[i] for i in users[0].history[-10:]],
-            "profile": texts[0][0], "ranks": np.asarray(ranks)[0, 0].tolist(),
+            "profile": texts[0][0], "ranks": ranks[0, 0].tolist(),
             **{f"reward/{n}": float(p[0, 0]) for n, p in parts.items()},
         })  # fmt: skip
         return state, found | seconds | measured | {
             "reward": parts["total"].mean(), **{f"reward/{n}": p.mean() for n, p in parts.items()},
             "tied": tied / len(users), "invalid": 1 - valid.mean(),
             "empty": empty / len(flat), "unended": unended.mean(), "spread": value.std(1).mean(),
-            "profile_tokens": profiles.mask.sum(-1).mean(),
+            "profile_tokens": devices.fetch(profiles.mask).sum(-1).mean(),
             "batch_tied": float(tied == len(users)),
         }  # fmt: skip
 
@@ -209,7 +209,7 @@ def train(config, workdir: Path) -> dict:
     try:
         r = ProfileRecommender(config, workdir, interrupt)
         r.print_data()
-        tracker = trackers.Tracker(workdir, config.tensorboard)
+        tracker = trackers.Tracker(workdir, config.tensorboard) if devices.first() else trackers.Silent()
         phases = schedule(r, tracker)
         state = r.initial_state({p.part: 0 for p in phases})
         state, note = loop.run(phases, state, config, workdir, tracker, interrupt)
@@ -235,7 +235,7 @@ def stages(r: ProfileRecommender, phases: list[loop.Phase], state: dict) -> dict
 
     zero_shot; the phases of the first iteration, as "cl" and "cl_rlso"; of several iterations the last's end, "cl_rlso_x5".
     """
-    now = {"policy": r.initial_policy, "encoder": r.fresh_encoder()}
+    now = {"policy": r.fresh_policy(), "encoder": r.fresh_encoder()}
     found, name = {"zero_shot": tuple(now.values())}, []
     for position, phase in enumerate(p for p in phases if p.iteration == 0 and p.part != "control"):
         kept = Checkpoints(loop.stage_folder(r.workdir, position, phase), 1)
@@ -257,7 +257,7 @@ def trained(config, workdir: Path):
         raise InputError(f"{workdir} holds no checkpoint: train first, with the same --config and --workdir.")
     note = last.note(last.latest())
     state = last.restore(last.latest(), state)
-    r.use_policy(state["policy"] if "policy" in state else r.initial_policy)
+    r.use_policy(state["policy"] if "policy" in state else r.fresh_policy())
     return r, phases, state, note
 
 
@@ -282,6 +282,7 @@ def write_profiles(config, workdir: Path, output: Path, split: str) -> list[str]
     r, _, _, note = trained(config, workdir)
     part = output.with_name(f"{output.name}.{split}-{note['global_step']}.part")
     texts = r.write(split, part, 0, 0.0)
-    part.rename(output)
+    if devices.first():
+        part.rename(output)
     print(f"lpt_jax: {len(texts)} profiles of {split} users in {output}")
     return texts

@@ -143,14 +143,14 @@ def test_split_and_assembled_is_the_model(name, trains):
     assert start == (2 if trains == "last_layers" else 0)
     assert not pointers(trainable) & (pointers(trunk) | pointers(upper))
     profiles, context_mask, (context, inputs) = profiles_of(spec, trunk)
-    found = policy.score(spec, policy.assemble(upper, trainable), profiles, context_mask,
+    found = policy.score(spec, upper, trainable, profiles, context_mask,
                          start=start, temperature=0.7, chunk=64)  # fmt: skip
     scores = full_logits(spec, random_weights(spec), *joined(context, context_mask, jnp.asarray(inputs)))[:, P:]
     wanted = np.asarray(jax.nn.log_softmax(scores / 0.7)).reshape(8, 2, T, -1)
     wanted = np.take_along_axis(wanted, profiles.tokens[..., None], -1)[..., 0]
     np.testing.assert_allclose(found, np.where(profiles.mask, wanted, 0), atol=1e-4)
     if trains == "lora":  # the reference policy: the base alone
-        reference = policy.score(spec, policy.assemble(upper, {}), profiles, context_mask,
+        reference = policy.score(spec, upper, {}, profiles, context_mask,
                                  start=start, temperature=0.7, chunk=64)  # fmt: skip
         np.testing.assert_allclose(reference, found, atol=1e-5)
 
@@ -190,7 +190,7 @@ def updates(mesh, trains, steps, change=lambda profiles: profiles):
     upper, trainable = devices.place(upper, mesh), devices.place(trainable, mesh)
     state, losses = devices.place(OPTIMISER.init(trainable), mesh), []
     score = dict(start=start, temperature=1.0, chunk=16)
-    old = policy.score(spec, policy.assemble(upper, trainable), *put[:2], **score)
+    old = policy.score(spec, upper, trainable, *put[:2], **score)
     settings = STATIC | {"start": start, "remat": mesh.size == 1}  # remat changes no number either
     for _ in range(steps):
         trainable, state, found = policy.update(spec, upper, trainable, state, *put[:2], old, put[2], **settings)
@@ -203,9 +203,7 @@ def test_without_old_log_probs_the_first_update_is_the_same():
     spec, trunk, upper, trainable, start = model("llama", "last_layers")
     profiles, context_mask, _ = profiles_of(spec, trunk)
     rewards = jnp.array(np.random.default_rng(1).standard_normal(profiles.tokens.shape[:2]), jnp.float32)
-    old = policy.score(
-        spec, policy.assemble(upper, trainable), profiles, context_mask, start=start, temperature=1.0, chunk=16
-    )
+    old = policy.score(spec, upper, trainable, profiles, context_mask, start=start, temperature=1.0, chunk=16)
     found = []
     for given in (old, None):
         copy = jax.tree.map(jnp.copy, trainable)

@@ -169,7 +169,7 @@ def every_pass(spec, weights, context, mask, own, split):
     plain, kept = decoder.run(spec, layers, decoder.embed_tokens(spec, weights, tokens), alone)
     plain = plain.reshape(B, G, P + T, -1)
     # of a prompt's G rows, all have its keys and values
-    kept = [a.reshape(spec.layers, B, G, spec.kv_heads, P + T, -1)[:, :, 0, :, :P] for a in kept]
+    kept = [tuple(a.reshape(B, G, spec.kv_heads, P + T, -1)[:, 0, :, :P] for a in pair) for pair in kept]
     states, caches = {"plain": plain[:, :, P:]}, {"plain": kept}
 
     packed, caches["packed"] = decoder.run(spec, layers, rows, mask, G)
@@ -177,9 +177,11 @@ def every_pass(spec, weights, context, mask, own, split):
     middle, first = decoder.run(spec, lower, rows, mask, G)
     last, second = decoder.run(spec, upper, middle, mask, G, start=split, last=True, remat=True)
     states["trunk and upper"] = last.reshape(B, G, T, -1)
-    caches["trunk and upper"] = [jnp.concatenate(a) for a in zip(first, second)]
+    caches["trunk and upper"] = first + second
 
-    context_caches, listed = list(zip(*caches["packed"])), unstack(weights["layers"])
+    context_caches, listed = caches["packed"], unstack(weights["layers"], spec.dtype)
+    states["listed"], caches["listed"] = decoder.run(spec, listed, rows, mask, G, last=True, remat=True)
+    states["listed"] = states["listed"].reshape(B, G, T, -1)
     empty = jnp.zeros((B, spec.kv_heads, G, T, spec.head_dim))
 
     def step(caches, t):
@@ -203,10 +205,10 @@ def test_packed_and_cached_passes_equal_the_plain_one(name):
     found = every_pass(spec, random_weights(spec), context, mask, own, 1)
     states, caches, plain, packed = jax.device_get(found)
     np.testing.assert_allclose(packed[mask], plain[mask], atol=2e-5)
-    for way in ("packed", "trunk and upper", "cached"):
+    for way in ("packed", "trunk and upper", "listed", "cached"):
         np.testing.assert_allclose(states[way], states["plain"], atol=2e-5, err_msg=way)
-    for way in ("packed", "trunk and upper"):  # and their caches hold the same where the context is real
-        for a, b in zip(caches[way], caches["plain"]):
+    for way in ("packed", "trunk and upper", "listed"):  # and their caches hold the same where the context is real
+        for a, b in zip(jax.tree.leaves(caches[way]), jax.tree.leaves(caches["plain"]), strict=True):
             real = np.broadcast_to(mask[:, None, :, None], a.shape)
             np.testing.assert_allclose(a[real], b[real], atol=2e-5, err_msg=way)
 

@@ -35,7 +35,7 @@ def test_identity_at_the_start_and_merge_equals_unmerged(tied):
     assert lora["layers"]["down_lora_a"].shape == (2, 24, 4) and lora["head_lora_b"].shape == (4, 30)
     np.testing.assert_array_equal(logits(spec, together(weights, lora)), logits(spec, weights))
     trained = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(2), a.shape), lora)
-    merged = low_rank.merge(spec, weights, trained, alpha=8, rank=4)
+    merged = low_rank.merge(spec, weights, trained, scale=2.0)
     assert set(merged) == {"embed", "final_norm", "head", "layers"} and set(merged["layers"]) == set(weights["layers"])
     unmerged = logits(spec, together(weights, trained))
     assert float(jnp.abs(unmerged - logits(spec, weights)).max()) > 0.1

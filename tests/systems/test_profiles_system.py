@@ -59,7 +59,7 @@ def policy_step(r, changes=(), steps=1):
 
 def moved(r, state):
     """How far each weight of the policy has moved at most."""
-    return jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state["policy"], r.initial_policy)
+    return jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state["policy"], r.fresh_policy())
 
 
 def captured(monkeypatch, name):
@@ -123,6 +123,24 @@ def test_lora_trains_alone(world, tmp_path):
     assert all("_lora_" in name for name in state["policy"]["layers"]) and found["kl"] != 0
     assert min(jax.tree.leaves(moved(r, state)["layers"])) > 0
     jax.tree.map(np.testing.assert_array_equal, before, [r.upper, r.trunk])
+
+
+@pytest.mark.parametrize("trains", ["last_layers", "lora"])
+def test_frozen_layers_in_a_list_change_nothing(world, tmp_path, trains):
+    """decoder.layers=listed: the same profiles, rewards and trained weights."""
+    found = []
+    for layers in ("stacked", "listed"):
+        changes = {"policy.trains": trains, "decoder.layers": layers}
+        r = ProfileRecommender(small_config(changes), tmp_path)
+        assert isinstance((r.upper if trains == "lora" else r.trunk)["layers"], list if layers == "listed" else dict)
+        state, metrics, samples = policy_step(r, changes, steps=2)
+        metrics = {n: v for n, v in metrics.items() if "seconds" not in n}
+        found.append(
+            (state["policy"], metrics, [s[3]["profile"] for s in samples], r.write("validation", None, 0, 0.0))
+        )
+    assert found[1][2:] == found[0][2:]
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-4, abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[1][0], found[0][0])
 
 
 def test_empty_and_overlong_profiles_earn_nothing_and_ties_are_counted(r, monkeypatch):

@@ -1,0 +1,385 @@
+"""Compiles every program of a config for machines that need not be there: does it fit, what does it compute and send?
+
+    python -m lpt_jax.main --config=configs/movies_tv_gemma.py --mode=check --topology=v5e:2x4
+
+TPU slices compile with the package libtpu and H100s with jax's CUDA wheels, without the devices. No weights are read: of
+models on the hub only the config, and for the two recipes' not even that (PUBLISHED).
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from lpt_jax import devices, generation, ranking, recommender, similarity
+from lpt_jax.errors import InputError
+from lpt_jax.learning import contrastive, policy
+from lpt_jax.models import decoder, encoder, weights
+
+GIB = 1 << 30
+MEMORY = {"v4": 31.25, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "h100": 79.1}  # GiB that programs can have on a device
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+ITEMS, HISTORY = 100_000, 256  # the catalogue, and the longest hidden history: the data aren't read
+PUBLISHED = {  # config.json of the recipes' models
+    "google/gemma-2b-it": {
+        "model_type": "gemma", "vocab_size": 256000, "hidden_size": 2048, "num_hidden_layers": 18, "head_dim": 256,
+        "num_attention_heads": 8, "num_key_value_heads": 1, "intermediate_size": 16384, "rms_norm_eps": 1e-6,
+    },
+    "meta-llama/Meta-Llama-3-8B-Instruct": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "num_hidden_layers": 32, "rope_theta": 5e5,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    },
+    "mixedbread-ai/mxbai-embed-large-v1": {
+        "vocab_size": 30522, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "intermediate_size": 4096, "max_position_embeddings": 512, "layer_norm_eps": 1e-12, "type_vocab_size": 2,
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Program:
+    """What is compiled, and what the mathematics needs of it."""
+
+    function: object  # a jitted function
+    arguments: tuple
+    static: dict
+    parts: tuple[str, ...]  # of the run's state, those among the arguments
+    need: float  # floating-point operations of its matrix products, over all devices
+    again: float  # those that recomputation (remat, a trained head's logits) does once more
+    working: float  # bytes on a device beside arguments and results
+    setting: str  # what to lower where it doesn't fit
+
+
+# ---- a machine and a run, without either
+
+
+def machine(topology: str):
+    """The devices of a topology such as "v5e:2x4" or "h100:8", its platform, and a device's memory in bytes."""
+    from jax.experimental import topologies
+
+    kind, _, shape = topology.partition(":")
+    if kind not in MEMORY or not re.fullmatch(r"\d+(x\d+)*", shape):
+        known = "v5e:2x4, v5p:2x2x1, v6e:2x4, v4:2x2x1 or h100:8"
+        raise InputError(f"--topology={topology} is not known: say, for example, {known}.")
+    count = math.prod(map(int, shape.split("x")))
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    try:
+        if kind == "h100":
+            described = (Path(__file__).parent / "h100.txtpb").read_text()
+            found = topologies.get_topology_desc(platform="cuda", target_config=described, topology=f"1x1x{count}")
+        else:
+            alone = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
+            found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone)
+    except Exception as error:
+        package = "jax[cuda12]" if kind == "h100" else "libtpu"
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"Nothing compiles for {topology} here: pip install '{package}' first ({reason}).") from None
+    return list(found.devices), "cuda" if kind == "h100" else "tpu", MEMORY[kind] * GIB
+
+
+def bytes_of(tree) -> float:
+    """Bytes of a tree of placed shapes on one device."""
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def specs(config) -> tuple[decoder.DecoderSpec, encoder.EncoderSpec]:
+    """The specs of a config's models."""
+    if "tiny" in (config.decoder.source, config.encoder.source):
+        return tuple(model.spec for model in recommender.load_models(config))
+    readers = (
+        (config.decoder.source, weights.load_decoder, decoder.spec_from_hf),
+        (config.encoder.source, weights.load_encoder, lambda found: encoder.spec_from_hf({"config.json": found})),
+    )
+    return tuple(
+        read(weights.filled(PUBLISHED[source], source)) if source in PUBLISHED else load(source).spec
+        for source, load, read in readers
+    )
+
+
+class Run:
+    """What recommender.ProfileRecommender and a run's state hold, as shapes on a mesh."""
+
+    def __init__(self, config, mesh, platform: str):
+        self.config, self.mesh = config, mesh
+        spec, ranker = specs(config)
+        self.decoder = recommender.with_settings(spec, config, mesh)
+        self.encoder = dataclasses.replace(ranker, mesh=mesh)
+        self.optimisers = recommender.make_optimisers(config)
+
+        def shaped(shapes, dtype):
+            return jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct(s, dtype), shapes, is_leaf=lambda s: isinstance(s, tuple)
+            )
+
+        lora = config.policy.trains == "lora"
+        split = functools.partial(policy.split, self.decoder, settings=config.policy, key=jax.random.key(0))
+        trunk, upper, trained = jax.eval_shape(split, shaped(decoder.shapes(self.decoder), self.decoder.dtype))
+        self.start = trunk["layers"]["q"].shape[0]
+        if recommender.frozen_listed(config, mesh, platform):
+            trunk, upper = jax.eval_shape(recommender.with_lists, trunk, upper)
+        masters = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), trained)
+        ranker = shaped(encoder.shapes(self.encoder), jnp.float32)
+        writing = jax.eval_shape(policy.assemble, upper, masters)
+        writing.pop("embed", None)
+
+        def unstacked(layers):
+            return None if isinstance(layers, list) else jax.eval_shape(generation.unstack, layers, self.decoder.dtype)
+
+        parts = {
+            "trunk": trunk, "trunk_list": unstacked(trunk["layers"]), "upper": upper,
+            "policy": masters, "policy_optimiser": jax.eval_shape(self.optimisers["policy"].init, masters),
+            "encoder": ranker, "encoder_optimiser": jax.eval_shape(self.optimisers["encoder"].init, ranker),
+            "writing": writing, "writing_list": unstacked(writing["layers"]),
+            "items": jax.ShapeDtypeStruct((ITEMS + -ITEMS % mesh.size, self.encoder.width), jnp.float32),
+        } | ({} if lora else {"reference": trained})  # fmt: skip
+        self.parts = {name: self.placed(tree, devices.shardings(tree, mesh)) for name, tree in parts.items()}
+        self.parts["items"] = self.placed(parts["items"], devices.row_sharding(mesh))
+
+    @staticmethod
+    def placed(tree, shardings):
+        """Shapes that lie where these shardings say."""
+        return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+    def batch(self, *shape, dtype=jnp.int32):
+        """An array whose first axis is spread over the devices."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=devices.batch_sharding(shape, self.mesh))
+
+    def resident(self) -> dict[str, float]:
+        """Bytes that each part of the run holds on a device; what is one buffer in two parts counts once."""
+        sizes = {name: bytes_of(tree) for name, tree in self.parts.items()}
+        shared = {"upper": {"embed": self.parts["upper"].get("embed")}, "writing": self.parts["writing"]}
+        return {name: size - bytes_of(shared.get(name, ())) for name, size in sizes.items()}
+
+
+# ---- what the mathematics needs
+
+
+def pass_operations(spec, users, prompt, rows, length, layers, top=False) -> float:
+    """Operations of a pass of packed rows (`rows` continuations in all) through decoder layers.
+
+    top: in the last of them the context gives keys and values only.
+    """
+    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    token = 2 * (2 * spec.width * (heads + kv) + 3 * spec.width * spec.hidden)
+    context, own = users * prompt, rows * length
+    pairs = users * prompt * (prompt + 1) / 2, own * (prompt + (length + 1) / 2)
+    total = layers * (token * (context + own) + 4 * heads * sum(pairs))
+    return total - (token * context + 4 * heads * pairs[0] - 4 * context * spec.width * kv if top else 0)
+
+
+def embedding_operations(spec, texts, length) -> float:
+    """Operations of embedding so many texts of one length."""
+    token = 2 * (4 * spec.width**2 + 2 * spec.width * spec.hidden) + 4 * spec.width * length
+    return spec.layers * texts * length * token
+
+
+def programs(run: Run) -> dict[str, Program]:
+    """Every program of a config, at its largest static shapes."""
+    c, spec, enc, parts, batch = run.config, run.decoder, run.encoder, run.parts, run.batch
+    settings, f32 = c.policy, jnp.float32
+    prompt, length, samples, users = c.prompt.max_tokens - 1, c.profile.max_tokens, settings.samples, settings.users
+    depth, width, found = spec.layers - run.start, spec.width, {}
+    lora = settings.trains == "lora"
+
+    def share(count):  # of a batch, on a device
+        return count / (run.mesh.shape["data"] * run.mesh.shape["fsdp"])
+
+    def adapters(tokens, rows):  # x·a·b of every LoRA matrix
+        if not lora:
+            return 0.0
+        sizes = [(path[0].key, math.prod(a.shape)) for path, a in jax.tree.leaves_with_path(parts["policy"])]
+        return 2 * sum((tokens if where == "layers" else rows) * n for where, n in sizes)
+
+    def writing(users, samples, keep):
+        rows = users * samples
+        need = pass_operations(spec, users, prompt, 0, 0, spec.layers, top=True)
+        need += pass_operations(spec, 0, prompt, rows, length, spec.layers) + 2 * rows * length * width * spec.vocab
+        need += adapters(users * prompt + rows * length, rows * length)
+        tokens = users * prompt + rows * length
+        cache = tokens * 2 * spec.layers * spec.kv_heads * spec.head_dim * jnp.dtype(spec.dtype).itemsize
+        step = users * prompt * 4 * (2 * spec.hidden + 4 * width) + rows * spec.vocab * 8
+        return Program(
+            generation.sample,
+            (spec, parts["trunk"], parts["trunk_list"], parts["writing"], parts["writing_list"],
+             batch(users, prompt + 1), batch(users, prompt + 1, dtype=bool), batch(users, 2, dtype=jnp.uint32)),
+            {"samples": samples, "max_tokens": length, "temperature": 1.0, "eos": (1,), "pad": 0, "keep_hidden": keep},
+            ("trunk", "trunk_list", "writing", "writing_list"), need, 0.0, share(cache + step + keep * tokens * width * 4),
+            "profile.batch" if samples == 1 else "policy.users",
+        )  # fmt: skip
+
+    found["write profiles"] = writing(c.profile.batch, 1, False)
+    found["rollout"] = writing(users, samples, True)
+
+    def rollouts(users):
+        rows = (users, samples, length)
+        states = batch(users, prompt, width, dtype=f32), batch(*rows, width, dtype=f32)
+        return generation.Profiles(batch(*rows), batch(*rows, dtype=bool), batch(*rows, dtype=f32), *states), batch(
+            users, prompt, dtype=bool
+        )
+
+    def scoring(users, training):
+        """Operations of the layers, the head and the adapters; working bytes on a device."""
+        rows, tokens = users * samples, users * (prompt + samples * length)
+        layers = pass_operations(spec, users, prompt, rows, length, depth, top=True)
+        states = width * tokens * (depth if training and c.decoder.remat else 2) * 4
+        layer = tokens * 4 * (3 * spec.hidden + 8 * width) * (1 + training)
+        words = max(settings.logits_chunk, rows) * spec.vocab * 4 * (1 + training)
+        return (
+            layers,
+            2 * rows * length * width * spec.vocab,
+            adapters(tokens, rows * length),
+            share(states + layer + words),
+        )
+
+    static = {"start": run.start, "temperature": 1.0, "chunk": settings.logits_chunk}
+    layers, head, low, working = scoring(users, False)
+    found["scoring"] = Program(
+        policy.score, (spec, parts["upper"], parts["policy"], *rollouts(users)), static, ("upper", "policy"),
+        layers + head + low, 0.0, working, "policy.users",
+    )  # fmt: skip
+    users //= settings.minibatches
+    layers, head, low, working = scoring(users, True)
+    trains_head = any(name.startswith("head") for name in parts["policy"])
+    old = None if settings.epochs * settings.minibatches == 1 else batch(users, samples, length, dtype=f32)
+    found["policy update"] = Program(
+        policy.update,
+        (spec, parts["upper"], parts["policy"], parts["policy_optimiser"], *rollouts(users), old,
+         batch(users, samples, dtype=f32)),
+        static | {"optimiser": run.optimisers["policy"], "loss": settings.loss, "eta": settings.eta,
+                  "clip_ratio": settings.clip_ratio, "remat": c.decoder.remat},
+        ("upper", "policy", "policy_optimiser"),
+        (2 if lora else 3) * layers + (3 if trains_head and not lora else 2) * head + 3 * low,
+        (layers + low if c.decoder.remat else 0.0) + (head if trains_head else 0.0),
+        working + bytes_of(parts["policy"]), "policy.minibatches (higher) or policy.logits_chunk",
+    )  # fmt: skip
+
+    candidates = c.contrastive.batch + c.contrastive.hard_negatives
+    limits = [min(n, enc.max_tokens) for n in (c.encoder.max_profile_tokens, c.encoder.max_item_tokens)]
+    sides = list(zip((c.contrastive.batch, candidates), limits, strict=True))
+
+    def embedding_bytes(texts, length):
+        return texts * length * 4 * (2 * enc.hidden + 8 * enc.width + 2 * enc.heads * length)
+
+    tokens = [(batch(*side), batch(*side, dtype=bool)) for side in sides]
+    data = {"profiles": tokens[0], "items": tokens[1], "correction": batch(candidates, dtype=f32),
+            "excluded": batch(c.contrastive.batch, candidates, dtype=bool)}  # fmt: skip
+    need = sum(embedding_operations(enc, *side) for side in sides)
+    kept = sum(n * t * 4 * enc.width * enc.layers for n, t in sides) + 2 * max(embedding_bytes(*side) for side in sides)
+    dtype = devices.product_type(c.encoder.dtype)
+    found["contrastive step"] = Program(
+        contrastive.update, (enc, parts["encoder"], parts["encoder_optimiser"], data),
+        {"optimiser": run.optimisers["encoder"], "temperature": c.contrastive.temperature, "dtype": dtype,
+         "remat": c.decoder.remat},
+        ("encoder", "encoder_optimiser"), 3 * need, need if c.decoder.remat else 0.0,
+        share(kept) + bytes_of(parts["encoder"]), "contrastive.batch",
+    )  # fmt: skip
+    texts = batch(c.encoder.batch, limits[1]), batch(c.encoder.batch, limits[1], dtype=bool)
+    found["embed catalogue"] = Program(
+        similarity.embed_batch, (enc, parts["encoder"], *texts), {"dtype": dtype}, ("encoder",),
+        embedding_operations(enc, c.encoder.batch, limits[1]), 0.0,
+        share(embedding_bytes(c.encoder.batch, limits[1])), "encoder.batch",
+    )  # fmt: skip
+    profiles = settings.users * samples
+    found["ranking"] = Program(
+        ranking.target_ranks,
+        (batch(profiles, enc.width, dtype=f32), parts["items"], batch(profiles, c.data.targets),
+         batch(profiles, HISTORY), jax.ShapeDtypeStruct((), jnp.int32)),
+        {}, ("items",), 2.0 * profiles * ITEMS * enc.width, 0.0, 2 * 4 * profiles * ITEMS / run.mesh.size, "policy.users",
+    )  # fmt: skip
+    return found
+
+
+# ---- what the program does
+
+
+def traced_operations(jaxpr, trips: int) -> float:
+    """Operations of all matrix products of a traced program; a scan's body counts its length, a while-loop's `trips`."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            left = equation.invars[0].aval.shape
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[d] for d in contracted)
+            continue
+        times = {"scan": equation.params.get("length"), "while": trips}.get(equation.primitive.name, 1)
+        total += times * sum(traced_operations(inner, trips) for inner in jax.core.jaxprs_in_params(equation.params))
+    return total
+
+
+def most_logits(jaxpr, vocab: int) -> int:
+    """For how many positions the traced program ever holds logits at once."""
+    shapes = [v.aval.shape for e in jaxpr.eqns for v in e.outvars if hasattr(v.aval, "shape")]
+    found = [math.prod(s[:-1]) for s in shapes if len(s) > 1 and s[-1] == vocab]
+    found += [most_logits(inner, vocab) for e in jaxpr.eqns for inner in jax.core.jaxprs_in_params(e.params)]
+    return max(found, default=0)
+
+
+def measure(program: Program, run: Run, platform: str) -> dict:
+    """Compiles one program: bytes on a device, operations, collectives, positions with logits, and seconds."""
+    started = time.monotonic()
+    traced = program.function.trace(*program.arguments, **program.static)
+    found = {
+        "operations": traced_operations(traced.jaxpr.jaxpr, run.config.profile.max_tokens),
+        "need": program.need, "again": program.again, "setting": program.setting,
+        "logits": most_logits(traced.jaxpr.jaxpr, run.decoder.vocab),
+    }  # fmt: skip
+    try:
+        compiled = traced.lower(lowering_platforms=(platform,)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return found | {"error": " ".join(str(error).split())[:300]}
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    others = sum(size for name, size in run.resident().items() if name not in program.parts)
+    return found | {
+        "peak": own + memory.temp_size_in_bytes + others,
+        "resident": own + program.working + others,
+        "collectives": {n: len(re.findall(rf" {n}(?:-start)?\(", text)) for n in COLLECTIVES},
+        "seconds": time.monotonic() - started,
+    }
+
+
+def check(config, topology: str) -> bool:
+    """Compiles and measures every program of a config on a topology, and prints the table: whether all fit."""
+    found, platform, memory = machine(topology)
+    run = Run(config, devices.make_mesh(config.mesh, found), platform)
+    rows = {}
+    for name, program in (bar := tqdm(programs(run).items(), unit="program")):
+        bar.set_description(name)
+        rows[name] = measure(program, run, platform) | {"memory": memory}
+        rows[name]["fits"] = rows[name].get("peak", math.inf) <= memory
+    print(table(rows, config, topology, run))
+    return all(row["fits"] for row in rows.values())
+
+
+def table(rows: dict, config, topology: str, run: Run) -> str:
+    """The figures as a Markdown table, and what to change where a program does not fit."""
+    parts = sorted(run.resident().items(), key=lambda part: -part[1])
+    lines = [
+        f"{config.name} on {topology} ({next(iter(rows.values()))['memory'] / GIB:.2f} GiB a device); the run's state: "
+        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts if size > 0.005 * GIB) + " GiB a device", "",
+        "| program | fits | peak GiB a device | of what must be there | TFLOP | of what is needed | recomputed "
+        "| positions with logits | collectives | compiled in |", "|---" * 10 + "|",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        if "error" in row:
+            lines.append(f"| {name} | **no** | {row['error'][:120]} |" + " |" * 7)
+            continue
+        sent = ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items() if count) or "none"
+        ratio = (row["operations"] - row["again"]) / row["need"]
+        lines.append(
+            f"| {name} | {'yes' if row['fits'] else '**no**'} | {row['peak'] / GIB:.2f} "
+            f"| {row['peak'] / row['resident']:.2f} × | {row['operations'] / 1e12:.3g} | {ratio:.2f} × "
+            f"| {row['again'] / 1e12:.3g} | {row['logits']} | {sent} | {row['seconds']:.0f} s |"
+        )
+    for name, row in rows.items():
+        if not row["fits"]:
+            lines += ["", f"{name} does not fit: lower --config.{row['setting']}, or take more devices."]
+    return "\n".join(lines)
