@@ -42,10 +42,8 @@ def known_session(dataset, user: str) -> Session:
         known = [rows.user_ids[u] for u in np.unique(rows.user)]
         near = difflib.get_close_matches(user, known, 1, 0.0)
         raise InputError(f"--user={user}: no user of this id is left in the data; the nearest id is {near[0]}.")
-    history, ratings, reviews = (
-        None if column is None else tuple(column[start:stop].tolist())
-        for column in (rows.item, rows.rating, rows.review)
-    )
+    history, ratings = (None if c is None else tuple(c[start:stop].tolist()) for c in (rows.item, rows.rating))
+    reviews = rows.review and tuple(rows.review(np.arange(start, stop)))
     return Session(user, history, ratings, reviews, targets=(), time=float(rows.order[stop - 1]))
 
 

@@ -18,10 +18,12 @@ import json
 import pathlib
 import re
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json
 from pyarrow import csv, parquet
 
 from lpt_jax.data import carriers, downloads
@@ -55,6 +57,8 @@ MOVIELENS = {  # file of ratings -> its columns (none: it has a header) and deli
     "ratings.csv": ("", ",", "movies.csv", "", ","),
 }
 CARRIED = {"recbole": "recbole/dataset_example/ml-100k"}  # where a carrier has its data
+STREAMED = {"rating": pa.float64(), "time": pa.float64()}  # Amazon's reviews: roles that are no strings
+BLOCK = 1 << 24  # bytes that Arrow parses at once; no line may be longer
 TAGS = re.compile(r"(?i)</?(a|b|br|div|em|font|h\d|hr|i|img|li|ol|p|span|strong|table|td|tr|u|ul)\b[^<>]*>")
 NOTHING = ("", "unknown", "unkonwn", "(no genres listed)")  # the misspelling is MovieLens-100k's
 MEND = "mend the line or take it out"
@@ -71,7 +75,9 @@ class Interactions:
     order: np.ndarray  # Float64[n] unix seconds; without times the position among the user's rows
     has_time: bool
     rating: np.ndarray | None  # Float32[n], NaN where there is none
-    review: np.ndarray | None  # object[n] of str, None where there is none
+    review: (
+        Callable | None
+    )  # Int[m] rows -> object[m] of str, None where there is none: texts are read when they are wanted
 
 
 @dataclasses.dataclass
@@ -135,7 +141,36 @@ def _amazon(data):
             )
         path, meta = found[False, names[0]], found.get((True, names[0]))
     meta = _there(data.items_path or meta, f"The metadata of {path}, meta_<name>.json(l).gz,")
-    return _raw(_json(path, TAKEN), path, functools.partial(_amazon_items, meta))
+    items = functools.partial(_amazon_items, meta)
+    short = {role: names for role, names in TAKEN.items() if role != "review"}
+    try:
+        rows = pa.Table.from_batches(list(_stream(path, short)))
+        if rows["user"].null_count < len(rows) > rows["item"].null_count:
+            return _raw(rows, path, items, review=functools.partial(_review_texts, path))
+    except (pa.ArrowInvalid, OSError):
+        pass  # an odd or broken line: read line by line, more slowly, and named if it can't be
+    return _raw(_json(path, TAKEN), path, items)
+
+
+def _stream(path, roles):
+    """Record batches of the roles' columns of a JSON-lines file, parsed by Arrow."""
+    schema = pa.schema([(name, STREAMED.get(role, pa.string())) for role, names in roles.items() for name in names])
+    parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    read = pyarrow.json.ReadOptions(block_size=BLOCK)
+    for batch in pyarrow.json.open_json(str(path), read, parse):
+        columns = {role: pc.coalesce(*(batch[name] for name in names)) for role, names in roles.items()}
+        yield pa.RecordBatch.from_pydict(columns)
+
+
+def _review_texts(path, rows):
+    """The review texts object[m] of these rows of a JSON-lines file."""
+    wanted, back = np.unique(rows, return_inverse=True)
+    found, start = [], 0
+    for batch in _stream(path, {"review": TAKEN["review"]}):
+        low, high = np.searchsorted(wanted, [start, start + len(batch)])
+        found += batch["review"].take(pa.array(wanted[low:high] - start)).to_pylist()
+        start += len(batch)
+    return np.array([_clean(text) or None for text in found], object)[back]
 
 
 def _amazon_items(path, ids):
@@ -358,8 +393,11 @@ def _check(there, roles, path):
 # Tables -> interactions and items
 
 
-def _raw(table, path, items, first_line=1):
-    """The interactions of a table of roles whose rows begin in `first_line` of `path`, and `items`(ids)."""
+def _raw(table, path, items, first_line=1, review=None):
+    """The interactions of a table of roles whose rows begin in `first_line` of `path`, and `items`(ids).
+
+    review: the texts of rows of the table, where they are no column of it.
+    """
     user, item = _strings(table["user"]), _strings(table["item"])
     time, rating = (_numbers(table, role, path, first_line) for role in ("time", "rating"))
     usable = np.asarray(pc.and_(user.is_valid(), item.is_valid()))
@@ -378,8 +416,12 @@ def _raw(table, path, items, first_line=1):
         starts = np.cumsum(np.bincount(codes)) - np.bincount(codes)
         by_user, order = np.argsort(codes, kind="stable"), np.empty(len(codes))
         order[by_user] = np.arange(len(codes)) - starts[codes[by_user]]
-    texts = table["review"].filter(pa.array(usable)) if "review" in table.column_names else None
-    review = np.array([_clean(text) or None for text in texts.to_pylist()] if texts else [], object)
+    if "review" in table.column_names and pc.any(pc.greater(pc.binary_length(texts := table["review"]), 0)).as_py():
+
+        def review(rows):
+            return np.array([_clean(text) or None for text in texts.take(pa.array(rows)).to_pylist()], object)
+
+    read = np.flatnonzero(usable)
     rating = None if rating is None or np.isnan(rating).all() else rating[usable].astype(np.float32)
     rows = Interactions(
         user=codes.astype(np.int32),
@@ -389,7 +431,7 @@ def _raw(table, path, items, first_line=1):
         order=order,
         has_time=has_time,
         rating=rating,
-        review=review if any(review) else None,
+        review=review and (lambda rows: review(read[rows])),
     )
     return Raw(rows, items(item_ids), counts)
 
@@ -407,8 +449,9 @@ def _numbers(table, role, path, first_line):
     column = table[role]
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-    texts = _strings(column)
     try:
+        number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        texts = column if number else _strings(column)
         values = texts.cast(pa.float64())
     except pa.ArrowInvalid:
         values, where = [], f"{path}:{{}} has the {role} {{!r}}: {MEND}."
@@ -417,7 +460,7 @@ def _numbers(table, role, path, first_line):
                 values.append(None if text is None else _number(text, role))
             except ValueError:
                 raise InputError(where.format(line, text)) from None
-    values = np.array(values, np.float64)
+    values = np.array(values, np.float64)  # null is NaN
     for _ in range(3 if role == "time" else 0):  # ms, µs, ns
         values = np.where(np.abs(values) > 1e11, values / 1000, values)
     return values

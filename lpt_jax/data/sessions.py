@@ -25,6 +25,7 @@ before, the targets are the next ones.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def from_raw(raw, data_config) -> Dataset:
         item_ids=ids,
         order=time[kept] if rows.has_time else np.full(len(kept), np.nan),
         rating=_objects(rows.rating, kept),
-        review=_objects(rows.review, kept),
+        review=rows.review and (lambda at: rows.review(kept[at])),
     )
     sample = _sample(len(user_ids), user[kept], c.max_users)
     counts["users not in the sample"] = int((~sample[np.unique(user[kept])]).sum())
@@ -265,7 +266,7 @@ def _windows(low, high, count):
 
 def _sessions(rows, part, sample, c, counts):
     """All sessions of the sample by split, counted; rows are sorted by user and time."""
-    sessions = {split: [] for split in SPLITS}
+    sessions, spans = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
     users, short = [0, 0, 0], [0, 0, 0]
     starts, sizes = _users(rows.user)
     whose = np.repeat(np.arange(len(starts)), sizes)
@@ -292,16 +293,32 @@ def _sessions(rows, part, sample, c, counts):
                     user=rows.user_ids[rows.user[start]],
                     history=cut(rows.item, start, at),
                     ratings=cut(rows.rating, start, at),
-                    reviews=cut(rows.review, start, at),
+                    reviews=None,
                     targets=cut(rows.item, at, min(at + wanted, end)),
                     time=float(rows.order[at]),
                 )
                 sessions[SPLITS[number]].append(session)
+                spans[SPLITS[number]].append((start, at))
+    if rows.review is not None:
+        _add_reviews(sessions, spans, rows)
     for number, split in enumerate(SPLITS):
         counts[f"{split} users"] = users[number]
         counts[f"{split} users with too few items"] = short[number]
         counts[f"{split} sessions"] = len(sessions[split])
     return sessions
+
+
+def _add_reviews(sessions, spans, rows):
+    """Reads the texts of the histories, which are rows start … at - 1 each, and of no others."""
+    wanted = np.zeros(len(rows.user), bool)
+    for start, at in itertools.chain.from_iterable(spans.values()):
+        wanted[start:at] = True
+    texts, place = rows.review(np.flatnonzero(wanted)), np.cumsum(wanted) - 1
+    for split, found in sessions.items():
+        sessions[split] = [
+            dataclasses.replace(session, reviews=tuple(texts[place[start] : place[at - 1] + 1]))
+            for session, (start, at) in zip(found, spans[split], strict=True)
+        ]
 
 
 def _protocol(c, counts, cuts):

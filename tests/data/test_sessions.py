@@ -22,7 +22,7 @@ def raw(rows, items, has_time=True, counts=None, rating=True):
         order=np.array([r[2] for r in rows], np.float64),
         has_time=has_time,
         rating=np.array([r[2] % 5 for r in rows], np.float32) if rating else None,
-        review=[f"{r[0]} on {r[1]}" for r in rows],
+        review=lambda places: np.array([f"{rows[i][0]} on {rows[i][1]}" for i in places], object),
     )
     return Raw(interactions=interactions, items=items, counts=counts or {})
 
@@ -189,7 +189,7 @@ def test_row_order_does_not_matter_and_ids_and_files_do_not_tell_the_order():
     place = np.random.default_rng(1).permutation(len(rows.user))
     shuffled = Interactions(
         rows.user[place], rows.item[place], rows.user_ids, rows.item_ids, rows.order[place], True, rows.rating[place],
-        [rows.review[i] for i in place],
+        lambda at: rows.review(place[at]),
     )  # fmt: skip
     one = sessions.from_raw(source, settings())
     two = sessions.from_raw(Raw(interactions=shuffled, items=source.items, counts={}), settings())
