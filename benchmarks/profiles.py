@@ -1,0 +1,156 @@
+"""Writing profiles for many users, greedily, and a prefill alone.
+
+Ours is generation.Writer.sample, as a run writes its profiles; the peer is transformers' generate in either type and
+with each of its caches. Prefill and decode are told apart by writing one token and then all of them: the first call
+is a prefill (and one step), the difference of the two is the other steps. The prefill alone is 16 prompts of 512
+tokens in one type, until the last position's logits.
+"""
+
+import functools
+import time
+
+import numpy as np
+
+from benchmarks import harness, inputs
+
+
+def users(options) -> int:
+    """How many users' profiles are written at once."""
+    return 4 if options.tiny else 32
+
+
+def in_two(write, length: int) -> dict:
+    """Times write(1) and write(length): prefill, decode (the other length - 1 steps), and all, the second call."""
+    started = time.perf_counter()
+    write(1)
+    between = time.perf_counter()
+    write(length)
+    first, whole = between - started, time.perf_counter() - between
+    return {"seconds": whole, "parts": {"prefill": first, "decode": whole - first}}
+
+
+def ours(options):
+    """generation.Writer.sample."""
+    import types
+
+    import jax
+
+    r = inputs.recommender(options)
+    r.use_policy(r.fresh_policy())
+    prompts, key = r.prompts["train"][: users(options)], jax.random.key(0)
+
+    def write(length):
+        r.writer.settings = types.SimpleNamespace(max_tokens=length)
+        found, _ = r.writer.sample(prompts, range(len(prompts)), key, 1, 0.0)
+        jax.block_until_ready(found.tokens)
+
+    return lambda: in_two(write, r.config.profile.max_tokens)
+
+
+def peer(options, dtype: str, cache: str):
+    """transformers' generate."""
+    from benchmarks import torch_peers
+
+    torch_peers.use_threads(options.threads)
+    given, length = inputs.read(options.folder), inputs.config(options).profile.max_tokens
+    model = torch_peers.decoder(options.folder, dtype)
+    rows = given["prompts"][: users(options)]
+    prompts, mask = torch_peers.left_padded(rows, max(map(len, rows)), given["pad"])
+
+    def write(length):
+        torch_peers.generate(model, prompts, mask, cache, 1, length, 0.0, given["eos"], given["pad"])
+
+    return lambda: in_two(write, length)
+
+
+def needs(options) -> dict:
+    """Floors of prefill and decode, of real prompt lengths and full profiles."""
+    from benchmarks import floors
+    from lpt_jax import devices
+
+    c, rows = inputs.config(options), inputs.read(options.folder)["prompts"][: users(options)]
+    spec, _ = inputs.specs(options.folder, devices.product_type(c.decoder.dtype))
+    prompt, length = float(np.mean([len(row) for row in rows])) - 1, c.profile.max_tokens
+    return {
+        "prefill": [floors.prefill(spec, len(rows), prompt), floors.decode(spec, len(rows), prompt, len(rows), 1)],
+        "decode": [floors.decode(spec, len(rows), prompt + 1, len(rows), length - 1)],
+    }
+
+
+# ---- a prefill alone
+
+
+def shape(options) -> tuple[int, int]:
+    """Prompts and their length."""
+    return (2, 16) if options.tiny else (16, 512)
+
+
+def drawn(options) -> np.ndarray:
+    """Random token ids for both sides."""
+    vocab = inputs.vocabulary(options.folder)
+    return np.random.default_rng(0).integers(inputs.FIRST_WORD, vocab, shape(options))
+
+
+def our_prefill(options, dtype: str):
+    """As generation.sample begins: frozen layers, then the trained ones, keeping every layer's keys and values."""
+    import jax
+
+    from lpt_jax.models import decoder
+
+    r = inputs.recommender(options, {"decoder.dtype": dtype})
+    r.use_policy(r.fresh_policy())
+    upper = {"embed": r.trunk["embed"]} | r.writer.upper
+    tokens = drawn(options).astype(np.int32)
+    mask = np.ones(tokens.shape, bool)
+
+    @functools.partial(jax.jit, static_argnames="spec")
+    def prefill(spec, trunk, upper, tokens, mask):
+        x = decoder.embed_tokens(spec, trunk, tokens)
+        x, low = decoder.run(spec, trunk["layers"], x, mask)
+        x, high = decoder.run(spec, upper["layers"], x, mask, start=len(low))
+        return decoder.logits(spec, upper, x[:, -1]), low + high
+
+    def run():
+        scores, kept = jax.block_until_ready(prefill(r.spec, r.trunk, upper, tokens, mask))
+        return np.asarray(scores)
+
+    return run
+
+
+def peer_prefill(options, dtype: str):
+    """A forward pass with use_cache, the head at the last position only."""
+    import torch
+
+    from benchmarks import torch_peers
+
+    torch_peers.use_threads(options.threads)
+    model, tokens = torch_peers.decoder(options.folder, dtype), torch.from_numpy(drawn(options))
+
+    @torch.no_grad()
+    def run():
+        return model(input_ids=tokens, use_cache=True, logits_to_keep=1).logits[:, 0].float().numpy()
+
+    return run
+
+
+def prefill_needs(options, dtype: str) -> dict:
+    """Floor of the prefill; all layers' outputs at the last position are left out."""
+    from benchmarks import floors
+
+    return {"whole": [floors.prefill(inputs.specs(options.folder, dtype)[0], *shape(options))]}
+
+
+def cases(options) -> list[harness.Case]:
+    """Writing in our own type against all settings of the peer, and the prefill in each type against both."""
+    caches = ("dynamic cache", "static cache", "static cache, compiled")
+    peers = {
+        f"{dtype}, {cache}": functools.partial(peer, options, dtype, cache)
+        for dtype in ("bfloat16", "float32")
+        for cache in caches
+    }
+    found = [harness.Case("profiles-write", "auto", functools.partial(ours, options), peers, needs)]
+    for dtype in ("float32", "bfloat16"):
+        peers = {name: functools.partial(peer_prefill, options, name) for name in ("float32", "bfloat16")}
+        mine, least = functools.partial(our_prefill, options, dtype), functools.partial(prefill_needs, dtype=dtype)
+        found.append(harness.Case(f"profiles-prefill-{dtype}", dtype, mine, peers, least, alike=0.1))
+    return found
