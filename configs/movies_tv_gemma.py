@@ -5,7 +5,8 @@
 The hyper-parameters are those of LangPTune (arXiv 2410.18870) and its authors' command; the split, the k-core, the
 history (at most the last 4 items) and the item text (without the average rating of later reviews) are ours: see README.
 Gemma's weights need its terms accepted on the Hugging Face hub. Hardware: 8 accelerators of 16 GB or more. Minutes
-and result: see README. The variant :tiny takes a minute on a CPU and downloads nothing.
+and result: see README. The variant :tiny takes a minute on a CPU and downloads nothing; :colab trains LoRA of rank 16, with smaller
+batches and shorter profiles, on the one v5e chip of 16 GB that a Colab notebook gives.
 """
 
 from lpt_jax.config import choose, default
@@ -59,4 +60,16 @@ def get_config(variant: str = ""):
     c.evaluation.max_users = 1000
     c.mesh.update(data=1, fsdp=-1)
     c.checkpoint.every = 50
-    return choose(c, variant)
+    return choose(c, variant, colab=colab)
+
+
+def colab(c):
+    """What one chip of 16 GB holds: a small adapter, shorter prompts and profiles, smaller batches."""
+    c.name = "movies_tv_gemma_colab"
+    c.prompt.max_tokens = 512
+    c.profile.update(max_tokens=128, batch=32)
+    c.contrastive.update(batch=32, learning_rate=3e-7)
+    c.policy.update(users=16, samples=2, learning_rate=1e-5)
+    c.policy.lora.update(rank=16, alpha=32.0)
+    c.evaluation.update(max_users=200, max_test_sessions=1000)
+    return c

@@ -72,7 +72,6 @@ def _join(others: str) -> None:
         raise InputError(f"--processes={others}: the processes did not find each other ({why}).") from None
     if not first():
         sys.stdout = open(os.devnull, "w")
-        os.environ["TQDM_DISABLE"] = "1"
 
 
 def first() -> bool:

@@ -211,7 +211,9 @@ class Writer:
         """
         size, texts = self.settings.batch, dict(known or {})
         order = np.argsort([len(p) for p in prompts], kind="stable")
-        with tqdm(total=len(prompts), desc=what or "profiles", unit="profile", disable=not what) as bar:
+        with tqdm(
+            total=len(prompts), desc=what or "profiles", unit="profile", disable=not (what and devices.first())
+        ) as bar:
             for start in range(0, len(prompts), size):
                 rows = order[start : start + size]
                 if missing := [i for i in rows if i not in texts]:

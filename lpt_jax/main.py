@@ -57,9 +57,8 @@ def parse(argv: list[str]) -> tuple:
         if text is None:  # --noconfig.whiten, --config.whiten, --config.seed 1
             text = "false" if no else "true" if not rest or rest[0].startswith("--") else rest.pop(0)
         overrides[name] = text
-    for name, mode in ((n, m) for n in f for m in MODES if f"{m}: " in f[n].help and f[n].present):
-        if mode != f.mode:
-            raise InputError(f"--{name} is for --mode={mode}, and the mode is {f.mode}.")
+    for name, mode in ((n, m) for n in f for m in MODES if f"{m}: " in f[n].help and f[n].present and m != f.mode):
+        raise InputError(f"--{name} is for --mode={mode}, and the mode is {f.mode}.")
     config = config_lib.load(f.config or "", overrides)
     return f, config, Path(f.workdir or config_lib.default_workdir(config, overrides))
 
@@ -75,11 +74,10 @@ def run(argv: list[str]) -> int | None:
     from lpt_jax.systems import profiles
 
     if f.mode == "check":
-        return 0 if check.check(config, f.topology or "v5e:2x4") else 1
-    asked = f.mode == "recommend" and recommend.asked(f.user, f.history, f.profile, f.profile_file)
+        return 1 - check.check(config, f.topology or "v5e:2x4")
     with devices.together(f.processes), config_lib.claimed(workdir, config, new=f.mode == "train"):
         if f.mode == "recommend":
-            print(recommend.run(config, workdir, *asked, f.k))
+            print(recommend.run(config, workdir, *recommend.asked(f.user, f.history, f.profile, f.profile_file), f.k))
         elif f.mode == "write_profiles":
             profiles.write_profiles(config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
         else:
@@ -87,7 +85,7 @@ def run(argv: list[str]) -> int | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; its exit status: 0, or 2 for wrong input."""
+    """Runs the command line; its exit status: 0, 1 for a check that fails, or 2 for wrong input."""
     try:
         return run(sys.argv if argv is None else argv) or 0
     except InputError as error:

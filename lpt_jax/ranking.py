@@ -89,7 +89,8 @@ def padded(rows, width: int = 0) -> np.ndarray:
 
 
 def session_ranks(profiles, items: ItemEmbeddings, sessions, valid=None, batch: int = 256):
-    """Ranks Int32[S,M] of all sessions' targets by their profiles Float[S,D], batch by batch."""
+    """Ranks Int32[S,M] of all sessions' targets by their profiles Float[S,D], batch by batch (a GiB of scores at most)."""
+    batch = min(batch, max((1 << 28) // items.shape[0], 8))
     targets = [s.targets for s in sessions]
     targets = padded(targets, max(map(len, targets), default=1))
     hidden, profiles = padded([s.history for s in sessions]), np.asarray(profiles)

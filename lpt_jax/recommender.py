@@ -1,12 +1,15 @@
 """The models and the data of a run, and the way from a session's prompt to the rank of its target."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from lpt_jax import devices, generation, metrics, ranking, similarity, trackers
 from lpt_jax.data import batches, made_up, prompts, sessions
@@ -17,6 +20,7 @@ from lpt_jax.models import encoder as encoder_lib
 from lpt_jax.models import weights
 
 TINY_WIDTH = 64
+SHARD = 1 << 16  # items whose embeddings are one file, where the catalogue is larger
 
 
 def with_settings(spec: decoder_lib.DecoderSpec, config, mesh) -> decoder_lib.DecoderSpec:
@@ -188,9 +192,36 @@ class ProfileRecommender:
     def embed_catalogue(self, encoder: dict) -> jax.Array:
         """ItemEmbeddings [N, D], padded and spread over the mesh; asked twice for one encoder, it embeds once."""
         if self._embedded[0] is not encoder["word"]:  # an update makes new arrays
-            found = self.embed(encoder, self.data.catalogue.texts, self.item_limit)[0]
+            texts = self.data.catalogue.texts
+            large = len(texts) > SHARD
+            found = self._embed_shards(encoder, texts) if large else self.embed(encoder, texts, self.item_limit)[0]
             self._embedded = encoder["word"], devices.split_rows(found, self.mesh)
         return self._embedded[1]
+
+    def _embed_shards(self, encoder: dict, texts: list[str]) -> np.ndarray:
+        """Embeddings [N, D] of many texts, shard by shard; those done are kept in files until another encoder comes."""
+        leaves = [np.ascontiguousarray(a) for a in jax.tree.leaves(devices.fetch(encoder))]
+        state = hashlib.sha256(b"".join(hashlib.sha256(a).digest() for a in leaves)).hexdigest()[:16]
+        folder, shards = self.workdir / "catalogue" / state, []
+        if devices.first():
+            for old in folder.parent.glob("*"):
+                shutil.rmtree(old) if old != folder else None
+            folder.mkdir(parents=True, exist_ok=True)
+        devices.wait_for_all("the catalogue's folder")
+        done = {file.name for file in folder.iterdir()}
+        devices.wait_for_all("what is done of the catalogue")
+        for start in tqdm(range(0, len(texts), SHARD), "catalogue", unit="shard", disable=not devices.first()):
+            file = folder / f"{start}-{SHARD}.npy"
+            if file.name in done:
+                shards.append(np.load(file, allow_pickle=False))
+                continue
+            shards.append(self.embed(encoder, texts[start : start + SHARD], self.item_limit)[0])
+            if devices.first():
+                np.save(part := file.with_suffix(".part.npy"), shards[-1])
+                part.rename(file)
+            if self.interrupt:
+                self.interrupt.check(f"the embeddings of {start + len(shards[-1])} items")
+        return np.concatenate(shards)
 
     @property
     def count(self) -> int:

@@ -39,8 +39,10 @@ def test_sizes_that_do_not_fit_are_told(sizes):
         (("layers", "q"), (2, 63, 32), P(None, None, "model")),  # 63 rows don't divide by 2
         (("embed",), (100, 64), P("model", "fsdp")),
         (("head",), (64, 101), P("fsdp", None)),
-        (("layers", "down_lora_a"), (2, 128, 4), P(None, "model", None)),
+        (("layers", "down_lora_a"), (2, 128, 4), P(None, "model", "fsdp")),  # the rank takes what the side leaves
         (("layers", "down_lora_b"), (2, 4, 64), P(None, None, "fsdp")),
+        (("layers", "q_lora_a"), (2, 64, 4), P(None, "fsdp", None)),
+        (("layers", "q_lora_b"), (2, 4, 32), P(None, "fsdp", "model")),
         (("layers", "attn_norm"), (2, 64), P()),
         (("0", "mu", "layers", "q"), (2, 64, 32), P(None, "fsdp", "model")),
     ],

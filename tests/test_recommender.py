@@ -164,3 +164,29 @@ def test_the_catalogue_is_embedded_anew_for_another_encoder_only(r, monkeypatch)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[3])
     assert np.abs(found[0] - found[2]).max() > 1e-3
+
+
+def test_a_large_catalogue_is_embedded_in_shards_and_goes_on_after_a_kill(r, encoder, tmp_path, monkeypatch):
+    whole, embed, calls = np.asarray(r.embed_catalogue(encoder)), r.embed, []
+    monkeypatch.setattr(recommender, "SHARD", 16)
+    monkeypatch.setattr(r, "workdir", tmp_path)
+
+    def killed(*a):
+        calls.append(a)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return embed(*a)
+
+    monkeypatch.setattr(r, "embed", killed)
+    monkeypatch.setattr(r, "_embedded", (None, None))
+    with pytest.raises(KeyboardInterrupt):
+        r.embed_catalogue(encoder)
+    count = -(-r.count // 16)
+    assert count > 3 and len(list(tmp_path.glob("catalogue/*/*.npy"))) == 2
+    found = np.asarray(r.embed_catalogue(encoder))
+    assert len(calls) == 3 + count - 2  # the two that were done are read
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    other = r.fresh_encoder()
+    other["word"] = other["word"] * 2
+    r.embed_catalogue(other)
+    assert len(list(tmp_path.glob("catalogue/*"))) == 1  # the first encoder's are gone

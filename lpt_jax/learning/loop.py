@@ -121,7 +121,7 @@ def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, inte
         if note["step"] == 0:
             note["best"] = None
             log(0, validate(state, 0))
-        bar = tqdm(total=settings.steps, initial=note["step"], unit="step",
+        bar = tqdm(total=settings.steps, initial=note["step"], unit="step", disable=not devices.first(),
                    desc=f"{phase.name} {phase.iteration + 1}/{config.iterations}")  # fmt: skip
         for step in range(note["step"], settings.steps):
             state, values = phase.step(state, step)

@@ -1,0 +1,115 @@
+"""--mode=check: what it counts by hand-worked programs, and one small config compiled for a slice that isn't there."""
+
+import functools
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from lpt_jax import check, config, devices
+from lpt_jax.errors import InputError
+from lpt_jax.main import main
+from tests.conftest import ROOT
+
+
+def traced(function, *shapes):
+    return jax.jit(function).trace(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).jaxpr.jaxpr
+
+
+def test_operations_of_products_are_counted_with_their_repeats():
+    product = 2 * 3 * 5 * 4  # [3, 5] @ [5, 4]: multiplied and added
+
+    def scanned(a, b):
+        return jax.lax.scan(lambda x, _: (x + jnp.sum(a @ b), None), 0.0, length=7)[0]
+
+    def looped(a, b):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x + a @ b, jnp.zeros((3, 4)))
+
+    def batched(a, b):
+        return jnp.einsum("bij,bjk->bik", jnp.stack([a, a]), jnp.stack([b, b]))
+
+    for function, times in ((jnp.matmul, 1), (scanned, 7), (looped, 11), (batched, 2), (jax.jit(jnp.matmul), 1)):
+        assert check.traced_operations(traced(function, (3, 5), (5, 4)), trips=11) == times * product
+    assert (
+        check.traced_operations(traced(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2)), (3, 5), (5, 4)), 1) == 2 * product
+    )
+
+
+def test_positions_with_logits_are_found_inside_loops():
+    def head(x, w):
+        return jax.lax.map(lambda rows: (rows @ w).max(), x.reshape(2, 6, 5))
+
+    assert check.most_logits(traced(head, (12, 5), (5, 32)), 32) == 6
+    assert check.most_logits(traced(jnp.matmul, (12, 5), (5, 32)), 32) == 12
+    assert check.most_logits(traced(jnp.matmul, (12, 5), (5, 32)), 33) == 0
+
+
+def test_bytes_are_those_of_one_device():
+    mesh = devices.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+    spread, whole = (jax.sharding.NamedSharding(mesh, p) for p in (P("fsdp", "model"), P()))
+    tree = [
+        jax.ShapeDtypeStruct((8, 6), jnp.float32, sharding=spread),
+        jax.ShapeDtypeStruct((5,), "bfloat16", sharding=whole),
+    ]
+    assert check.bytes_of(tree) == 8 * 6 * 4 / 4 + 5 * 2
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v9:2x2", "v5e:2,4", "h100:many", ""])
+def test_unknown_machines_are_told(topology):
+    with pytest.raises(InputError, match=re.escape(f"--topology={topology} is not known")):
+        check.machine(topology)
+
+
+def test_a_missing_compiler_is_told():
+    if importlib.util.find_spec("jax_cuda12_plugin"):
+        pytest.skip("jax's CUDA wheels are installed")
+    with pytest.raises(InputError, match=r"pip install 'jax\[cuda12\]' first"):
+        check.machine("h100:8")
+
+
+def test_topology_is_for_check_alone(capsys):
+    assert main(["main", f"--config={ROOT}/configs/movielens.py:tiny", "--topology=v5e:2x4"]) == 2
+    assert "--topology is for --mode=check, and the mode is train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "changes"), [("movies_tv_gemma", {}), ("movies_tv_llama", {"policy.epochs": "1"})])
+def test_the_formulas_count_what_the_programs_do(name, changes):
+    """Traced for the devices that are here: every product of every program is in its formula, to 1 %."""
+    asked = config.load(f"{ROOT}/configs/{name}.py:tiny", changes)
+    run = check.Run(asked, devices.make_mesh(asked.mesh), "cpu")
+    for what, program in check.programs(run).items():
+        jaxpr = program.function.trace(*program.arguments, **program.static).jaxpr.jaxpr
+        done = check.traced_operations(jaxpr, asked.profile.max_tokens)
+        assert program.need * 0.99 <= done - program.again <= program.need * 1.25, what
+        positions = check.most_logits(jaxpr, run.decoder.vocab)
+        assert positions <= max(
+            asked.policy.logits_chunk, asked.policy.users * asked.policy.samples, asked.profile.batch
+        )
+
+
+def test_published_configs_are_those_of_the_recipes():
+    for name in ("movies_tv_gemma", "movies_tv_llama"):
+        asked = config.load(f"{ROOT}/configs/{name}.py", {})
+        writer, ranker = check.specs(asked)
+        assert (writer.layers, writer.width, ranker.layers, ranker.width) == (
+            (18, 2048, 24, 1024) if "gemma" in name else (32, 4096, 24, 1024)
+        )  # fmt: skip
+        shapes = jax.tree.leaves(check.decoder.shapes(writer), is_leaf=lambda s: isinstance(s, tuple))
+        count = sum(functools.reduce(lambda a, b: a * b, s) for s in shapes)
+        assert round(count / 1e9, 2) == (2.51 if "gemma" in name else 8.03)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+def test_a_small_config_compiles_for_a_slice_that_is_not_here(capsys):
+    flags = [f"--config={ROOT}/configs/movies_tv_gemma.py:tiny", "--mode=check", "--topology=v5e:2x4"]
+    assert main(["main", *flags, "--config.decoder.dtype=bfloat16", "--config.encoder.dtype=bfloat16"]) == 0
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == [
+        "write profiles", "rollout", "scoring", "policy update", "contrastive step", "embed catalogue", "ranking",
+    ]  # fmt: skip
+    assert all(row[1] == "yes" and float(row[5].split()[0]) <= 1.25 for row in rows[1:])
+    assert "all-gather" in out or "all-reduce" in out
