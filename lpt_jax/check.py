@@ -101,17 +101,14 @@ def bytes_of(tree) -> float:
 
 
 def specs(config) -> tuple[decoder.DecoderSpec, encoder.EncoderSpec]:
-    """The specs of a config's models."""
-    if "tiny" in (config.decoder.source, config.encoder.source):
+    """The specs of a config's models, for which no weights are read."""
+    sources = config.decoder.source, config.encoder.source
+    if "tiny" in sources:
         return tuple(model.spec for model in recommender.load_models(config))
-    readers = (
-        (config.decoder.source, weights.load_decoder, decoder.spec_from_hf),
-        (config.encoder.source, weights.load_encoder, lambda found: encoder.spec_from_hf({"config.json": found})),
-    )
-    return tuple(
-        read(weights.filled(PUBLISHED[source], source)) if source in PUBLISHED else load(source).spec
-        for source, load, read in readers
-    )
+    if not all(source in PUBLISHED for source in sources):
+        return weights.specs(*sources)
+    writer, ranker = (weights.filled(PUBLISHED[source], source) for source in sources)
+    return decoder.spec_from_hf(writer), encoder.spec_from_hf({"config.json": ranker})
 
 
 class Run:

