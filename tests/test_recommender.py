@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lpt_jax import metrics, trackers
+from lpt_jax import metrics, recommender, trackers
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.learning import loop
 from lpt_jax.recommender import ProfileRecommender
