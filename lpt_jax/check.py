@@ -15,6 +15,8 @@ import time
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import partial_eval
 from tqdm import tqdm
 
 from lpt_jax import devices, generation, ranking, recommender, similarity
@@ -254,6 +256,9 @@ def programs(run: Run) -> dict[str, Program]:
     )  # fmt: skip
     users //= settings.minibatches
     layers, head, low, working = scoring(users, True)
+    down = (
+        2 * spec.hidden * width * (depth * users * (prompt + samples * length) - users * prompt)
+    )  # nobody asks for it again
     trains_head = any(name.startswith("head") for name in parts["policy"])
     old = None if settings.epochs * settings.minibatches == 1 else batch(users, samples, length, dtype=f32)
     found["policy update"] = Program(
@@ -264,7 +269,7 @@ def programs(run: Run) -> dict[str, Program]:
                   "clip_ratio": settings.clip_ratio, "remat": c.decoder.remat},
         ("upper", "policy", "policy_optimiser"),
         (2 if lora else 3) * layers + (3 if trains_head and not lora else 2) * head + 3 * low,
-        (layers + low if c.decoder.remat else 0.0) + (head if trains_head else 0.0),
+        (layers - down + low if c.decoder.remat else 0.0) + (head if trains_head else 0.0),
         working + bytes_of(parts["policy"]), "policy.minibatches (higher) or policy.logits_chunk",
     )  # fmt: skip
 
@@ -307,6 +312,12 @@ def programs(run: Run) -> dict[str, Program]:
 # ---- what the program does
 
 
+def needed(traced):
+    """The jaxpr of a traced program without what no result needs, such as frozen weights' gradients: XLA drops it too."""
+    jaxpr = traced.jaxpr.jaxpr
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
 def traced_operations(jaxpr, trips: int) -> float:
     """Operations of all matrix products of a traced program; a scan's body counts its length, a while-loop's `trips`."""
     total = 0.0
@@ -317,15 +328,15 @@ def traced_operations(jaxpr, trips: int) -> float:
             total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[d] for d in contracted)
             continue
         times = {"scan": equation.params.get("length"), "while": trips}.get(equation.primitive.name, 1)
-        total += times * sum(traced_operations(inner, trips) for inner in jax.core.jaxprs_in_params(equation.params))
+        total += times * sum(traced_operations(inner, trips) for inner in core.jaxprs_in_params(equation.params))
     return total
 
 
 def most_logits(jaxpr, vocab: int) -> int:
     """For how many positions the traced program ever holds logits at once."""
     shapes = [v.aval.shape for e in jaxpr.eqns for v in e.outvars if hasattr(v.aval, "shape")]
-    found = [math.prod(s[:-1]) for s in shapes if len(s) > 1 and s[-1] == vocab]
-    found += [most_logits(inner, vocab) for e in jaxpr.eqns for inner in jax.core.jaxprs_in_params(e.params)]
+    found = [math.prod(s[:-1]) for s in shapes if len(s) > 2 and s[-1] == vocab]  # a matrix [D, V] is a head
+    found += [most_logits(inner, vocab) for e in jaxpr.eqns for inner in core.jaxprs_in_params(e.params)]
     return max(found, default=0)
 
 
@@ -333,15 +344,20 @@ def measure(program: Program, run: Run, platform: str) -> dict:
     """Compiles one program: bytes on a device, operations, collectives, positions with logits, and seconds."""
     started = time.monotonic()
     traced = program.function.trace(*program.arguments, **program.static)
+    jaxpr = needed(traced)
     found = {
-        "operations": traced_operations(traced.jaxpr.jaxpr, run.config.profile.max_tokens),
+        "operations": traced_operations(jaxpr, run.config.profile.max_tokens),
         "need": program.need, "again": program.again, "setting": program.setting,
-        "logits": most_logits(traced.jaxpr.jaxpr, run.decoder.vocab),
+        "logits": most_logits(jaxpr, run.decoder.vocab),
     }  # fmt: skip
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # what it holds only a device that is there can load
     try:
         compiled = traced.lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
         return found | {"error": " ".join(str(error).split())[:300]}
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
     memory, text = compiled.memory_analysis(), compiled.as_text()
     own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     others = sum(size for name, size in run.resident().items() if name not in program.parts)

@@ -40,11 +40,11 @@ def test_operations_of_products_are_counted_with_their_repeats():
 
 def test_positions_with_logits_are_found_inside_loops():
     def head(x, w):
-        return jax.lax.map(lambda rows: (rows @ w).max(), x.reshape(2, 6, 5))
+        return jax.lax.map(lambda rows: (rows @ w.T).max(), x.reshape(2, 2, 3, 5))  # w.T is no logits
 
-    assert check.most_logits(traced(head, (12, 5), (5, 32)), 32) == 6
-    assert check.most_logits(traced(jnp.matmul, (12, 5), (5, 32)), 32) == 12
-    assert check.most_logits(traced(jnp.matmul, (12, 5), (5, 32)), 33) == 0
+    assert check.most_logits(traced(head, (12, 5), (32, 5)), 32) == 6
+    assert check.most_logits(traced(jnp.matmul, (3, 4, 5), (5, 32)), 32) == 12
+    assert check.most_logits(traced(jnp.matmul, (3, 4, 5), (5, 32)), 33) == 0
 
 
 def test_bytes_are_those_of_one_device():
@@ -75,19 +75,27 @@ def test_topology_is_for_check_alone(capsys):
     assert "--topology is for --mode=check, and the mode is train" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "changes"), [("movies_tv_gemma", {}), ("movies_tv_llama", {"policy.epochs": "1"})])
-def test_the_formulas_count_what_the_programs_do(name, changes):
-    """Traced for the devices that are here: every product of every program is in its formula, to 1 %."""
-    asked = config.load(f"{ROOT}/configs/{name}.py:tiny", changes)
+@pytest.mark.parametrize("name", ["movies_tv_gemma.py", "movies_tv_gemma.py:colab", "movies_tv_llama.py"])
+def test_the_recipes_do_what_the_mathematics_needs(name):
+    """Traced at their real sizes: operations within 1.25 of the formulas, and never logits of a prompt."""
+    asked = config.load(f"{ROOT}/configs/{name}", {})
     run = check.Run(asked, devices.make_mesh(asked.mesh), "cpu")
     for what, program in check.programs(run).items():
-        jaxpr = program.function.trace(*program.arguments, **program.static).jaxpr.jaxpr
+        jaxpr = check.needed(program.function.trace(*program.arguments, **program.static))
         done = check.traced_operations(jaxpr, asked.profile.max_tokens)
-        assert program.need * 0.99 <= done - program.again <= program.need * 1.25, what
-        positions = check.most_logits(jaxpr, run.decoder.vocab)
-        assert positions <= max(
-            asked.policy.logits_chunk, asked.policy.users * asked.policy.samples, asked.profile.batch
-        )
+        assert 0.95 * program.need <= done - program.again <= 1.25 * program.need, what
+        rows = max(asked.policy.users * asked.policy.samples, asked.profile.batch)
+        assert check.most_logits(jaxpr, run.decoder.vocab) <= max(asked.policy.logits_chunk, rows)
+
+
+def test_frozen_weights_have_no_gradient_in_the_count():
+    def loss(a, b):
+        return jnp.sum(check.decoder.product(check.decoder.product(a, b, "float32"), jnp.ones((4, 2)), "float32"))
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 5), (5, 4))]
+    both, one = (jax.jit(jax.grad(loss, argnums)).trace(*shapes) for argnums in ((0, 1), 1))
+    count = [check.traced_operations(check.needed(traced), 1) for traced in (both, one)]
+    assert count[0] - count[1] == 2 * 3 * 5 * 4  # what the derivative by a takes
 
 
 def test_published_configs_are_those_of_the_recipes():
@@ -111,5 +119,7 @@ def test_a_small_config_compiles_for_a_slice_that_is_not_here(capsys):
     assert [row[0] for row in rows[1:]] == [
         "write profiles", "rollout", "scoring", "policy update", "contrastive step", "embed catalogue", "ranking",
     ]  # fmt: skip
-    assert all(row[1] == "yes" and float(row[5].split()[0]) <= 1.25 for row in rows[1:])
+    assert all(
+        row[1] == "yes" and 0.9 < float(row[5].split()[0]) < 2 for row in rows[1:]
+    )  # attention counts when so small
     assert "all-gather" in out or "all-reduce" in out

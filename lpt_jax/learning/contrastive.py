@@ -68,5 +68,5 @@ def update(spec: EncoderSpec, weights: dict, optimiser_state, batch: dict, *,
     (loss, accuracy), grads = jax.value_and_grad(objective, has_aux=True)(weights)
     updates, optimiser_state = optimiser.update(grads, optimiser_state, weights)
     weights = optax.apply_updates(weights, updates)
-    found = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
+    found = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.tree.norm(grads)}
     return weights, optimiser_state, found

@@ -129,5 +129,5 @@ def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, pro
     (value, moved), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
     updates, optimiser_state = optimiser.update(grads, optimiser_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
-    metrics = {"loss": value, "grad_norm": optax.global_norm(grads), "log_ratio_moved": moved}
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "log_ratio_moved": moved}
     return trainable, optimiser_state, metrics
