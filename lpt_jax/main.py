@@ -1,7 +1,6 @@
 """Flags -> config -> mode: python -m lpt_jax.main --config=configs/movielens.py[:tiny] [--mode=train]
 
-Any setting can be changed, as in --config.policy.eta=0.5; lpt_jax/config.py has them all. Flags:
-"""
+Any setting can be changed, as in --config.policy.eta=0.5; lpt_jax/config.py has them all. Flags:"""
 
 import os
 import re
@@ -66,7 +65,7 @@ def parse(argv: list[str]) -> tuple:
 def run(argv: list[str]) -> int | None:
     """Does what the command line says and returns the exit status; InputError if that can't be done."""
     if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(argv):
-        return print(__doc__ + define().get_help())
+        return print(__doc__, define().get_help(), sep="\n")
     f, config, workdir = parse(argv)
     cache = os.path.expanduser(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "jax"))
@@ -75,9 +74,10 @@ def run(argv: list[str]) -> int | None:
 
     if f.mode == "check":
         return 1 - check.check(config, f.topology or "v5e:2x4")
+    asked = f.mode == "recommend" and recommend.asked(f.user, f.history, f.profile, f.profile_file)
     with devices.together(f.processes), config_lib.claimed(workdir, config, new=f.mode == "train"):
         if f.mode == "recommend":
-            print(recommend.run(config, workdir, *recommend.asked(f.user, f.history, f.profile, f.profile_file), f.k))
+            print(recommend.run(config, workdir, *asked, f.k))
         elif f.mode == "write_profiles":
             profiles.write_profiles(config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
         else:

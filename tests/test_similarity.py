@@ -50,10 +50,10 @@ def test_no_texts():
 
 
 def test_compiled_once_per_length():
-    similarity._embed.clear_cache()
+    similarity.embed_batch.clear_cache()
     for _ in range(2):
         similarity.embed_texts(SPEC, WEIGHTS, TOKENIZER, TEXTS, batch=2)
-    assert similarity._embed._cache_size() == 4  # lengths 16, 24, 32 and the limit, 40
+    assert similarity.embed_batch._cache_size() == 4  # lengths 16, 24, 32 and the limit, 40
 
 
 def test_eight_devices_equal_one():
