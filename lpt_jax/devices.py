@@ -9,7 +9,9 @@ puts its own devices' part of an array on them and no more, and only the first w
 
 import contextlib
 import os
+import re
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -40,15 +42,27 @@ def together(others: str | None):
         yield
         return
     _join(others)
+    status = 1
     try:
         yield
+        return
+    except InputError as error:
+        why, status = str(error), 2
     except jax.errors.JaxRuntimeError as error:
         why = " ".join(str(error).split())[:200]
-        print(
-            f"lpt_jax: error: a process of the run is gone ({why}): start them all again with the same command, and it goes "
-            "on from its last checkpoint.", file=sys.stderr, flush=True,
-        )  # fmt: skip
-        os._exit(1)  # an orderly end would wait for those that are gone
+        if "RESOURCE_EXHAUSTED" not in why:
+            why = (
+                f"a process of the run is gone ({why}): start them all again with the same command, and it goes on from "
+                "its last checkpoint."
+            )
+    except SystemExit as stop:
+        if type(stop) is not SystemExit:  # loop.Stop: all of them stop, as asked
+            raise
+        why, status = "stopped.", stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        why = traceback.format_exc()
+    print(f"lpt_jax: error: {why}", file=sys.stderr, flush=True)
+    os._exit(status)  # an orderly end would wait for the others, who may wait for this one
 
 
 def _join(others: str) -> None:
@@ -62,10 +76,11 @@ def _join(others: str) -> None:
             raise InputError(
                 f"--processes={others!r} must be auto, or host:port,count,number as in host0:9876,2,0."
             ) from None
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is the training loop's
     try:
         jax.distributed.initialize(
-            address, count, number, coordinator_bind_address=address, heartbeat_timeout_seconds=30,
-            initialization_timeout=120,
+            address, count, number, heartbeat_timeout_seconds=30, initialization_timeout=120,
+            coordinator_bind_address=address if address and re.match(r"localhost:|127\.", address) else None,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]

@@ -8,7 +8,7 @@ import textwrap
 
 import numpy as np
 
-from lpt_jax import ranking
+from lpt_jax import devices, ranking
 from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
@@ -44,6 +44,7 @@ def known_session(dataset, user: str) -> Session:
         raise InputError(f"--user={user}: no user of this id is left in the data; the nearest id is {near[0]}.")
     history, ratings = (None if c is None else tuple(c[start:stop].tolist()) for c in (rows.item, rows.rating))
     reviews = rows.review and tuple(rows.review(np.arange(start, stop)))
+    reviews = reviews if reviews and any(reviews) else None
     return Session(user, history, ratings, reviews, targets=(), time=float(rows.order[stop - 1]))
 
 
@@ -122,7 +123,7 @@ def recommend(dataset, items, kind: str, text: str, k: int, *, write, embed, tok
     if length > limit:
         notes.append(f"The profile has {length} tokens, of which the embedder reads {limit}.")
     hidden = ranking.padded([session.history if session else ()])
-    ids, scores = ranking.top_k(embed(profile)[None], items, hidden, k, len(catalogue.ids))
+    ids, scores = devices.fetch(ranking.top_k(embed(profile)[None], items, hidden, k, len(catalogue.ids)))
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
     return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, ids[0], scores[0])])
 

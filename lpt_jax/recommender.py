@@ -200,19 +200,19 @@ class ProfileRecommender:
 
     def _embed_shards(self, encoder: dict, texts: list[str]) -> np.ndarray:
         """Embeddings [N, D] of many texts, shard by shard; those done are kept in files until another encoder comes."""
-        leaves = [np.ascontiguousarray(a) for a in jax.tree.leaves(devices.fetch(encoder))]
-        state = hashlib.sha256(b"".join(hashlib.sha256(a).digest() for a in leaves)).hexdigest()[:16]
+        parts = [np.ascontiguousarray(a) for a in jax.tree.leaves(devices.fetch(encoder))]
+        parts += [f"{self.item_limit} {self.encoder_dtype} {len(texts)}".encode(), "\n".join(texts).encode()]
+        state = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
         folder, shards = self.workdir / "catalogue" / state, []
         if devices.first():
             for old in folder.parent.glob("*"):
                 shutil.rmtree(old) if old != folder else None
             folder.mkdir(parents=True, exist_ok=True)
         devices.wait_for_all("the catalogue's folder")
-        done = {file.name for file in folder.iterdir()}
-        devices.wait_for_all("what is done of the catalogue")
+        done = {file.name for file in folder.iterdir()} if folder.exists() else set()
         for start in tqdm(range(0, len(texts), SHARD), "catalogue", unit="shard", disable=not devices.first()):
             file = folder / f"{start}-{SHARD}.npy"
-            if file.name in done:
+            if not devices.any_process(file.name not in done):
                 shards.append(np.load(file, allow_pickle=False))
                 continue
             shards.append(self.embed(encoder, texts[start : start + SHARD], self.item_limit)[0])

@@ -7,6 +7,7 @@ ties in catalogue order.
 import jax.numpy as jnp
 import numpy as np
 
+from lpt_jax import devices
 from lpt_jax.array_types import ItemEmbeddings
 from lpt_jax.ranking import padded, session_ranks
 
@@ -30,4 +31,4 @@ def popularity(sessions, counts) -> np.ndarray:
 def last_item(sessions, items: ItemEmbeddings, valid: int | None = None) -> np.ndarray:
     """Ranks by similarity to the text of the last item before the target."""
     last = jnp.asarray([s.history[-1] for s in sessions], jnp.int32)
-    return session_ranks(jnp.take(items, last, axis=0), items, sessions, valid)
+    return session_ranks(devices.fetch(jnp.take(items, last, axis=0)), items, sessions, valid)

@@ -166,10 +166,13 @@ def _review_texts(path, rows):
     """The review texts object[m] of these rows of a JSON-lines file."""
     wanted, back = np.unique(rows, return_inverse=True)
     found, start = [], 0
-    for batch in _stream(path, {"review": TAKEN["review"]}):
-        low, high = np.searchsorted(wanted, [start, start + len(batch)])
-        found += batch["review"].take(pa.array(wanted[low:high] - start)).to_pylist()
-        start += len(batch)
+    try:
+        for batch in _stream(path, {"review": TAKEN["review"]}):
+            low, high = np.searchsorted(wanted, [start, start + len(batch)])
+            found += batch["review"].take(pa.array(wanted[low:high] - start)).to_pylist()
+            start += len(batch)
+    except (pa.ArrowInvalid, OSError):  # a text that is no string: as above
+        found = _json(path, TAKEN)["review"].take(pa.array(wanted)).to_pylist()
     return np.array([_clean(text) or None for text in found], object)[back]
 
 
@@ -416,7 +419,8 @@ def _raw(table, path, items, first_line=1, review=None):
         starts = np.cumsum(np.bincount(codes)) - np.bincount(codes)
         by_user, order = np.argsort(codes, kind="stable"), np.empty(len(codes))
         order[by_user] = np.arange(len(codes)) - starts[codes[by_user]]
-    if "review" in table.column_names and pc.any(pc.greater(pc.binary_length(texts := table["review"]), 0)).as_py():
+    texts = _strings(table["review"]) if "review" in table.column_names else None
+    if texts is not None and pc.any(pc.greater(pc.binary_length(texts), 0)).as_py():
 
         def review(rows):
             return np.array([_clean(text) or None for text in texts.take(pa.array(rows)).to_pylist()], object)

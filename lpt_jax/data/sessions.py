@@ -314,6 +314,8 @@ def _add_reviews(sessions, spans, rows):
     for start, at in itertools.chain.from_iterable(spans.values()):
         wanted[start:at] = True
     texts, place = rows.review(np.flatnonzero(wanted)), np.cumsum(wanted) - 1
+    if not texts.any():  # a source without any is one that lacks them
+        return
     for split, found in sessions.items():
         sessions[split] = [
             dataclasses.replace(session, reviews=tuple(texts[place[start] : place[at - 1] + 1]))

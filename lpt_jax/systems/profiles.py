@@ -155,7 +155,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
                     optimiser=r.optimisers["policy"], loss=settings.loss, remat=remat, eta=settings.eta,
                     clip_ratio=settings.clip_ratio, **static,
                 )  # fmt: skip
-                found = jax.device_get(found)
+                found = devices.fetch(found)
         r.use_policy(state["policy"])
         lap("updates")
         flat, tied = sum(texts, []), rewards.all_tied(parts["metric"] + parts["invalid"])
@@ -273,7 +273,7 @@ def write_profiles(config, workdir: Path, output: Path, split: str) -> list[str]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         (part := output.with_name(f"{output.name}.part")).touch()
-        part.unlink()
+        part.unlink(missing_ok=True)  # another process may have been here
     except OSError as error:
         raise InputError(f"--output={output} can't be written ({error.strerror}): name another file.") from None
     config = config.copy_and_resolve_references()

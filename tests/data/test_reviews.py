@@ -495,3 +495,30 @@ def test_recbole_carrier():
     assert raw.items["267"] == {}  # MovieLens' own "unknown"
     with pytest.raises(InputError, match="carrier:x has no data"):
         read(source="movielens", path="carrier:x")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_amazon_is_streamed(tmp_path, suffix, monkeypatch):
+    amazon_2014(tmp_path, suffix)
+    slow = read(source="amazon", path=str(tmp_path), name="Beauty")
+    monkeypatch.setattr(reviews, "_json", None)  # the way for odd lines is not taken
+    raw = read(source="amazon", path=str(tmp_path), name="Beauty")
+    assert rows(raw) == rows(slow) and texts(raw) == texts(slow) == ["Good & soft.", None, None]
+
+
+def test_a_review_text_that_is_no_string_is_read_as_one(tmp_path):
+    put(tmp_path / "mine.jsonl", [REVIEWS_2014[0] | {"reviewText": 7}, REVIEWS_2014[1], REVIEWS_2014[2]])
+    meta = put(tmp_path / "meta.json", META_2014)
+    raw = read(source="amazon", path=str(tmp_path / "mine.jsonl"), items_path=str(meta))
+    assert texts(raw) == ["7", None, None]
+
+
+def test_a_review_column_of_another_type(tmp_path):
+    for name, column in (("null", pa.nulls(2)), ("number", pa.array([1.5, None]))):
+        table = pa.table({"user": ["a", "b"], "item": ["x", "y"], "title": ["X", "Y"], "review": column})
+        pa.parquet.write_table(table, tmp_path / f"{name}.parquet")
+        raw = read(
+            source="table", path=str(tmp_path / f"{name}.parquet"),
+            columns={"user": "user", "item": "item", "title": "title", "review": "review"},
+        )  # fmt: skip
+        assert raw.interactions.review is None if name == "null" else texts(raw) == ["1.5", None]

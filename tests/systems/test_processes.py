@@ -20,8 +20,7 @@ from lpt_jax import trackers
 from lpt_jax.main import main
 from tests.conftest import ROOT
 
-SETTINGS = ["--config.contrastive.steps=3", "--config.policy.steps=4", "--config.tensorboard=false", "--config.seed=1",
-            "--config.evaluation.baselines=random,popularity"]  # fmt: skip
+SETTINGS = ["--config.contrastive.steps=3", "--config.policy.steps=4", "--config.tensorboard=false", "--config.seed=1"]  # fmt: skip
 CONFIG = f"--config={ROOT}/configs/movielens.py:tiny"
 
 
@@ -116,6 +115,13 @@ def test_a_process_is_killed_and_the_run_goes_on_with_one(alone, tmp_path):
     finish(workdir, start(workdir, count=1))
     assert "going on from checkpoint" in said(workdir, 0)
     compare(numbers(workdir), alone)
+
+
+def test_one_that_finds_its_input_wrong_ends_all(both):
+    """The first refuses the workdir, made with other settings, while the other waits for it there."""
+    processes, begun = start(both, "--config.policy.eta=0.3"), time.monotonic()
+    assert processes[0].wait(120) == 2 and "policy.eta was 1.0 and is 0.3" in said(both, 0)
+    assert processes[1].wait(120) != 0 and time.monotonic() - begun < 90
 
 
 @pytest.mark.parametrize("given", ["here", "host:1,two,0", "host:1,2"])
