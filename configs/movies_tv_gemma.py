@@ -72,4 +72,5 @@ def colab(c):
     c.policy.update(users=16, samples=2, learning_rate=1e-5)
     c.policy.lora.update(rank=16, alpha=32.0)
     c.evaluation.update(max_users=200, max_test_sessions=1000)
+    c.evaluation.baselines = "random,popularity,last_item,history_text"  # the control is a second embedder
     return c

@@ -20,6 +20,7 @@ from jax.interpreters import partial_eval
 from tqdm import tqdm
 
 from lpt_jax import devices, generation, ranking, recommender, similarity
+from lpt_jax.config import listed
 from lpt_jax.errors import InputError
 from lpt_jax.learning import contrastive, policy
 from lpt_jax.models import decoder, encoder, weights
@@ -149,6 +150,8 @@ class Run:
             "writing": writing, "writing_list": unstacked(writing["layers"]),
             "items": jax.ShapeDtypeStruct((ITEMS + -ITEMS % mesh.size, self.encoder.width), jnp.float32),
         } | ({} if lora else {"reference": trained})  # fmt: skip
+        if {"history_trained", "contrastive"} <= {*listed(config.evaluation.baselines), *listed(config.phases)}:
+            parts |= {f"control{end}": parts[f"encoder{end}"] for end in ("", "_optimiser")}
         self.parts = {name: self.placed(tree, devices.shardings(tree, mesh)) for name, tree in parts.items()}
         self.parts["items"] = self.placed(parts["items"], devices.row_sharding(mesh))
 
@@ -164,8 +167,26 @@ class Run:
     def resident(self) -> dict[str, float]:
         """Bytes that each part of the run holds on a device; what is one buffer in two parts counts once."""
         sizes = {name: bytes_of(tree) for name, tree in self.parts.items()}
-        shared = {"upper": {"embed": self.parts["upper"].get("embed")}, "writing": self.parts["writing"]}
-        return {name: size - bytes_of(shared.get(name, ())) for name, size in sizes.items()}
+        slices = bytes_of(self.parts["policy"].get("layers", ())) if self.listed else 0.0  # what trains, beside a list
+        return sizes | {"upper": sizes["upper"] - self.tied_embed(), "writing": slices}
+
+    @property
+    def listed(self) -> bool:
+        """Whether the writer's upper layers lie in a list."""
+        return isinstance(self.parts["writing"]["layers"], list)
+
+    def tied_embed(self) -> float:
+        """Bytes on a device of the table that the trunk and a tied head share."""
+        return bytes_of(self.parts["upper"].get("embed", ()))
+
+    def beside(self, parts: tuple[str, ...]) -> float:
+        """Bytes that the run holds on a device while a program runs whose arguments these parts are."""
+        others = sum(size for name, size in self.resident().items() if name not in parts)
+        if "upper" in parts and "trunk" not in parts:
+            others -= self.tied_embed()
+        if "writing" in parts and "policy" not in parts:  # of what trains only the layers' slices are new
+            others -= bytes_of({name: a for name, a in self.parts["policy"].items() if name != "layers"})
+        return others
 
 
 # ---- what the mathematics needs
@@ -220,7 +241,7 @@ def programs(run: Run) -> dict[str, Program]:
             (spec, parts["trunk"], parts["trunk_list"], parts["writing"], parts["writing_list"],
              batch(users, prompt + 1), batch(users, prompt + 1, dtype=bool), batch(users, 2, dtype=jnp.uint32)),
             {"samples": samples, "max_tokens": length, "temperature": 1.0, "eos": (1,), "pad": 0, "keep_hidden": keep},
-            ("trunk", "trunk_list", "writing", "writing_list"), need, 0.0, share(cache + step + keep * tokens * width * 4),
+            ("trunk", "trunk_list", "writing", "writing_list", "upper", *(() if run.listed else ("policy",))), need, 0.0, share(cache + step + keep * tokens * width * 4),
             "profile.batch" if samples == 1 else "policy.users",
         )  # fmt: skip
 
@@ -360,7 +381,7 @@ def measure(program: Program, run: Run, platform: str) -> dict:
         jax.config.update("jax_enable_compilation_cache", cached)
     memory, text = compiled.memory_analysis(), compiled.as_text()
     own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    others = sum(size for name, size in run.resident().items() if name not in program.parts)
+    others = run.beside(program.parts)
     return found | {
         "peak": own + memory.temp_size_in_bytes + others,
         "resident": own + program.working + others,

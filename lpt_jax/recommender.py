@@ -120,6 +120,7 @@ class ProfileRecommender:
         self.encoder_dtype = devices.product_type(config.encoder.dtype)
         self.optimisers = make_optimisers(config)
         trunk, upper, trainable = policy.split(self.spec, writer.weights, config.policy, self.key)
+        trainable = jax.device_get(trainable)  # LoRA's are made on a device
         self.start = trunk["layers"]["q"].shape[0]  # layers below the first trained one
         if frozen_listed(config, self.mesh, jax.default_backend()):
             trunk, upper = with_lists(trunk, upper)

@@ -98,6 +98,25 @@ def test_frozen_weights_have_no_gradient_in_the_count():
     assert count[0] - count[1] == 2 * 3 * 5 * 4  # what the derivative by a takes
 
 
+@pytest.mark.parametrize("layers", ["stacked", "listed"])
+def test_no_buffer_counts_twice(layers):
+    """A program's own arguments and what is held beside them are together all that the run holds, whichever it is."""
+    asked = config.load(f"{ROOT}/configs/movies_tv_gemma.py:tiny", {"decoder.layers": layers})
+    run = check.Run(asked, devices.make_mesh(asked.mesh), "cpu")
+    held, programs = run.resident(), check.programs(run)
+    lists = layers == "stacked"  # then the sampler has lists of its own
+    assert (held["writing_list"] > 0) == lists and (held["writing"] > 0) != lists
+    assert {"control", "control_optimiser"} <= held.keys()
+    for what in ("rollout", "scoring", "policy update", "contrastive step", "ranking"):
+        own = sum(check.bytes_of(run.parts[name]) for name in programs[what].parts if name not in ("upper", "policy"))
+        own += (
+            0
+            if what == "rollout"
+            else sum(check.bytes_of(run.parts[n]) for n in programs[what].parts if n in ("upper", "policy"))
+        )
+        assert own + run.beside(programs[what].parts) == pytest.approx(sum(held.values())), what
+
+
 def test_published_configs_are_those_of_the_recipes():
     for name in ("movies_tv_gemma", "movies_tv_llama"):
         asked = config.load(f"{ROOT}/configs/{name}.py", {})
