@@ -52,5 +52,5 @@ clean:  ## environments; runs/ and ~/.cache/lpt_jax stay
 	$(call install,.venv-test,"torch==2.13.0" "-e .[test]")
 
 .venv-test/.bench: .venv-test/.installed
-	@.venv-test/bin/python -m pip install --disable-pip-version-check --no-input "torch==2.13.0" "-e .[bench]" >> .venv-test/pip.log 2>&1 && touch $@ || \
+	@.venv-test/bin/python -m pip install --disable-pip-version-check --no-input "torch==2.13.0" -e ".[bench]" >> .venv-test/pip.log 2>&1 && touch $@ || \
 		echo "lpt_jax: sentence-transformers and faiss-cpu could not be had (see .venv-test/pip.log): their comparisons are left out."
