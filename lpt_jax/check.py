@@ -322,10 +322,10 @@ def programs(run: Run) -> dict[str, Program]:
     )  # fmt: skip
     profiles = settings.users * samples
     found["ranking"] = Program(
-        ranking.target_ranks,
+        ranking.counted,
         (batch(profiles, enc.width, dtype=f32), parts["items"], batch(profiles, c.data.targets),
          batch(profiles, HISTORY), jax.ShapeDtypeStruct((), jnp.int32)),
-        {}, ("items",), 2.0 * profiles * ITEMS * enc.width, 0.0, 2 * 4 * profiles * ITEMS / run.mesh.size, "policy.users",
+        {"ways": run.mesh.size}, ("items",), 2.0 * profiles * ITEMS * enc.width, 0.0, 2 * 4 * profiles * ITEMS / run.mesh.size, "policy.users",
     )  # fmt: skip
     return found
 

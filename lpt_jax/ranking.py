@@ -15,6 +15,9 @@ import numpy as np
 from lpt_jax import devices
 from lpt_jax.array_types import Embeddings, HiddenItems, ItemEmbeddings, Ranks, Scores, Targets
 
+CHUNK = 4096  # items of a large catalogue that a device scores at once: what they give stays in a CPU's cache
+FEW = 64  # chunks, below which all scores at once are as fast and take little memory
+
 
 def score(profiles: Embeddings, items: ItemEmbeddings) -> Scores:
     """Dot products in full float32, cosines where both sides have unit length; never -0.0."""
@@ -30,19 +33,27 @@ def _ahead(scores, ids, target_scores, targets):
     return (scores > target_scores) | tie_before | (jnp.isnan(target_scores) & (ids != targets))
 
 
+def _unhidden(ahead, target_scores, targets, hidden_scores, hidden, once):
+    """The ranks, from how many items are ahead of each target, without the hidden ones (`once`: the first of its name)."""
+    of_them = _ahead(hidden_scores, hidden, target_scores, targets) & once[:, None, :]
+    return jnp.where(targets >= 0, 1 + ahead - jnp.sum(of_them, axis=2, dtype=jnp.int32), 0)
+
+
+def _once(hidden):
+    """Hidden items sorted, and which of them count: an item named twice is discounted once, -1 never."""
+    hidden = jnp.sort(hidden, axis=1)
+    return hidden, (hidden >= 0) & (jnp.diff(hidden, axis=1, prepend=-1) != 0)
+
+
 def _ranks(scores, targets, hidden, valid):
     n = scores.shape[1]
-    hidden = jnp.sort(hidden, axis=1)  # so that an item named twice is discounted once
-    once = (hidden >= 0) & (jnp.diff(hidden, axis=1, prepend=-1) != 0)
+    hidden, once = _once(hidden)
     target_scores = jnp.take_along_axis(scores, jnp.maximum(targets, 0), axis=1)
     hidden_scores = jnp.take_along_axis(scores, jnp.maximum(hidden, 0), axis=1)
     ids = jnp.arange(n, dtype=targets.dtype)[None, :]
     real = ids < (n if valid is None else valid)
-    ahead = _ahead(scores, ids, target_scores, targets) & real[:, None, :]
-    of_them_hidden = _ahead(hidden_scores, hidden, target_scores, targets) & once[:, None, :]
-    ahead = jnp.sum(ahead, axis=2, dtype=jnp.int32)
-    ahead -= jnp.sum(of_them_hidden, axis=2, dtype=jnp.int32)
-    return jnp.where(targets >= 0, 1 + ahead, 0)
+    ahead = jnp.sum(_ahead(scores, ids, target_scores, targets) & real[:, None, :], axis=2, dtype=jnp.int32)
+    return _unhidden(ahead, target_scores, targets, hidden_scores, hidden, once)
 
 
 @jax.jit
@@ -58,13 +69,46 @@ def ranks(scores: Scores, target, hidden: HiddenItems, valid: int | None = None)
     return _ranks(scores, target[:, None], hidden, valid)[:, 0]
 
 
-@jax.jit
 def target_ranks(
     profiles: Embeddings, items: ItemEmbeddings, targets: Targets, hidden: HiddenItems, valid=None
 ) -> Ranks:
     """Each target's rank with the hidden items and the other targets left out; 0 for target -1."""
-    others = jnp.concatenate([hidden, targets], axis=1)  # none is ahead of itself: it may be there
-    return _ranks(score(profiles, items), targets, others, valid)
+    rows = items.sharding.shard_shape(items.shape)[0] if isinstance(items, jax.Array) else len(items)
+    return counted(profiles, items, targets, hidden, valid, ways=len(items) // rows)
+
+
+@partial(jax.jit, static_argnames=("ways", "chunk"))
+def counted(profiles, items, targets, hidden, valid=None, ways: int = 1, chunk: int = CHUNK):
+    """target_ranks of items whose rows lie on so many devices: many items are scored chunk by chunk on each of them."""
+    hidden = jnp.concatenate([hidden, targets], axis=1)  # none is ahead of itself: it may be there
+    (n, width), users = items.shape, jnp.arange(len(profiles))
+    each, size = n // ways, ways * chunk
+    if each < FEW * chunk:
+        return _ranks(score(profiles, items), targets, hidden, valid)
+    hidden, once = _once(hidden)
+    # equal items must tie: the targets' own scores come from products of the same shape as the items'
+    own = jnp.maximum(targets, 0).ravel()
+    own = jnp.pad(own, (0, -own.size % size)).reshape(-1, size)
+    own = jax.lax.map(lambda ids: score(profiles, items[ids]), own).swapaxes(0, 1).reshape(len(profiles), -1)
+    own = own[:, : targets.size].reshape(len(profiles), *targets.shape)[users, users]
+    blocks, (way, place) = items.reshape(ways, each, width), jnp.divmod(jnp.maximum(hidden, 0), each)
+
+    def add(i, found):
+        ahead, of_hidden = found
+        start = jnp.minimum(i * chunk, each - chunk)  # the last chunk overlaps the one before
+        scores = score(profiles, jax.lax.dynamic_slice_in_dim(blocks, start, chunk, 1).reshape(size, width))
+        places = start + jnp.arange(chunk, dtype=targets.dtype)
+        ids = (each * jnp.arange(ways, dtype=targets.dtype)[:, None] + places).reshape(1, size)
+        new = jnp.tile(places >= i * chunk, ways) & (ids < (n if valid is None else valid))
+        ahead += jnp.sum(_ahead(scores, ids, own, targets) & new[:, None, :], axis=2, dtype=jnp.int32)
+        at = place - start
+        column = way * chunk + jnp.clip(at, 0, chunk - 1)
+        there = (at >= 0) & (at < chunk)
+        return ahead, jnp.where(there, jnp.take_along_axis(scores, column, axis=1), of_hidden)
+
+    nothing = jnp.zeros(targets.shape, jnp.int32), jnp.zeros(hidden.shape, jnp.float32)
+    ahead, of_hidden = jax.lax.fori_loop(0, -(-each // chunk), add, nothing)
+    return _unhidden(ahead, own, targets, of_hidden, hidden, once)
 
 
 @partial(jax.jit, static_argnames="k")
@@ -89,8 +133,7 @@ def padded(rows, width: int = 0) -> np.ndarray:
 
 
 def session_ranks(profiles, items: ItemEmbeddings, sessions, valid=None, batch: int = 256):
-    """Ranks Int32[S,M] of all sessions' targets by their profiles Float[S,D], batch by batch (a GiB of scores at most)."""
-    batch = min(batch, max((1 << 28) // items.shape[0], 8))
+    """Ranks Int32[S,M] of all sessions' targets by their profiles Float[S,D], batch by batch."""
     targets = [s.targets for s in sessions]
     targets = padded(targets, max(map(len, targets), default=1))
     hidden, profiles = padded([s.history for s in sessions]), np.asarray(profiles)

@@ -46,6 +46,29 @@ def test_equals_a_sort(seed):
     np.testing.assert_array_equal(ranking.ranks(scores, targets[:, 0], hidden, valid), expected[:, 0])
 
 
+@pytest.mark.parametrize("chunk, n", [(2, 128), (3, 200), (2, 133)])
+def test_chunk_by_chunk_equals_a_sort(chunk, n):
+    """Also where the last chunk overlaps the one before."""
+    profiles, items, targets, hidden, valid = world(chunk, n=n, valid=n - 5)
+    found = ranking.counted(profiles, items, targets, hidden, valid, chunk=chunk)
+    np.testing.assert_array_equal(found, brute(profiles @ items.T, targets, hidden, valid))
+    items[targets[0, 0]] = np.nan
+    found = ranking.counted(profiles, items, targets, hidden, chunk=chunk)
+    np.testing.assert_array_equal(found, brute(profiles @ items.T, targets, hidden, n))
+
+
+def test_equal_items_tie_in_every_chunk():
+    """Copies of a few embeddings that are not exact in binary: their scores must be the same wherever they stand."""
+    rng = np.random.default_rng(0)
+    kinds, which = rng.standard_normal((40, 384)), rng.integers(0, 40, 64 * 70 + 13)
+    profiles, chosen = rng.standard_normal((6, 384)), rng.permutation(len(which))[:60].reshape(6, 10).astype(np.int32)
+    expected = brute((profiles @ kinds.T)[:, which], chosen[:, :2], chosen[:, 2:], len(which))
+    single = profiles.astype(np.float32), kinds.astype(np.float32)[which]
+    for chunk in (64, 1 << 20):  # in chunks, and all at once
+        found = ranking.counted(*single, chosen[:, :2], chosen[:, 2:], chunk=chunk)
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_order_is_that_of_top_k():
     profiles, items, _, hidden, valid = world(7)
     ids, scores = ranking.top_k(profiles, items, hidden, 20, valid)
@@ -84,6 +107,11 @@ def test_eight_devices_give_the_same_ranks():
     spread = (place(profiles, "data"), place(items, ("data", "fsdp")), place(targets, "data"), place(hidden, "data"))
     expected = brute(profiles @ items.T, targets, hidden, valid)
     np.testing.assert_array_equal(ranking.target_ranks(*spread, valid), expected)
+    profiles, items, targets, hidden, valid = world(3, rows=8, n=8 * 130, valid=8 * 130 - 3)
+    many = (place(profiles, "data"), place(items, ("data", "fsdp")), place(targets, "data"), place(hidden, "data"))
+    expected = brute(profiles @ items.T, targets, hidden, valid)
+    np.testing.assert_array_equal(ranking.counted(*many, valid, ways=8, chunk=2), expected)
+    profiles, items, _, hidden, valid = world(3, rows=8)
     ids, _ = ranking.top_k(spread[0], spread[1], spread[3], 5, valid)
     np.testing.assert_array_equal(ids, ranking.top_k(profiles, items, hidden, 5, valid)[0])
 
