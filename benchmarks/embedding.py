@@ -8,6 +8,7 @@ are tokenised beforehand, dropout is off. Embedding begins with the texts.
 
 import contextlib
 import functools
+import math
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def our_step(options, dtype: str):
     import jax.numpy as jnp
     import optax
 
-    from lpt_jax import devices
+    from lpt_jax import devices, similarity
     from lpt_jax.data import batches
     from lpt_jax.learning import contrastive
     from lpt_jax.models import weights
@@ -38,19 +39,22 @@ def our_step(options, dtype: str):
     optimiser, dtype = optax.adamw(RATE, weight_decay=0.0), devices.product_type(dtype)
     held = {"weights": jax.tree.map(jnp.array, loaded.weights)}
     held["state"] = optimiser.init(held["weights"])
-    sides = [batches.tokenise(loaded.tokenizer, texts, limit)[0] for texts, limit in zip(pairs(options), LIMITS)]
-    sides = [
-        batches.pad_right(rows, batches.bucket_lengths([max(map(len, rows))], 1)[0], loaded.pad_id) for rows in sides
-    ]
-    count = len(sides[0][0])
-    batch = {"profiles": sides[0], "items": sides[1], "correction": np.zeros(count, np.float32),
-             "excluded": np.zeros((count, count), bool)}  # fmt: skip
+    rows = sum(
+        (batches.tokenise(loaded.tokenizer, texts, limit)[0] for texts, limit in zip(pairs(options), LIMITS)), []
+    )
+    room, most = similarity.line_of(max(map(len, rows)))
+    lines, count = batches.packed([len(row) for row in rows], room, most), len(rows) // 2
+    size = math.ceil(1.1 * sum(map(len, rows)) / room)  # as a contrastive phase has it
+    tokens, texts, where = batches.pack(rows, lines, max(size, len(lines)), room, most, loaded.pad_id)
+    where = where[np.argsort(sum(lines, []))]
+    batch = {"tokens": tokens, "texts": texts, "profiles": where[:count], "items": where[count:],
+             "correction": np.zeros(count, np.float32), "excluded": np.zeros((count, count), bool)}  # fmt: skip
     batch = jax.tree.map(jnp.asarray, batch)
 
     def run():
         held["weights"], held["state"], found = contrastive.update(
             loaded.spec, held["weights"], held["state"], batch, optimiser=optimiser, temperature=TEMPERATURE,
-            dtype=dtype, remat=False,
+            most=most, dtype=dtype, remat=False,
         )  # fmt: skip
         jax.block_until_ready(held)
         return float(found["loss"])

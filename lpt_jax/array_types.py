@@ -1,7 +1,7 @@
 """Every dimension letter and array name of the library, once.
 
 B users (or texts) in a batch, G profiles per user, P prompt tokens, T profile tokens, N items,
-M targets per session, H hidden history items, D width, V vocabulary, L layers.
+S texts in a row of the encoder, M targets per session, H hidden history items, D width, V vocabulary, L layers.
 """
 
 from jaxtyping import Array, Bool, Float, Int
@@ -14,6 +14,7 @@ LogProbs = Float[Array, "B G T"]  # natural-log probabilities of profile tokens
 Hidden = Float[Array, "..."]  # hidden states, last axis D
 Tokens = Int[Array, "B T"]  # text token ids of the encoder
 Mask = Bool[Array, "B T"]
+Segments = Int[Array, "B T"]  # which of its row's texts a token belongs to: 1, 2, …, S; 0 is padding
 Embeddings = Float[Array, "B D"]  # unit length
 ItemEmbeddings = Float[Array, "N D"]
 Scores = Float[Array, "B N"]

@@ -15,6 +15,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.extend import core
 from jax.interpreters import partial_eval
 from tqdm import tqdm
@@ -219,8 +220,10 @@ def programs(run: Run) -> dict[str, Program]:
     depth, width, found = spec.layers - run.start, spec.width, {}
     lora = settings.trains == "lora"
 
+    ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+
     def share(count):  # of a batch, on a device
-        return count / (run.mesh.shape["data"] * run.mesh.shape["fsdp"])
+        return count / ways
 
     def adapters(tokens, rows):  # x·a·b of every LoRA matrix
         if not lora:
@@ -296,29 +299,33 @@ def programs(run: Run) -> dict[str, Program]:
 
     candidates = c.contrastive.batch + c.contrastive.hard_negatives
     limits = [min(n, enc.max_tokens) for n in (c.encoder.max_profile_tokens, c.encoder.max_item_tokens)]
-    sides = list(zip((c.contrastive.batch, candidates), limits, strict=True))
+    texts = -(-(c.contrastive.batch + candidates) // ways) * ways  # at most a line for each
+
+    def lines(count, longest):  # Tokens and Segments, and how many texts a line can have
+        room, most = similarity.line_of(longest)
+        return {"tokens": batch(count, room), "texts": batch(count, room)}, room, most
 
     def embedding_bytes(texts, length):
         return texts * length * 4 * (2 * enc.hidden + 8 * enc.width + 2 * enc.heads * length)
 
-    tokens = [(batch(*side), batch(*side, dtype=bool)) for side in sides]
-    data = {"profiles": tokens[0], "items": tokens[1], "correction": batch(candidates, dtype=f32),
-            "excluded": batch(c.contrastive.batch, candidates, dtype=bool)}  # fmt: skip
-    need = sum(embedding_operations(enc, *side) for side in sides)
-    kept = sum(n * t * 4 * enc.width * enc.layers for n, t in sides) + 2 * max(embedding_bytes(*side) for side in sides)
+    data, room, most = lines(texts, max(limits))
+    data |= {"profiles": batch(c.contrastive.batch), "items": batch(candidates), "correction": batch(candidates, dtype=f32),
+             "excluded": batch(c.contrastive.batch, candidates, dtype=bool)}  # fmt: skip
+    need = embedding_operations(enc, texts, room)
+    kept = texts * room * 4 * enc.width * enc.layers + 2 * embedding_bytes(texts, room)
     dtype = devices.product_type(c.encoder.dtype)
     found["contrastive step"] = Program(
         contrastive.update, (enc, parts["encoder"], parts["encoder_optimiser"], data),
-        {"optimiser": run.optimisers["encoder"], "temperature": c.contrastive.temperature, "dtype": dtype,
+        {"optimiser": run.optimisers["encoder"], "temperature": c.contrastive.temperature, "most": most, "dtype": dtype,
          "remat": c.decoder.remat},
         ("encoder", "encoder_optimiser"), 3 * need, need if c.decoder.remat else 0.0,
         share(kept) + bytes_of(parts["encoder"]), "contrastive.batch",
     )  # fmt: skip
-    texts = batch(c.encoder.batch, limits[1]), batch(c.encoder.batch, limits[1], dtype=bool)
+    data, room, most = lines(c.encoder.batch, limits[1])
     found["embed catalogue"] = Program(
-        similarity.embed_batch, (enc, parts["encoder"], *texts), {"dtype": dtype}, ("encoder",),
-        embedding_operations(enc, c.encoder.batch, limits[1]), 0.0,
-        share(embedding_bytes(c.encoder.batch, limits[1])), "encoder.batch",
+        similarity.embed_batch, (enc, parts["encoder"], data["tokens"], data["texts"]), {"most": most, "dtype": dtype},
+        ("encoder",), embedding_operations(enc, c.encoder.batch, room), 0.0,
+        share(embedding_bytes(c.encoder.batch, room)), "encoder.batch",
     )  # fmt: skip
     profiles = settings.users * samples
     found["ranking"] = Program(
@@ -373,12 +380,14 @@ def measure(program: Program, run: Run, platform: str) -> dict:
     }  # fmt: skip
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)  # what it holds only a device that is there can load
+    compilation_cache.reset_cache()  # or an earlier compilation's answer to whether there is one holds
     try:
         compiled = traced.lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
         return found | {"error": " ".join(str(error).split())[:300]}
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
+        compilation_cache.reset_cache()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     others = run.beside(program.parts)

@@ -9,10 +9,18 @@ from lpt_jax import devices
 from lpt_jax.data import batches
 from lpt_jax.models import encoder
 
-# The static lengths, so that few programs are compiled and little is padding.
-LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+ROOM, FEWEST = (
+    128,
+    16,
+)  # tokens of a line, where no text is longer; texts that a line can have (or a 16th of its tokens)
 
-embed_batch = jax.jit(encoder.embed, static_argnames=("spec", "dtype"))
+embed_batch = jax.jit(encoder.embed_packed, static_argnames=("spec", "most", "dtype"))
+
+
+def line_of(longest: int) -> tuple[int, int]:
+    """Tokens of a line that holds texts of up to so many, and how many texts it can have."""
+    room = max(ROOM, -(-longest // 16) * 16)
+    return room, max(FEWEST, room // 16)
 
 
 def embed_texts(
@@ -26,7 +34,7 @@ def embed_texts(
     dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeds texts in batches of equal length, compiled once per length and batch size.
+    """Embeds texts, several to a line, `batch` lines at once (the last ones: fewer, of at most eight static sizes).
 
     Args:
       max_tokens: longer texts are cut, as at spec.max_tokens.
@@ -38,18 +46,18 @@ def embed_texts(
     """
     limit = min(max_tokens or spec.max_tokens, spec.max_tokens)
     rows, cut = batches.tokenise(tokenizer, [prefix + text for text in texts], limit)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # like lengths go together
-    size = min(batch, 1 << max(len(rows) - 1, 0).bit_length())
+    room, most = line_of(limit)
+    lines = batches.packed([len(row) for row in rows], room, most)
     weights = weights if mesh else jax.device_put(weights)  # once, not once per batch
-    parts = []
-    for start in range(0, len(rows), size):
-        chosen = [rows[i] for i in order[start : start + size]]
-        length = batches.bucket(len(chosen[-1]), (*(n for n in LENGTHS if n < limit), limit))
-        chosen += [[tokenizer.pad_token_id or 0]] * (size - len(chosen))
-        tokens = batches.pad_right(chosen, length, tokenizer.pad_token_id or 0)
-        tokens = devices.split_batch(tokens, mesh) if mesh else tokens
-        parts.append(embed_batch(spec, weights, *tokens, dtype=dtype))  # runs while the next batch is padded
+    step, parts, places = max(-(-batch // 8), 1), [], []
+    for start in range(0, len(lines), batch):
+        chosen = lines[start : start + batch]
+        size = 1 if len(lines) == 1 else -(-len(chosen) // step) * step
+        tokens, segments, where = batches.pack(rows, chosen, size, room, most, tokenizer.pad_token_id or 0)
+        put = devices.split_batch((tokens, segments), mesh) if mesh else (tokens, segments)
+        parts.append(embed_batch(spec, weights, *put, most=most, dtype=dtype))  # runs while the next batch is packed
+        places.append((sum(chosen, []), where))
     found = np.zeros((len(rows), spec.width), np.float32)
-    if parts:
-        found[order] = np.concatenate(devices.fetch(parts))[: len(rows)]
+    for part, (texts, where) in zip(parts, places):
+        found[texts] = devices.fetch(part).reshape(-1, spec.width)[where]
     return found, cut

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,12 @@ def test_published_configs_are_those_of_the_recipes():
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
 def test_a_small_config_compiles_for_a_slice_that_is_not_here(capsys):
     flags = [f"--config={ROOT}/configs/movies_tv_gemma.py:tiny", "--mode=check", "--topology=v5e:2x4"]
+    jax.jit(lambda x: x * 2)(1.0)  # from here on this process has looked for a compilation cache
+    kept = set(Path(jax.config.jax_compilation_cache_dir).glob("jit_sample*"))
     assert main(["main", *flags, "--config.decoder.dtype=bfloat16", "--config.encoder.dtype=bfloat16"]) == 0
+    assert (
+        set(Path(jax.config.jax_compilation_cache_dir).glob("jit_sample*")) == kept
+    )  # no use to a machine without TPUs
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows[1:]] == [

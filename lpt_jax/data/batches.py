@@ -28,6 +28,48 @@ def pad_right(rows: Sequence[Sequence[int]], length: int, pad_id: int):
     return _pad(rows, length, pad_id, left=False)
 
 
+def packed(lengths: Sequence[int], room: int, most: int) -> list[list[int]]:
+    """Which texts share a line of `room` tokens, at most `most` of them: the longest left, then what still fits, longest first.
+
+    >>> packed([3, 9, 5, 2], 10, 4)
+    [[1], [2, 0, 3]]
+    """
+    waiting = [[] for _ in range(room + 1)]
+    for text in reversed(range(len(lengths))):
+        waiting[lengths[text]].append(text)
+    lines, left, longest = [], len(lengths), room
+    while left:
+        while not waiting[longest]:
+            longest -= 1
+        line, free, size = [], room, longest
+        while len(line) < most and (size := min(size, free)):
+            if waiting[size]:
+                line.append(waiting[size].pop())
+                free -= size
+            else:
+                size -= 1
+        lines.append(line)
+        left -= len(line)
+    return lines
+
+
+def pack(rows: Sequence[Sequence[int]], lines: Sequence[Sequence[int]], count: int, room: int, most: int, pad_id: int):
+    """The rows that `lines` name as `count` lines -> Tokens int32 and Segments int32 [count, room], and places.
+
+    places int32 [n] follow the names' order: line * most + number in the line, for [count, most, …] made flat.
+    """
+    tokens, texts = np.full((count, room), pad_id, np.int32), np.zeros((count, room), np.int32)
+    places = []
+    for at, line in enumerate(lines):
+        start = 0
+        for number, row in enumerate(line):
+            end = start + len(rows[row])
+            tokens[at, start:end], texts[at, start:end] = rows[row], number + 1
+            places.append(at * most + number)
+            start = end
+    return tokens, texts, np.array(places, np.int32)
+
+
 def bucket_lengths(lengths: Sequence[int], count: int, multiple: int = 16) -> tuple[int, ...]:
     """At most `count` multiples of `multiple`: each holds its share of the rows, the last all."""
     if not len(lengths):

@@ -49,20 +49,22 @@ def log_sampling(frequency: np.ndarray, batch: int, extra: int) -> np.ndarray:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("spec", "optimiser", "temperature", "dtype", "remat"),
+    jax.jit, static_argnames=("spec", "optimiser", "temperature", "most", "dtype", "remat"),
     donate_argnames=("weights", "optimiser_state"),
 )  # fmt: skip
 def update(spec: EncoderSpec, weights: dict, optimiser_state, batch: dict, *,
-           optimiser: optax.GradientTransformation, temperature: float, dtype: str, remat: bool):  # fmt: skip
+           optimiser: optax.GradientTransformation, temperature: float, most: int, dtype: str, remat: bool):  # fmt: skip
     """One step of InfoNCE: returns weights, optimiser state and metrics.
 
-    batch: "profiles" and "items", each (tokens, mask) [B, T] and [C, T']; "correction" [C]; "excluded" [B, C].
+    batch: "tokens" and "texts" [R, T] hold both sides' texts, several to a row; "profiles" [B] and "items" [C] say where,
+    as row * most + number; "correction" [C]; "excluded" [B, C].
     The batch is global: on a mesh, every device's items are negatives of every profile.
     """
 
     def objective(weights):
-        p = encoder.embed(spec, weights, *batch["profiles"], dtype=dtype, remat=remat)
-        e = encoder.embed(spec, weights, *batch["items"], dtype=dtype, remat=remat)
+        found = encoder.embed_packed(spec, weights, batch["tokens"], batch["texts"], most, dtype, remat)
+        found = found.reshape(-1, spec.width)
+        p, e = found[batch["profiles"]], found[batch["items"]]
         return info_nce(p, e, batch["correction"], batch["excluded"], temperature)
 
     (loss, accuracy), grads = jax.value_and_grad(objective, has_aux=True)(weights)

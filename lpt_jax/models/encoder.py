@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lpt_jax import devices
-from lpt_jax.array_types import Array, Embeddings, Float, Mask, Tokens
+from lpt_jax.array_types import Array, Embeddings, Float, Mask, Segments, Tokens
 from lpt_jax.errors import InputError
 from lpt_jax.models.decoder import hash_name
 from lpt_jax.models.products import UNROLLED, product
@@ -98,16 +98,17 @@ def _norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     return x * scale + bias
 
 
-def hidden_states(spec: EncoderSpec, weights: dict, tokens: Tokens, mask: Mask, dtype="float32",
+def hidden_states(spec: EncoderSpec, weights: dict, tokens: Tokens, texts: Mask | Segments, dtype="float32",
                   remat: bool = False) -> Float[Array, "B T D"]:  # fmt: skip
-    """Last hidden states in float32; padding may stand on either side: positions count real tokens only.
+    """Last hidden states in float32. A row holds one text (texts: its mask) or several, 1, 2, …; 0 is padding.
 
-    Matrix products read `dtype` and accumulate in float32; norms and softmax are float32.
-    `remat` recomputes each layer in the backward pass.
+    A text sees itself alone, wherever it stands: positions count its own tokens. Matrix products read `dtype` and
+    accumulate in float32; norms and softmax are float32. `remat` recomputes each layer in the backward pass.
     """
     mix = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    bias = jnp.where(mask, 0.0, jnp.float32(-1e9))[:, None, None]  # finite: so is an empty row
+    same = texts[:, :, None] == texts[:, None, :]
+    positions = jnp.tril(same, -1).sum(-1)
+    bias = jnp.where(same & (texts[:, None, :] > 0), 0.0, jnp.float32(-1e9))[:, None]  # finite: so is padding
     tables = [weights["word"][tokens], weights["position"][positions], weights["type"][:1]]
     x = devices.spread(sum(table.astype(jnp.float32) for table in tables), spec.mesh)
     x = _norm(x, weights["embed_norm_scale"], weights["embed_norm_bias"], spec.norm_eps)
@@ -132,16 +133,24 @@ def hidden_states(spec: EncoderSpec, weights: dict, tokens: Tokens, mask: Mask, 
     return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, weights["layers"], unroll=unroll)[0]
 
 
+def embed_packed(spec: EncoderSpec, weights: dict, tokens: Tokens, texts: Segments, most: int, dtype="float32",
+                 remat: bool = False) -> Float[Array, "B S D"]:  # fmt: skip
+    """Unit-length embeddings of the texts 1 … `most` of each row: hidden states pooled by mean or at the first token (cls).
+
+    What a row has no text for gets zeros.
+    """
+    x = hidden_states(spec, weights, tokens, texts, dtype, remat)
+    own = texts[:, None, :] == jnp.arange(1, most + 1)[:, None]
+    own = own & (jnp.cumsum(own, -1) == 1) if spec.pooling == "cls" else own
+    pooled = jnp.einsum("bst,btd->bsd", own.astype(x.dtype), x, precision="highest")
+    pooled /= jnp.maximum(own.sum(-1, keepdims=True), 1)
+    return pooled * jax.lax.rsqrt(jnp.maximum(jnp.square(pooled).sum(-1, keepdims=True), 1e-24))
+
+
 def embed(spec: EncoderSpec, weights: dict, tokens: Tokens, mask: Mask, dtype="float32",
           remat: bool = False) -> Embeddings:  # fmt: skip
-    """Unit-length text embeddings: hidden states pooled over the real tokens (mean) or at the first one (cls)."""
-    x = hidden_states(spec, weights, tokens, mask, dtype, remat)
-    if spec.pooling == "cls":
-        pooled = jnp.take_along_axis(x, jnp.argmax(mask, axis=1)[:, None, None], axis=1)[:, 0]
-    else:
-        count = jnp.maximum(mask.sum(1, keepdims=True), 1)
-        pooled = jnp.where(mask[..., None], x, 0.0).sum(1) / count
-    return pooled * jax.lax.rsqrt(jnp.maximum(jnp.square(pooled).sum(-1, keepdims=True), 1e-24))
+    """Unit-length embeddings of one text a row."""
+    return embed_packed(spec, weights, tokens, mask, 1, dtype, remat)[:, 0]
 
 
 class Encoder(nnx.Module):

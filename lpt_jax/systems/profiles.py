@@ -8,6 +8,7 @@ for each iteration:
 """
 
 import functools
+import math
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, ranking, rewards, trackers
+from lpt_jax import devices, ranking, rewards, similarity, trackers
 from lpt_jax import evaluate as evaluate_lib
 from lpt_jax.checkpoints import Checkpoints
 from lpt_jax.data import batches
@@ -51,7 +52,13 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
             raise InputError("Every training profile is empty: raise --config.profile.max_tokens.")
         frequency = np.bincount([t for _, t in held["pairs"]], minlength=r.count) / len(held["pairs"])
         held["correction"] = contrastive.log_sampling(frequency, settings.batch, settings.hard_negatives)
-        held["lengths"] = [batches.bucket_lengths([len(r) for r in rows], 3) for rows in (held["rows"], r.item_rows)]
+        sides = [np.array([len(row) for row in rows]) for rows in (held["rows"], r.item_rows)]
+        held["room"], held["most"] = similarity.line_of(max(side.max() for side in sides))
+        tokens = settings.batch * np.mean([sides[0][row] + sides[1][target] for row, target in held["pairs"]])
+        tokens += settings.hard_negatives * sides[1].mean()
+        texts, ways = 2 * settings.batch + settings.hard_negatives, r.mesh.shape["data"] * r.mesh.shape["fsdp"]
+        sizes = {min(texts, math.ceil(slack * tokens / held["room"])) for slack in (1.1, 1.4)} | {texts}
+        held["sizes"] = sorted({-(-size // ways) * ways for size in sizes})  # lines of a batch; nearly always the first
 
     def step(state, step):
         number = iteration * settings.steps + step
@@ -63,13 +70,16 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
         users = [train[row % len(train)] for row, _ in pairs]
         excluded = contrastive.exclusions(positives, candidates, [s.history + s.targets for s in users])
         correction = held["correction"][candidates] * settings.popularity_correction
-        rows = [held["rows"][row] for row, _ in pairs], [r.item_rows[i] for i in candidates]
-        sides = [batches.pad_right(side, batches.bucket(max(map(len, side)), lengths), r.ranker.pad_id)
-                 for side, lengths in zip(rows, held["lengths"], strict=True)]  # fmt: skip
-        batch = {"profiles": sides[0], "items": sides[1], "correction": correction, "excluded": excluded}
+        rows = [held["rows"][row] for row, _ in pairs] + [r.item_rows[i] for i in candidates]
+        lines = batches.packed([len(row) for row in rows], held["room"], held["most"])
+        size = batches.bucket(len(lines), held["sizes"])
+        tokens, texts, where = batches.pack(rows, lines, size, held["room"], held["most"], r.ranker.pad_id)
+        where = where[np.argsort(sum(lines, []))]  # in the order of rows
+        batch = {"tokens": tokens, "texts": texts, "profiles": where[: len(pairs)], "items": where[len(pairs) :],
+                 "correction": correction, "excluded": excluded}  # fmt: skip
         state[part], state[f"{part}_optimiser"], found = contrastive.update(
             r.encoder_spec, state[part], state[f"{part}_optimiser"], devices.split_batch(batch, r.mesh),
-            optimiser=r.optimisers[part], temperature=settings.temperature, dtype=r.encoder_dtype,
+            optimiser=r.optimisers[part], temperature=settings.temperature, most=held["most"], dtype=r.encoder_dtype,
             remat=r.config.decoder.remat,
         )  # fmt: skip
         return state, found

@@ -16,6 +16,23 @@ def test_padding_left_and_right():
         batches.pad_left([[1], [1, 2]], 1, 0)
 
 
+@pytest.mark.parametrize("most", [1, 3, 16])
+def test_packed_lines_hold_every_row_once(most):
+    rng = np.random.default_rng(most)
+    rows = [rng.integers(1, 99, n).tolist() for n in (*rng.integers(1, 33, 200), 32, 1)]
+    lines = batches.packed([len(row) for row in rows], 32, most)
+    assert sorted(sum(lines, [])) == list(range(len(rows))) and max(map(len, lines)) <= most
+    assert all(sum(len(rows[i]) for i in line) <= 32 for line in lines)
+    tokens, texts, places = batches.pack(rows, lines, len(lines) + 2, 32, most, 0)
+    assert tokens.shape == texts.shape == (len(lines) + 2, 32)
+    for row, place in zip(sum(lines, []), places, strict=True):
+        line, number = divmod(int(place), most)
+        assert tokens[line][texts[line] == number + 1].tolist() == rows[row]
+    assert (texts > 0).sum() == sum(map(len, rows)) and not tokens[texts == 0].any()
+    if most == 16:
+        assert (texts > 0)[: len(lines)].mean() > 0.97  # hardly any padding
+
+
 def test_buckets_are_few_multiples_that_hold_all():
     lengths = [3, 5, 17, 18, 40, 90]
     assert batches.bucket_lengths(lengths, 1) == (96,)

