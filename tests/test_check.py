@@ -3,11 +3,11 @@
 import functools
 import importlib.util
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
 from lpt_jax import check, config, devices
@@ -131,14 +131,18 @@ def test_published_configs_are_those_of_the_recipes():
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
-def test_a_small_config_compiles_for_a_slice_that_is_not_here(capsys):
+def test_a_small_config_compiles_for_a_slice_that_is_not_here(capsys, tmp_path):
     flags = [f"--config={ROOT}/configs/movies_tv_gemma.py:tiny", "--mode=check", "--topology=v5e:2x4"]
+    kept = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))  # of this test alone: others write into theirs
+    compilation_cache.reset_cache()
     jax.jit(lambda x: x * 2)(1.0)  # from here on this process has looked for a compilation cache
-    kept = set(Path(jax.config.jax_compilation_cache_dir).glob("jit_sample*"))
-    assert main(["main", *flags, "--config.decoder.dtype=bfloat16", "--config.encoder.dtype=bfloat16"]) == 0
-    assert (
-        set(Path(jax.config.jax_compilation_cache_dir).glob("jit_sample*")) == kept
-    )  # no use to a machine without TPUs
+    try:
+        assert main(["main", *flags, "--config.decoder.dtype=bfloat16", "--config.encoder.dtype=bfloat16"]) == 0
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
+        compilation_cache.reset_cache()
+    assert not list(tmp_path.glob("jit_sample*"))  # no use to a machine without TPUs
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows[1:]] == [
