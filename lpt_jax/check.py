@@ -142,7 +142,8 @@ class Run:
         writing.pop("embed", None)
 
         def unstacked(layers):
-            return None if isinstance(layers, list) else jax.eval_shape(generation.unstack, layers, self.decoder.dtype)
+            unstack = functools.partial(generation.unstack, dtype=self.decoder.dtype, joined=mesh.size == 1)
+            return None if isinstance(layers, list) else jax.eval_shape(unstack, layers)
 
         parts = {
             "trunk": trunk, "trunk_list": unstacked(trunk["layers"]), "upper": upper,

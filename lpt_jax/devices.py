@@ -27,7 +27,7 @@ BATCH = ("data", "fsdp")  # a batch's first axis is spread over both
 # How a weight's matrix is spread, without the stacked layer axis; what isn't named is replicated.
 PARTITION = {
     "embed": ("model", "fsdp"), "word": ("model", "fsdp"), "head": ("fsdp", "model"),
-    "q": ("fsdp", "model"), "k": ("fsdp", "model"), "v": ("fsdp", "model"), "o": ("model", "fsdp"),
+    "q": ("fsdp", "model"), "k": ("fsdp", "model"), "v": ("fsdp", "model"), "qkv": (None, None), "o": ("model", "fsdp"),
     "gate": ("fsdp", "model"), "up": ("fsdp", "model"), "down": ("model", "fsdp"),
 }  # fmt: skip
 
@@ -85,6 +85,8 @@ def _join(others: str) -> None:
     except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"--processes={others}: the processes did not find each other ({why}).") from None
+    if jax.default_backend() == "cpu":  # programs from the cache let its independent collectives meet in another order
+        jax.config.update("jax_enable_compilation_cache", False)
     if not first():
         sys.stdout = open(os.devnull, "w")
 

@@ -36,11 +36,19 @@ class Profiles:
     hidden: jax.Array | None
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def unstack(layers: dict, dtype: str) -> list[dict]:
-    """Stacked layers to a list of single ones, matrices in dtype: decoding reads each where it lies."""
+@functools.partial(jax.jit, static_argnames=("dtype", "joined"))
+def unstack(layers: dict, dtype: str, joined: bool = False) -> list[dict]:
+    """Stacked layers to a list of single ones, matrices in dtype: decoding reads each where it lies.
+
+    joined: q, k and v become one matrix, as a step's small products cost more to start than to compute (not on a mesh,
+    which spreads each of them; LoRA keeps them apart).
+    """
+    layers = {name: w.astype(dtype) if w.ndim > 2 else w for name, w in layers.items()}
+    if joined and layers and not any(f"{name}_lora_a" in layers for name in "qkv"):
+        for end in ("", "_bias") if "q_bias" in layers else ("",):
+            layers["qkv" + end] = jnp.concatenate([layers.pop(name + end) for name in "qkv"], -1)
     count = next(iter(layers.values())).shape[0] if layers else 0
-    return [{name: w[i].astype(dtype) if w.ndim > 2 else w[i] for name, w in layers.items()} for i in range(count)]
+    return [{name: w[i] for name, w in layers.items()} for i in range(count)]
 
 
 def _pick(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -173,7 +181,7 @@ class Writer:
         self.trunk_list = self._listed(trunk["layers"])
 
     def _listed(self, layers):
-        return None if isinstance(layers, list) else unstack(layers, self.spec.dtype)
+        return None if isinstance(layers, list) else unstack(layers, self.spec.dtype, self.mesh.size == 1)
 
     def use(self, upper: dict) -> None:
         """Takes the upper model's weights (LoRA beside its matrices): the step from the trainer to the sampler."""

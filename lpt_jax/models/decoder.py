@@ -210,9 +210,12 @@ def _rotate(x, table):
 
 def _qkv(spec, w, x, table):
     """Projected, normed and rotated q [..., kv, rep, hd], k and v [..., kv, hd]."""
-    q = dense(x, w, "q", spec).reshape(*x.shape[:-1], spec.heads, spec.head_dim)
-    k = dense(x, w, "k", spec).reshape(*x.shape[:-1], spec.kv_heads, spec.head_dim)
-    v = dense(x, w, "v", spec).reshape(*x.shape[:-1], spec.kv_heads, spec.head_dim)
+    if "qkv" in w:  # generation.unstack joined them
+        ends = np.cumsum([spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim])
+        q, k, v = jnp.split(dense(x, w, "qkv", spec), ends, -1)
+    else:
+        q, k, v = (dense(x, w, name, spec) for name in "qkv")
+    q, k, v = (a.reshape(*x.shape[:-1], -1, spec.head_dim) for a in (q, k, v))
     if spec.qk_norm:
         q, k = norm(q, w["q_norm"], spec), norm(k, w["k_norm"], spec)
     q, k = _rotate(q, table), _rotate(k, table)

@@ -179,7 +179,7 @@ def every_pass(spec, weights, context, mask, own, split):
     states["trunk and upper"] = last.reshape(B, G, T, -1)
     caches["trunk and upper"] = first + second
 
-    context_caches, listed = caches["packed"], unstack(weights["layers"], spec.dtype)
+    context_caches, listed = caches["packed"], unstack(weights["layers"], spec.dtype, joined=True)
     states["listed"], caches["listed"] = decoder.run(spec, listed, rows, mask, G, last=True, remat=True)
     states["listed"] = states["listed"].reshape(B, G, T, -1)
     empty = jnp.zeros((B, spec.kv_heads, G, T, spec.head_dim))
