@@ -93,7 +93,7 @@ def of_ranking(profiles: int, items: int, width: int) -> dict:
     rng = np.random.default_rng(0)
     chosen = jnp.asarray(rng.integers(0, items, (profiles, HISTORY + 1)), jnp.int32)
     catalogue, rows = (jnp.asarray(rng.standard_normal((n, width), np.float32)) for n in (items, profiles))
-    return {"ranking": timed(ranking.target_ranks, rows, catalogue, chosen[:, :1], chosen[:, 1:])[0]}
+    return {"ranking": timed(ranking.counted, rows, catalogue, chosen[:, :1], chosen[:, 1:])[0]}
 
 
 def of_catalogue(r, weights: dict, texts: int) -> dict:
