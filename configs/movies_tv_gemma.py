@@ -68,8 +68,8 @@ def colab(c):
     c.name = "movies_tv_gemma_colab"
     c.prompt.max_tokens = 512
     c.profile.update(max_tokens=128, batch=32)
-    c.encoder.batch = 64
-    c.contrastive.update(batch=16, learning_rate=3e-7)
+    c.encoder.update(batch=64, max_item_tokens=256, max_profile_tokens=256)
+    c.contrastive.update(batch=24, learning_rate=3e-7)
     c.policy.update(users=16, samples=2, learning_rate=1e-5)
     c.policy.lora.update(rank=16, alpha=32.0)
     c.evaluation.update(max_users=200, max_test_sessions=1000)
