@@ -50,6 +50,7 @@ def get_config(variant: str = ""):
         kl_coef=0.2,
         whiten=True,
         epochs=4,
+        accumulation=4,  # for devices of 16 GB; the same updates
         reward="ndcg",
         learning_rate=1e-7,
         warmup=0,

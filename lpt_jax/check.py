@@ -177,6 +177,20 @@ class Run:
         """Whether the writer's upper layers lie in a list."""
         return isinstance(self.parts["writing"]["layers"], list)
 
+    def gathered(self, *parts: str) -> float:
+        """Bytes that a device lacks of the head and of a layer of each part: whole while it computes with them."""
+
+        def lacking(tree):
+            return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree)) - bytes_of(tree)
+
+        trees = [self.parts[name] for name in parts]
+        tops = {n: a for tree in trees for n, a in tree.items() if n.startswith(("head", "embed"))}
+        if "head" in tops:
+            tops.pop("embed", None)
+        stacks = [tree["layers"] for tree in trees if jax.tree.leaves(tree["layers"])]
+        counts = [len(s) if isinstance(s, list) else max(jax.tree.leaves(s)[0].shape[0], 1) for s in stacks]
+        return lacking(tops) + sum(lacking(stack) / count for stack, count in zip(stacks, counts))
+
     def tied_embed(self) -> float:
         """Bytes on a device of the table that the trunk and a tied head share."""
         return bytes_of(self.parts["upper"].get("embed", ()))
@@ -245,7 +259,8 @@ def programs(run: Run) -> dict[str, Program]:
             (spec, parts["trunk"], parts["trunk_list"], parts["writing"], parts["writing_list"],
              batch(users, prompt + 1), batch(users, prompt + 1, dtype=bool), batch(users, 2, dtype=jnp.uint32)),
             {"samples": samples, "max_tokens": length, "temperature": 1.0, "eos": (1,), "pad": 0, "keep_hidden": keep},
-            ("trunk", "trunk_list", "writing", "writing_list", "upper", *(() if run.listed else ("policy",))), need, 0.0, share(cache + step + keep * tokens * width * 4),
+            ("trunk", "trunk_list", "writing", "writing_list", "upper", *(() if run.listed else ("policy",))), need, 0.0,
+             share(cache + step + keep * tokens * width * 4) + run.gathered("trunk", "writing"),
             "profile.batch" if samples == 1 else "policy.users",
         )  # fmt: skip
 
@@ -277,10 +292,11 @@ def programs(run: Run) -> dict[str, Program]:
     layers, head, low, working = scoring(users, False)
     found["scoring"] = Program(
         policy.score, (spec, parts["upper"], parts["policy"], *rollouts(users)), static, ("upper", "policy"),
-        layers + head + low, 0.0, working, "policy.users",
+        layers + head + low, 0.0, working + run.gathered("upper", "policy"), "policy.users",
     )  # fmt: skip
     users //= settings.minibatches
-    layers, head, low, working = scoring(users, True)
+    layers, head, low, _ = scoring(users, True)
+    working = scoring(users // settings.accumulation, True)[-1]
     down = (
         2 * spec.hidden * width * (depth * users * (prompt + samples * length) - users * prompt)
     )  # nobody asks for it again
@@ -291,11 +307,11 @@ def programs(run: Run) -> dict[str, Program]:
         (spec, parts["upper"], parts["policy"], parts["policy_optimiser"], *rollouts(users), old,
          batch(users, samples, dtype=f32)),
         static | {"optimiser": run.optimisers["policy"], "loss": settings.loss, "eta": settings.eta,
-                  "clip_ratio": settings.clip_ratio, "remat": c.decoder.remat},
+                  "clip_ratio": settings.clip_ratio, "remat": c.decoder.remat, "accumulation": settings.accumulation},
         ("upper", "policy", "policy_optimiser"),
         (2 if lora else 3) * layers + (3 if trains_head and not lora else 2) * head + 3 * low,
         (layers - down + low if c.decoder.remat else 0.0) + (head if trains_head else 0.0),
-        working + bytes_of(parts["policy"]), "policy.minibatches (higher) or policy.logits_chunk",
+        working + bytes_of(parts["policy"]) + run.gathered("upper", "policy") + run.gathered("policy"), "policy.logits_chunk, or raise policy.accumulation",
     )  # fmt: skip
 
     candidates = c.contrastive.batch + c.contrastive.hard_negatives

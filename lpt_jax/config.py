@@ -126,6 +126,7 @@ def default() -> ml_collections.ConfigDict:
         baseline="batch",  # whitening's mean and s.d. are the batch's | user: the mean is a user's | user_std: both are
         epochs=4,  # passes over each rollout batch
         minibatches=1,  # updates per pass
+        accumulation=1,  # parts of an update's users that are computed one after another: less memory, the same update
         reward="ndcg",  # ndcg | mrr | dense | likelihood (these two at contrastive.temperature) | "module:function"
         optimiser="adamw",  # from here to clip as in contrastive
         learning_rate=1e-5,
@@ -220,7 +221,7 @@ POSITIVE = """
     encoder.max_profile_tokens encoder.max_item_tokens prompt.max_tokens prompt.history_items prompt.buckets
     profile.max_tokens profile.batch contrastive.batch contrastive.temperature contrastive.learning_rate
     contrastive.clip contrastive.evaluate_every contrastive.profiles_per_session policy.users
-    policy.temperature policy.eta policy.epochs policy.minibatches policy.learning_rate policy.clip
+    policy.temperature policy.eta policy.epochs policy.minibatches policy.accumulation policy.learning_rate policy.clip
     policy.evaluate_every policy.logits_chunk policy.last_layers policy.lora.rank policy.lora.alpha
     checkpoint.every checkpoint.keep evaluation.bootstrap
 """.split()
@@ -352,6 +353,8 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             wrong("policy.reward", 'ndcg, mrr, dense, likelihood, or an importable "module:function"')
     if config.policy.users % config.policy.minibatches:
         wrong("policy.minibatches", "a divisor of policy.users")
+    if config.policy.users // config.policy.minibatches % config.policy.accumulation:
+        wrong("policy.accumulation", "a divisor of policy.users / policy.minibatches")
     if config.contrastive.batch < 2:
         wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
     if not re.fullmatch(r"(ndcg|mrr)(@(1|5|10|20))?|recall@(1|5|10|20)", config.evaluation.metric):

@@ -200,6 +200,21 @@ def spread(x: jax.Array, mesh: Mesh | None, last: str | None = None) -> jax.Arra
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def in_parts(arrays, count: int, mesh: Mesh | None):
+    """Arrays [B, ...] as [count, B / count, ...], whose rows stay on their devices where they divide (so not in order)."""
+
+    def cut(a):
+        ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+        ways = ways if len(a) % (ways * count) == 0 else 1
+        a = a.reshape(ways, count, -1, *a.shape[1:]).swapaxes(0, 1)
+        a = a.reshape(count, -1, *a.shape[3:])
+        if ways == 1:
+            return a
+        return jax.lax.with_sharding_constraint(a, NamedSharding(mesh, PartitionSpec(None, BATCH)))
+
+    return jax.tree.map(cut, arrays)
+
+
 @jax.jit
 def take_rows(arrays, rows: np.ndarray):
     """The given rows of every array of a tree."""

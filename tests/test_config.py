@@ -50,6 +50,7 @@ WRONG = [
     ({"policy__eta": "much"}, r"policy\.eta='much' .* type float"),
     ({"policy__samples": 1}, r"policy\.samples=1 .* at least 2"),
     ({"policy__users": 10, "policy__minibatches": 4}, r"policy\.minibatches=4 .* divisor"),
+    ({"policy__users": 12, "policy__minibatches": 3, "policy__accumulation": 3}, r"policy\.accumulation=3 .* divisor"),
     ({"policy__lora__targets": "q|("}, r"policy\.lora\.targets='q\|\(' .* regular expression"),
     ({"policy__reward": "json:no_such"}, r"policy\.reward='json:no_such'"),
     ({"contrastive__batch": 1}, r"contrastive\.batch=1"),

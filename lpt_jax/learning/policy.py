@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lpt_jax import devices
 from lpt_jax.generation import Profiles
 from lpt_jax.models import decoder, low_rank
 from lpt_jax.models.decoder import DecoderSpec
@@ -106,27 +107,38 @@ LOSSES = {"rebel": rebel, "rloo": rloo, "grpo": grpo}
 
 @functools.partial(
     jax.jit,
-    static_argnames=("spec", "optimiser", "loss", "start", "temperature", "chunk", "remat", "eta", "clip_ratio"),
+    static_argnames=("spec", "optimiser", "loss", "start", "temperature", "chunk", "remat", "eta", "clip_ratio",
+                     "accumulation"),
     donate_argnames=("trainable", "optimiser_state"),
-)
+)  # fmt: skip
 def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, profiles: Profiles,
            context_mask: jax.Array, old: jax.Array | None, rewards: jax.Array, *,
            optimiser: optax.GradientTransformation, loss: str, start: int, temperature: float, chunk: int,
-           remat: bool, eta: float, clip_ratio: float):  # fmt: skip
+           remat: bool, eta: float, clip_ratio: float, accumulation: int = 1):  # fmt: skip
     """One optimiser step on a (mini)batch of rollouts: returns trainable, optimiser state and metrics.
 
     old: LogProbs [B, G, T] of the policy that wrote the profiles; None where that is `trainable` as it stands.
+    accumulation: so many parts of the users go through the layers one after another; every loss is a mean over users.
     """
     frozen_head = not any(name.startswith("head") for name in trainable)
 
-    def objective(trainable):
+    def objective(trainable, profiles, context_mask, old, rewards):
         new = score(spec, upper, trainable, profiles, context_mask, start=start, remat=remat,
                     temperature=temperature, chunk=chunk, frozen_head=frozen_head)  # fmt: skip
         before = jax.lax.stop_gradient(new) if old is None else old
         value = LOSSES[loss](new, before, profiles.mask, rewards, eta=eta, clip_ratio=clip_ratio)
         return value, jnp.mean(jnp.abs(jnp.sum(new - before, -1)))
 
-    (value, moved), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
+    slopes, rows = jax.value_and_grad(objective, has_aux=True), (profiles, context_mask, old, rewards)
+    if accumulation > 1:
+        parts = devices.in_parts(rows, accumulation, spec.mesh)
+        nothing = jax.tree.map(jnp.zeros_like, ((rewards[0, 0], rewards[0, 0]), trainable))
+        total, _ = jax.lax.scan(
+            lambda sums, part: (jax.tree.map(jnp.add, sums, slopes(trainable, *part)), None), nothing, parts
+        )
+        (value, moved), grads = jax.tree.map(lambda a: a / accumulation, total)
+    else:
+        (value, moved), grads = slopes(trainable, *rows)
     updates, optimiser_state = optimiser.update(grads, optimiser_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
     metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "log_ratio_moved": moved}

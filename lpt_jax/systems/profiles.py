@@ -163,7 +163,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
                 state["policy"], state["policy_optimiser"], found = policy.update(
                     r.spec, r.upper, state["policy"], state["policy_optimiser"], *rows,
                     optimiser=r.optimisers["policy"], loss=settings.loss, remat=remat, eta=settings.eta,
-                    clip_ratio=settings.clip_ratio, **static,
+                    clip_ratio=settings.clip_ratio, accumulation=settings.accumulation, **static,
                 )  # fmt: skip
                 found = devices.fetch(found)
         r.use_policy(state["policy"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import types
 
 import jax
@@ -179,9 +180,10 @@ def copied(tree):
     return jax.tree.map(lambda a: np.array(a), tree)
 
 
-def updates(mesh, trains, steps, change=lambda profiles: profiles):
+def updates(mesh, trains, steps, change=lambda profiles: profiles, accumulation=1):
     """Losses, last metrics, and the trained parts before and after some steps on one batch."""
     spec, trunk, upper, trainable, start = model("llama", trains)
+    spec = dataclasses.replace(spec, mesh=mesh if accumulation > 1 else None)
     before = copied((trainable, upper))
     profiles, context_mask, _ = profiles_of(spec, trunk)
     profiles = change(profiles)
@@ -191,7 +193,11 @@ def updates(mesh, trains, steps, change=lambda profiles: profiles):
     state, losses = devices.place(OPTIMISER.init(trainable), mesh), []
     score = dict(start=start, temperature=1.0, chunk=16)
     old = policy.score(spec, upper, trainable, *put[:2], **score)
-    settings = STATIC | {"start": start, "remat": mesh.size == 1}  # remat changes no number either
+    settings = STATIC | {
+        "start": start,
+        "remat": mesh.size == 1,
+        "accumulation": accumulation,
+    }  # remat changes no number
     for _ in range(steps):
         trainable, state, found = policy.update(spec, upper, trainable, state, *put[:2], old, put[2], **settings)
         losses.append(float(found["loss"]))
@@ -254,6 +260,23 @@ def test_eight_devices_do_what_one_does(on_one, trains, sizes):
     placed = devices.place(after, mesh)  # what comes out of a step lies where it went in
     for (path, a), b in zip(jax.tree.leaves_with_path(after), jax.tree.leaves(placed), strict=True):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
+def test_parts_one_after_another_are_the_same_update(on_one, sizes):
+    """On (2, 2, 2) a part has a user less than there are devices: its rows are replicated."""
+    mesh = (
+        one_device()
+        if sizes == (1, 1, 1)
+        else devices.make_mesh(dict(zip(devices.AXES, sizes)), jax.devices()[: math.prod(sizes)])
+    )
+    losses, found, _, after = updates(mesh, "last_layers", 4, accumulation=4)
+    np.testing.assert_allclose(losses, on_one["last_layers"][0], rtol=2e-5)
+    for name, value in on_one["last_layers"][1].items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, err_msg=name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), copied(after), copied(on_one["last_layers"][3])
+    )
 
 
 def test_what_is_behind_a_profiles_end_has_no_influence(on_one):

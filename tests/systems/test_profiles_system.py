@@ -95,7 +95,13 @@ def test_the_first_step_is_papers(r, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"policy.loss": "rloo", "policy.reward": "dense", "policy.minibatches": 2, "policy.epochs": 3},
+        {
+            "policy.loss": "rloo",
+            "policy.reward": "dense",
+            "policy.minibatches": 2,
+            "policy.epochs": 3,
+            "policy.accumulation": 2,
+        },
         {"policy.loss": "grpo", "policy.reward": f"{__name__}:short_is_good", "policy.baseline": "user"},
         {"policy.reward": "mrr", "policy.whiten": False, "policy.kl_coef": 0.0, "policy.temperature": 0.7},
     ],
