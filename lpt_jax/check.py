@@ -289,10 +289,12 @@ def programs(run: Run) -> dict[str, Program]:
         )
 
     static = {"start": run.start, "temperature": 1.0, "chunk": settings.logits_chunk}
-    layers, head, low, working = scoring(users, False)
+    layers, head, low, _ = scoring(users, False)
+    working = scoring(users // settings.accumulation, False)[-1]
     found["scoring"] = Program(
-        policy.score, (spec, parts["upper"], parts["policy"], *rollouts(users)), static, ("upper", "policy"),
-        layers + head + low, 0.0, working + run.gathered("upper", "policy"), "policy.users",
+        policy.score, (spec, parts["upper"], parts["policy"], *rollouts(users)),
+        static | {"accumulation": settings.accumulation}, ("upper", "policy"),
+        layers + head + low, 0.0, working + run.gathered("upper", "policy"), "policy.users, or raise policy.accumulation",
     )  # fmt: skip
     users //= settings.minibatches
     layers, head, low, _ = scoring(users, True)

@@ -204,8 +204,7 @@ def in_parts(arrays, count: int, mesh: Mesh | None):
     """Arrays [B, ...] as [count, B / count, ...], whose rows stay on their devices where they divide (so not in order)."""
 
     def cut(a):
-        ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
-        ways = ways if len(a) % (ways * count) == 0 else 1
+        ways = _ways(len(a), count, mesh)
         a = a.reshape(ways, count, -1, *a.shape[1:]).swapaxes(0, 1)
         a = a.reshape(count, -1, *a.shape[3:])
         if ways == 1:
@@ -213,6 +212,18 @@ def in_parts(arrays, count: int, mesh: Mesh | None):
         return jax.lax.with_sharding_constraint(a, NamedSharding(mesh, PartitionSpec(None, BATCH)))
 
     return jax.tree.map(cut, arrays)
+
+
+def of_parts(parts: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """in_parts undone: the rows [B, ...] in order."""
+    count, each, *rest = parts.shape
+    ways = _ways(count * each, count, mesh)
+    return spread(parts.reshape(count, ways, -1, *rest).swapaxes(0, 1).reshape(-1, *rest), mesh)
+
+
+def _ways(rows: int, count: int, mesh: Mesh | None) -> int:
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    return 1 if rows % (ways * count) else ways
 
 
 @jax.jit

@@ -47,13 +47,20 @@ def assemble(upper: dict, trainable: dict) -> dict:
     return upper | trainable | {"layers": layers}
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "start", "temperature", "chunk", "remat", "frozen_head"))
+@functools.partial(
+    jax.jit, static_argnames=("spec", "start", "temperature", "chunk", "remat", "frozen_head", "accumulation")
+)
 def score(spec: DecoderSpec, upper: dict, trainable: dict, profiles: Profiles, context_mask: jax.Array, *,
-          start: int, temperature: float, chunk: int, remat: bool = False, frozen_head: bool = False) -> jax.Array:  # fmt: skip
+          start: int, temperature: float, chunk: int, remat: bool = False, frozen_head: bool = False,
+          accumulation: int = 1) -> jax.Array:  # fmt: skip
     """LogProbs [B, G, T] of the profiles under an upper model, from the trunk's stored hidden states; 0 where masked.
 
-    context_mask [B, P] is the prompts' without their last token.
+    context_mask [B, P] is the prompts' without their last token; accumulation: as in `update`.
     """
+    if accumulation > 1:
+        one = functools.partial(score, spec, upper, trainable, start=start, temperature=temperature, chunk=chunk)
+        parts = devices.in_parts((profiles, context_mask), accumulation, spec.mesh)
+        return devices.of_parts(jax.lax.map(lambda part: one(*part), parts), spec.mesh)
     upper = assemble(upper, trainable)
     batch, samples, length, width = profiles.hidden.shape
     x = jnp.concatenate([profiles.context, profiles.hidden.reshape(batch, -1, width)], 1)

@@ -142,7 +142,9 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         context_mask, remat = mask[:, :-1], r.config.decoder.remat
 
         def scored(trainable):
-            return jax.block_until_ready(policy.score(r.spec, r.upper, trainable, profiles, context_mask, **static))
+            return jax.block_until_ready(policy.score(
+                r.spec, r.upper, trainable, profiles, context_mask, accumulation=settings.accumulation, **static
+            ))  # fmt: skip
 
         once = settings.epochs * settings.minibatches == 1  # then the update itself has the old policy's
         old = None if once else scored(state["policy"])

@@ -192,7 +192,9 @@ def updates(mesh, trains, steps, change=lambda profiles: profiles, accumulation=
     upper, trainable = devices.place(upper, mesh), devices.place(trainable, mesh)
     state, losses = devices.place(OPTIMISER.init(trainable), mesh), []
     score = dict(start=start, temperature=1.0, chunk=16)
-    old = policy.score(spec, upper, trainable, *put[:2], **score)
+    old = policy.score(spec, upper, trainable, *put[:2], **score, accumulation=accumulation)
+    if accumulation > 1:  # the rows come back in order
+        np.testing.assert_allclose(old, policy.score(spec, upper, trainable, *put[:2], **score), atol=1e-5)
     settings = STATIC | {
         "start": start,
         "remat": mesh.size == 1,
