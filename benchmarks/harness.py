@@ -271,7 +271,7 @@ def peak_memory(case: Case, side: str, options) -> int | None:
 
 
 def keep(found: dict) -> None:
-    """Puts new results ({"cases", "startup", "growth"}) among those of benchmarks/results.json, and into the README."""
+    """Puts new results ({"cases", "startup", "growth", "preparation"}) among those of benchmarks/results.json, and into the README."""
     path, readme = HERE / "results.json", HERE / "README.md"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, part in found.items():
@@ -351,6 +351,15 @@ def table(results: dict) -> str:
                 if part in of_parts else "–" for part in parts
             ]  # fmt: skip
             lines.append(f"| {axis} | {' | '.join(cells)} |")
+    if large := results.get("preparation"):
+        rows, size = large["parse"]["rows"]["Movies_and_TV.jsonl"], large["read"]["bytes"] / 1e9
+        lines += ["", f"Preparing {rows:,} reviews ({size:.1f} GB with the metadata):", ""]
+        lines += ["| step | s | peak GiB |", "|:--|--:|--:|"]
+        names = {"read": "the bytes alone", "parse": "Arrow's parser alone", "prepare": "sessions.prepare, all of it"}
+        lines += [
+            f"| {named} | {number(large[step]['seconds'])} | {number(large[step]['peak_gib'])} |"
+            for step, named in names.items()
+        ]
     return "\n".join(lines)
 
 
