@@ -200,6 +200,14 @@ def spread(x: jax.Array, mesh: Mesh | None, last: str | None = None) -> jax.Arra
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def gathered(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Tells XLA that every device that shares weights has all these rows."""
+    if mesh is None or mesh.size == 1:
+        return x
+    data = "data" if x.shape[0] % mesh.shape["data"] == 0 else None
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(data)))
+
+
 def in_parts(arrays, count: int, mesh: Mesh | None):
     """Arrays [B, ...] as [count, B / count, ...], whose rows stay on their devices where they divide (so not in order)."""
 

@@ -400,17 +400,22 @@ def decode_step(spec: DecoderSpec, layers: list[dict], x: jax.Array, t: jax.Arra
     """
     position = jnp.sum(context_mask, 1)[:, None] + t  # [B, 1]
     tables = rope_tables(spec, position)
+    mesh, spec = (
+        spec.mesh,
+        dataclasses.replace(spec, mesh=None),
+    )  # few rows: they move to the weights, not these to them
     windows = spec.windows or (0,) * spec.layers
     kept = []
     for i, (w, (ck, cv), (ok, ov)) in enumerate(zip(layers, context, own, strict=True)):
         table = tables[1 if windows[start + i] and spec.local_rope_theta else 0]
-        q, k, v = _qkv(spec, w, norm(x, w["attn_norm"], spec), table)
+        q, k, v = _qkv(spec, w, norm(devices.gathered(x, mesh), w["attn_norm"], spec), table)
+        q, k, v = (devices.spread(a, mesh) for a in (q, k, v))
         k, v = (a.swapaxes(1, 2)[:, :, :, None] for a in (k, v))  # [B, kv, G, 1, hd]
         ok = jax.lax.dynamic_update_slice_in_dim(ok, k.astype(ok.dtype), t, 3)
         ov = jax.lax.dynamic_update_slice_in_dim(ov, v.astype(ov.dtype), t, 3)
         rows = q.swapaxes(1, 2)[:, :, :, None]  # [B, kv, G, 1, rep, hd]
         mixed = continuation_attention(spec, rows, (ck, cv), context_mask, (ok, ov), t[None], windows[start + i])
-        x = _after_attention(spec, w, x, mixed[:, :, 0])
+        x = _after_attention(spec, w, devices.gathered(x, mesh), devices.gathered(mixed[:, :, 0], mesh))
         kept.append((ok, ov))
     return x, kept
 
