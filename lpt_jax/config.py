@@ -198,6 +198,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     )
     config.policy.lora.update(rank=4, alpha=8.0)
     config.evaluation.update(max_users=16, max_test_sessions=32, samples=2, bootstrap=200)
+    config.evaluation.baselines = "random,popularity,last_item,bm25,history_text,history_trained,sasrec"
     config.sasrec.update(width=16, blocks=1, max_items=8, epochs=2, evaluate_every=1)
     config.checkpoint.update(every=1)
     config.iterations = 1

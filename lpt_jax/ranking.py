@@ -21,9 +21,9 @@ FEW = 64  # chunks, below which all scores at once are as fast and take little m
 
 def score(profiles: Embeddings, items: ItemEmbeddings | None) -> Scores:
     """Dot products in full float32, cosines where both sides have unit length; never -0.0. items None: they are scores."""
-    if items is None:
-        return profiles
-    scores = jnp.einsum("bd,nd->bn", profiles, items, precision="highest", preferred_element_type=jnp.float32)
+    scores = profiles
+    if items is not None:
+        scores = jnp.einsum("bd,nd->bn", profiles, items, precision="highest", preferred_element_type=jnp.float32)
     return jnp.where(scores == 0, jnp.zeros_like(scores), scores)  # top_k puts -0.0 below 0.0
 
 
@@ -83,7 +83,7 @@ def target_ranks(
 
 @jax.jit
 def _ranks_of_scores(scores, targets, hidden, valid):
-    return _ranks(scores, targets, jnp.concatenate([hidden, targets], axis=1), valid)
+    return _ranks(score(scores, None), targets, jnp.concatenate([hidden, targets], axis=1), valid)
 
 
 @partial(jax.jit, static_argnames=("ways", "chunk"))

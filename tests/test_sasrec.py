@@ -131,7 +131,9 @@ def test_negatives_are_even_over_what_a_user_lacks():
 def test_learns_a_sequence_that_follows_a_rule(loss):
     """Items in a circle, the next one always 3 on: rank 1 where popularity knows nothing."""
     items, rng = 20, np.random.default_rng(0)
-    walks = [[(first + 3 * t) % items for t in range(int(rng.integers(5, 9)))] for first in range(items) for _ in range(4)]
+    walks = [
+        [(first + 3 * t) % items for t in range(int(rng.integers(5, 9)))] for first in range(items) for _ in range(4)
+    ]
     val = [session(tuple(walk[:-1]), (walk[-1],), str(u)) for u, walk in enumerate(walks[::5])]
     s = settings(width=16, heads=1, blocks=1, max_items=8, dropout=0.1, epochs=60, learning_rate=1e-2, loss=loss)
     stops = []
