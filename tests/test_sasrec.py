@@ -152,6 +152,8 @@ def test_the_seed_decides_and_the_best_state_is_kept():
     assert (runs[0][0]["item"] != runs[2][0]["item"]).any()
 
 
-def test_nothing_to_learn_from():
+def test_says_what_is_wrong():
+    with pytest.raises(InputError, match="loss is not finite in epoch 1: lower --config.sasrec.learning_rate"):
+        sasrec.train([[0, 1, 2]] * 9, 7, [session((0, 1), (2,))], settings(learning_rate=1e38), 0, quiet=True)
     with pytest.raises(InputError, match="SASRec has nothing to learn from"):
         sasrec.train([[3], []], 5, [session((1,))], settings(), 0, quiet=True)

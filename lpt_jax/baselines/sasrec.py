@@ -181,6 +181,8 @@ def train(
                 settings.dropout,
                 settings.learning_rate,
             )
+        if not np.isfinite(value):
+            raise InputError(f"SASRec's loss is not finite in epoch {epoch + 1}: lower --config.sasrec.learning_rate.")
         after_epoch()
         note["epochs"] = epoch + 1
         if (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == settings.epochs:
