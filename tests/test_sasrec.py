@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lpt_jax import config as config_lib
+from lpt_jax import metrics
 from lpt_jax.baselines import sasrec
 from lpt_jax.errors import InputError
 from lpt_jax.ranking import session_ranks
@@ -141,6 +142,8 @@ def test_learns_a_sequence_that_follows_a_rule(loss):
     test = [session(tuple(walk), ((walk[-1] + 3) % items,)) for walk in walks]
     ranks = session_ranks(sasrec.states(w, test), w["item"], test)
     assert (ranks == 1).mean() > 0.95 and note["validation"] > 0.95
+    again = session_ranks(sasrec.states(w, val), w["item"], val)  # it is the best state that comes back
+    assert metrics.mean(again, [v.user for v in val], "ndcg@10") == note["validation"]
     assert len(stops) == note["epochs"] >= note["best_epoch"] > 0 and note["epochs"] < 60  # it stopped early
 
 

@@ -173,14 +173,9 @@ def train(
             if settings.loss == "bce":
                 batch["negatives"] = others[at]
             w, optimiser, value = _update(
-                w,
-                optimiser,
-                batch,
-                jax.random.fold_in(key, step),
-                settings.heads,
-                settings.dropout,
-                settings.learning_rate,
-            )
+                w, optimiser, batch, jax.random.fold_in(key, step),
+                heads=settings.heads, dropout=settings.dropout, rate=settings.learning_rate,
+            )  # fmt: skip
         if not np.isfinite(value):
             raise InputError(f"SASRec's loss is not finite in epoch {epoch + 1}: lower --config.sasrec.learning_rate.")
         after_epoch()
@@ -190,7 +185,8 @@ def train(
             found = metrics.mean(ranks, who, metric)
             bar.set_postfix({"loss": f"{float(value):.4f}", f"val/{metric}": f"{found:.4f}"})
             if found > note["validation"]:
-                best, note = jax.device_get(w), note | {"best_epoch": epoch + 1, "validation": found}
+                best = {name: np.array(a) for name, a in w.items()}  # copies: the next update takes w's memory
+                note = note | {"best_epoch": epoch + 1, "validation": found}
             elif epoch + 1 - note["best_epoch"] >= settings.patience * settings.evaluate_every:
                 break
         bar.update()
