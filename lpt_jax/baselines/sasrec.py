@@ -185,8 +185,7 @@ def train(
             found = metrics.mean(ranks, who, metric)
             bar.set_postfix({"loss": f"{float(value):.4f}", f"val/{metric}": f"{found:.4f}"})
             if found > note["validation"]:
-                best = {name: np.array(a) for name, a in w.items()}  # copies: the next update takes w's memory
-                note = note | {"best_epoch": epoch + 1, "validation": found}
+                best, note = jax.device_get(w), note | {"best_epoch": epoch + 1, "validation": found}
             elif epoch + 1 - note["best_epoch"] >= settings.patience * settings.evaluate_every:
                 break
         bar.update()
