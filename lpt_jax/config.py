@@ -142,10 +142,23 @@ def default() -> ml_collections.ConfigDict:
         metric="ndcg",  # decides which state is best: ndcg, ndcg@10, mrr, …
         max_users=0,  # validation sessions used, a fixed sample; 0 = all
         max_test_sessions=0,  # test sessions used, a fixed sample; 0 = all
-        # rows beside the trained models'; history_trained costs a contrastive phase of its own
-        baselines="random,popularity,last_item,history_text,history_trained",
+        # rows beside the trained models'; history_trained and sasrec are trained: see README
+        baselines="random,popularity,last_item,bm25,history_text,history_trained",
         bootstrap=10000,  # resamples of users for the gains' intervals
         samples=4,  # users shown before and after in the report
+    )
+    c.sasrec = _dict(  # the baseline of item ids, where evaluation.baselines lists it
+        width=64,
+        blocks=2,
+        heads=1,
+        max_items=50,  # a history's latest items that are read
+        dropout=0.5,
+        loss="bce",  # bce (the paper's, one negative per item) | softmax (over all items)
+        batch=128,  # users per update
+        learning_rate=1e-3,  # of Adam
+        epochs=200,  # at most
+        evaluate_every=5,  # epochs between validations
+        patience=4,  # validations without a gain, after which it stops
     )
     # devices by axis: data spreads batches, fsdp batches and weights, model the matrices' other side; -1: what is left
     c.mesh = _dict(data=-1, fsdp=1, model=1)
@@ -186,6 +199,8 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     )
     config.policy.lora.update(rank=4, alpha=8.0)
     config.evaluation.update(max_users=16, max_test_sessions=32, samples=2, bootstrap=200)
+    config.evaluation.baselines = "random,popularity,last_item,bm25,history_text,history_trained,sasrec"
+    config.sasrec.update(width=16, blocks=1, max_items=8, epochs=2, evaluate_every=1)
     config.checkpoint.update(every=1)
     config.iterations = 1
     return config
@@ -213,6 +228,7 @@ CHOICES = {
     "policy.schedule": ("constant", "linear"),
     "contrastive.optimiser": ("adamw", "unit_sgd"),
     "contrastive.schedule": ("constant", "linear"),
+    "sasrec.loss": ("bce", "softmax"),
     "data.year": (2014, 2018, 2023),
 }
 POSITIVE = """
@@ -223,17 +239,18 @@ POSITIVE = """
     contrastive.clip contrastive.evaluate_every contrastive.profiles_per_session policy.users
     policy.temperature policy.eta policy.epochs policy.minibatches policy.accumulation policy.learning_rate policy.clip
     policy.evaluate_every policy.logits_chunk policy.last_layers policy.lora.rank policy.lora.alpha
-    checkpoint.every checkpoint.keep evaluation.bootstrap
+    checkpoint.every checkpoint.keep evaluation.bootstrap sasrec.width sasrec.blocks sasrec.heads sasrec.max_items
+    sasrec.batch sasrec.learning_rate sasrec.epochs sasrec.evaluate_every sasrec.patience
 """.split()
 NOT_NEGATIVE = """
     seed data.core data.max_users data.validation_share data.test_share contrastive.steps contrastive.warmup
     contrastive.weight_decay contrastive.hard_negatives contrastive.sampling_temperature policy.steps
     policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio evaluation.max_users
-    evaluation.max_test_sessions evaluation.samples
+    evaluation.max_test_sessions evaluation.samples sasrec.dropout
 """.split()
 LISTS = {  # comma-separated settings: what they may name
     "phases": ("contrastive", "policy"),
-    "evaluation.baselines": ("random", "popularity", "last_item", "history_text", "history_trained"),
+    "evaluation.baselines": ("random", "popularity", "last_item", "bm25", "history_text", "history_trained", "sasrec"),
 }
 
 
@@ -357,6 +374,10 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         wrong("policy.accumulation", "a divisor of policy.users / policy.minibatches")
     if config.contrastive.batch < 2:
         wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
+    if config.sasrec.dropout >= 1:
+        wrong("sasrec.dropout", "below 1")
+    if config.sasrec.width % config.sasrec.heads:
+        wrong("sasrec.heads", "a divisor of sasrec.width")
     if not re.fullmatch(r"(ndcg|mrr)(@(1|5|10|20))?|recall@(1|5|10|20)", config.evaluation.metric):
         wrong("evaluation.metric", "ndcg, mrr, or one of them or recall at 1, 5, 10 or 20, as in ndcg@10")
     try:

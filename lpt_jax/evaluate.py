@@ -3,22 +3,30 @@
 import importlib.metadata
 import json
 import resource
+from pathlib import Path
 
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, metrics, report, trackers
-from lpt_jax.baselines import simple
-from lpt_jax.recommender import ProfileRecommender
+from lpt_jax import devices, metrics, ranking, report, trackers
+from lpt_jax.baselines import sasrec, simple
+from lpt_jax.data import sessions
+from lpt_jax.errors import InputError
+from lpt_jax.recommender import ProfileRecommender, used_sessions
+
+DEPTH = 1000  # items of a ranking that a TREC run lists
 
 
-def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: dict | None, note: dict) -> dict:
+def test(
+    r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: dict | None, note: dict, trec: bool = False
+) -> dict:
     """Ranks the full catalogue for all test sessions by every baseline and stage; writes and prints the results.
 
     Args:
       stages: name -> (policy, encoder), in the order of training; the first is the untrained one. Profiles are greedy.
       control: the encoder trained on raw histories, or None.
       note: of the last checkpoint, with the seconds spent.
+      trec: also write each row's best items, and the targets, as TREC files into the workdir's trec/.
 
     Returns:
       what results.json holds.
@@ -28,16 +36,29 @@ def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: d
     untrained, ranks, texts = stages[names[0]][1], {}, {}
     items = r.embed_catalogue(untrained)
     baselines = {
-        "random": lambda: simple.random(found, r.count, config.seed),
         "popularity": lambda: simple.popularity(found, r.data.popularity),
-        "last_item": lambda: simple.last_item(found, items, r.count),
-        "history_text": lambda: r.ranks(untrained, r.history_texts("test"), "test", items, cut=True),
+        "last_item": lambda: simple.last_item(found, items),
+        "bm25": lambda: (simple.BM25(r.history_texts("test"), r.data.catalogue.texts), None),
+        "history_text": lambda: r.scored(untrained, r.history_texts("test"), items, cut=True),
+        "sasrec": lambda: by_ids(r, found),
     }
+
+    def add(name, *scored):
+        ranks[name] = r.rank("test", *scored)
+        if trec:
+            write_run(r, name, *scored)
+
+    if trec and devices.first():
+        (r.workdir / "trec").mkdir(exist_ok=True)
+        relevant = [[r.data.catalogue.ids[i] for i in s.targets] for s in found]
+        metrics.write_qrels(r.workdir / "trec/test.qrels", queries(found), relevant)
     for name in config_lib.listed(config.evaluation.baselines):
-        if name in baselines:
-            ranks[name] = baselines[name]()
+        if name == "random":  # draws ranks, and so has no list
+            ranks[name] = simple.random(found, r.count, config.seed)
+        elif name in baselines:
+            add(name, *baselines[name]())
     if control is not None:
-        ranks["history_trained"] = r.ranks(control, r.history_texts("test"), "test", cut=True)
+        add("history_trained", *r.scored(control, r.history_texts("test"), cut=True))
     written = {}  # stages with the same policy share its profiles
     for name, (policy, encoder) in stages.items():
         if id(policy) not in written:
@@ -46,7 +67,7 @@ def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: d
                 "test", r.workdir / f"profiles/{name}-{note['global_step']}-test.jsonl", 0, 0.0
             )
         texts[name] = written[id(policy)]
-        ranks[name] = r.ranks(encoder, texts[name], "test", items if encoder is untrained else None)
+        add(name, *r.scored(encoder, texts[name], items if encoder is untrained else None))
     values = {name: metrics.per_user(rank, users) for name, rank in ranks.items()}
     metric, pairs = config.evaluation.metric, [*zip(names, names[1:]), (names[0], names[-1])]
     gains = {
@@ -76,6 +97,83 @@ def test(r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: d
     for name, gain in gains.items():
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     print(f"\nresults.json and report.html are in {r.workdir} ({results['seconds']:.0f} s of training)", flush=True)
+    return results
+
+
+def by_ids(r: ProfileRecommender, found: list) -> tuple[np.ndarray, np.ndarray]:
+    """SASRec's states of the sessions and its items' vectors: trained, unless the workdir has it already."""
+    path, settings = r.workdir / "sasrec.npz", r.config.sasrec
+
+    def stop_if_asked():  # each process for itself: none waits for the others while it trains
+        if r.interrupt and r.interrupt.asked:
+            r.interrupt.stop("all but SASRec, which begins anew")
+
+    if devices.any_process(not path.exists()):
+        weights, _ = sasrec.train(
+            sessions.training_items(r.data), r.count, r.sessions["validation"], settings, r.config.seed,
+            r.config.evaluation.metric, stop_if_asked, quiet=not devices.first(),
+        )  # fmt: skip
+        if devices.first():
+            sasrec.save(path, weights)
+    else:
+        weights = dict(np.load(path, allow_pickle=False))
+    return sasrec.states(weights, found, settings.heads), weights["item"]
+
+
+def queries(found: list) -> list[str]:
+    """A TREC query id for each session: the user's, with :1, :2, ... after it where users have several sessions.
+
+    >>> queries([sessions.Session(user, (0,), None, None, (1,), 0.0) for user in ("ann", "bob", "bob")])
+    ['ann:1', 'bob:1', 'bob:2']
+    """
+    users, seen = [s.user for s in found], {}
+    if len(set(users)) == len(users):
+        return users
+    return [f"{user}:{seen.setdefault(user, []).append(0) or len(seen[user])}" for user in users]
+
+
+def write_run(r: ProfileRecommender, name: str, profiles, items, valid=True) -> None:
+    """A row's best items of every test session as trec/<name>.run; none by a profile that doesn't count."""
+    found, ids = r.sessions["test"], np.array(r.data.catalogue.ids, object)
+    best = ranking.session_best(profiles, items, found, DEPTH, r.count)
+    best[~np.broadcast_to(valid, len(best))] = -1
+    if devices.first():
+        metrics.write_run(r.workdir / f"trec/{name}.run", queries(found), (ids[row[row >= 0]] for row in best), name)
+
+
+def score_run(config, workdir: Path, file: str) -> dict:
+    """Scores another system's TREC run on the test's sessions; prints it beside the workdir's rows and writes trec/<file>.json.
+
+    Returns:
+      {"row": its metrics, "counts": what was passed over, "gain": over the last stage, if the workdir has been tested}.
+    """
+    data = sessions.prepare(config.data)
+    found = used_sessions(data, config.evaluation)["test"]
+    names, run = queries(found), metrics.read_run(file)
+    if not run.keys() & set(names):
+        raise InputError(
+            f"--run={file}: none of its {len(run)} queries is one of this test's {len(names)}, such as {names[0]!r}: "
+            "--mode=evaluate writes them all to trec/test.qrels."
+        )
+    ranks, counts = metrics.ranks_of_run(run, names, found, data.catalogue.ids)
+    _, values = metrics.per_user(ranks, [s.user for s in found])
+    results = {"row": metrics.table_row(values), "counts": counts, "protocol": data.protocol}
+    name, metric, rows = f"run {Path(file).name}", config.evaluation.metric, {}
+    if (workdir / "results.json").exists():
+        tested = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+        rows, last = tested["rows"], list(tested["gains"])[-1].split("->")[-1]
+        with np.load(workdir / "per_user.npz") as arrays:
+            results["gain"] = {"over": last} | metrics.paired_bootstrap(
+                arrays[f"{last}/{metric}"], values[metric], config.seed, config.evaluation.bootstrap, metric
+            )
+    if devices.first():
+        (workdir / "trec").mkdir(exist_ok=True)
+        text = json.dumps(trackers.plain(results), indent=1, ensure_ascii=False)
+        trackers.write_file(workdir / f"trec/{Path(file).name}.json", text + "\n")
+    print(f"\n{data.protocol}\n\n{report.results_table(rows | {name: results['row']})}\n")
+    print(*(f"{file}: {count} {what}" for what, count in counts.items() if count), sep="\n")
+    if gain := results.get("gain"):
+        print(f"{gain['over']}->{name}: {metric} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     return results
 
 

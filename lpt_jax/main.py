@@ -19,6 +19,7 @@ STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "config": "a file of configs/, and a colon and its variant if wanted",
     "workdir": "where the run is kept; default: runs/<the config's name>[-<overrides>]",
     "output": "write_profiles: the .jsonl file; default: profiles.jsonl in the workdir",
+    "run": "evaluate: another system's TREC run, to be scored on the same test",
     "user": "recommend: a user's id",
     "history": "recommend: item ids or titles, oldest first, with commas between them",
     "profile": "recommend: a profile's text",
@@ -48,8 +49,7 @@ def parse(argv: list[str]) -> tuple:
     except flags.Error as error:
         raise InputError(f"{error}; --help lists the flags.") from None
     while rest:
-        arg, *rest = rest
-        override = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", arg, re.DOTALL)
+        override = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", arg := rest.pop(0), re.DOTALL)
         if not override:
             raise InputError(f"{arg!r} is not known; --help lists the flags.")
         no, name, text = override.groups()
@@ -81,7 +81,7 @@ def run(argv: list[str]) -> int | None:
         elif f.mode == "write_profiles":
             profiles.write_profiles(config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
         else:
-            getattr(profiles, f.mode)(config, workdir)
+            getattr(profiles, f.mode)(config, workdir, *filter(None, [f.run]))
 
 
 def main(argv: list[str] | None = None) -> int:

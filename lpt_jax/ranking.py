@@ -19,9 +19,11 @@ CHUNK = 4096  # items of a large catalogue that a device scores at once: what th
 FEW = 64  # chunks, below which all scores at once are as fast and take little memory
 
 
-def score(profiles: Embeddings, items: ItemEmbeddings) -> Scores:
-    """Dot products in full float32, cosines where both sides have unit length; never -0.0."""
-    scores = jnp.einsum("bd,nd->bn", profiles, items, precision="highest", preferred_element_type=jnp.float32)
+def score(profiles: Embeddings, items: ItemEmbeddings | None) -> Scores:
+    """Dot products in full float32, cosines where both sides have unit length; never -0.0. items None: they are scores."""
+    scores = profiles
+    if items is not None:
+        scores = jnp.einsum("bd,nd->bn", profiles, items, precision="highest", preferred_element_type=jnp.float32)
     return jnp.where(scores == 0, jnp.zeros_like(scores), scores)  # top_k puts -0.0 below 0.0
 
 
@@ -70,11 +72,18 @@ def ranks(scores: Scores, target, hidden: HiddenItems, valid: int | None = None)
 
 
 def target_ranks(
-    profiles: Embeddings, items: ItemEmbeddings, targets: Targets, hidden: HiddenItems, valid=None
+    profiles: Embeddings, items: ItemEmbeddings | None, targets: Targets, hidden: HiddenItems, valid=None
 ) -> Ranks:
-    """Each target's rank with the hidden items and the other targets left out; 0 for target -1."""
+    """Each target's rank with the hidden items and the other targets left out; 0 for target -1. items None: by Scores."""
+    if items is None:
+        return _ranks_of_scores(profiles, targets, hidden, valid)
     rows = items.sharding.shard_shape(items.shape)[0] if isinstance(items, jax.Array) else len(items)
     return counted(profiles, items, targets, hidden, valid, ways=len(items) // rows)
+
+
+@jax.jit
+def _ranks_of_scores(scores, targets, hidden, valid):
+    return _ranks(score(scores, None), targets, jnp.concatenate([hidden, targets], axis=1), valid)
 
 
 @partial(jax.jit, static_argnames=("ways", "chunk"))
@@ -112,9 +121,10 @@ def counted(profiles, items, targets, hidden, valid=None, ways: int = 1, chunk: 
 
 
 @partial(jax.jit, static_argnames="k")
-def top_k(profiles: Embeddings, items: ItemEmbeddings, hidden: HiddenItems, k: int, valid=None):
+def top_k(profiles: Embeddings, items: ItemEmbeddings | None, hidden: HiddenItems, k: int, valid=None):
     """The best k items, best first: ids Int32[B,k], scores Float32[B,k]; -1, -inf for none."""
-    scores, n = score(profiles, items), items.shape[0]
+    scores = score(profiles, items)
+    n = scores.shape[1]
     real = jnp.arange(n)[None, :] < (n if valid is None else valid)
     scores = jnp.where(real & ~jnp.isnan(scores), scores, -jnp.inf)
     rows, columns = jnp.arange(scores.shape[0])[:, None], jnp.where(hidden < 0, n, hidden)
@@ -132,14 +142,33 @@ def padded(rows, width: int = 0) -> np.ndarray:
     return out
 
 
-def session_ranks(profiles, items: ItemEmbeddings, sessions, valid=None, batch: int = 256):
-    """Ranks Int32[S,M] of all sessions' targets by their profiles Float[S,D], batch by batch."""
+def session_ranks(profiles, items: ItemEmbeddings | None, sessions, valid=None, batch: int = 256):
+    """Ranks Int32[S,M] of all sessions' targets by their profiles Float[S,D], batch by batch.
+
+    items None: profiles[rows] are the Scores of these sessions, so that not all of them need exist at once.
+    """
     targets = [s.targets for s in sessions]
     targets = padded(targets, max(map(len, targets), default=1))
-    hidden, profiles = padded([s.history for s in sessions]), np.asarray(profiles)
     out = np.zeros(targets.shape, np.int32)
-    for start in range(0, len(sessions), batch):
-        rows = np.arange(start, start + batch) % len(sessions)  # full to the end: one shape compiles
-        found = target_ranks(profiles[rows], items, targets[rows], hidden[rows], valid)
+    for start, rows, *of_rows in _batches(profiles, items, sessions, batch):
+        found = target_ranks(of_rows[0], items, targets[rows], of_rows[1], valid)
         out[start : start + batch] = devices.fetch(found)[: len(sessions) - start]
     return out
+
+
+def session_best(profiles, items: ItemEmbeddings | None, sessions, k: int, valid=None, batch: int = 256):
+    """The best k items Int32[S,k] of all sessions without their histories, best first, -1 for none; as session_ranks."""
+    found = []
+    for start, _, *of_rows in _batches(profiles, items, sessions, batch):
+        best = devices.fetch(top_k(of_rows[0], items, of_rows[1], k, valid)[0])
+        found.append(best[: len(sessions) - start])
+    return np.concatenate(found)
+
+
+def _batches(profiles, items, sessions, batch):
+    """Each batch's start, its rows Int[batch] (full to the end: one shape compiles), their profiles and HiddenItems."""
+    hidden = padded([s.history for s in sessions])
+    profiles = profiles if items is None else np.asarray(profiles)
+    for start in range(0, len(sessions), batch):
+        rows = np.arange(start, start + batch) % len(sessions)
+        yield start, rows, profiles[rows], hidden[rows]

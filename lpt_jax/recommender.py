@@ -89,6 +89,18 @@ def load_models(config) -> tuple[weights.Loaded, weights.Loaded]:
     return writer, ranker
 
 
+def used_sessions(data: sessions.Dataset, settings) -> dict[str, list[sessions.Session]]:
+    """The sessions by split, of validation and test no more than config.evaluation says, which data then tells too."""
+    used = dict(data.sessions)
+    for split, cap in {"validation": settings.max_users, "test": settings.max_test_sessions}.items():
+        if 0 < cap < (n := len(used[split])):
+            rows = np.sort(np.random.default_rng(0).permutation(n)[:cap])  # the same for every seed of the run
+            used[split] = [used[split][i] for i in rows]
+            data.counts[f"{split} sessions left out by config.evaluation"] = n - cap
+            data.protocol += f" Of {n} {split} sessions a fixed sample of {cap} is used."
+    return used
+
+
 class ProfileRecommender:
     """The profile encoder, the recommender decoder and the data: everything from prompts to ranks.
 
@@ -102,14 +114,7 @@ class ProfileRecommender:
         if not all(self.data.sessions[split] for split in ("train", "validation", "test")):
             sizes = ", ".join(f"{k}: {len(v)}" for k, v in self.data.sessions.items())
             raise InputError(f"A split has no sessions ({sizes}): lower data.core or data.min_history, or add data.")
-        self.sessions = dict(self.data.sessions)  # those that are used
-        caps = {"validation": config.evaluation.max_users, "test": config.evaluation.max_test_sessions}
-        for split, cap in caps.items():
-            if 0 < cap < (n := len(self.sessions[split])):
-                rows = np.sort(np.random.default_rng(0).permutation(n)[:cap])  # the same for every seed of the run
-                self.sessions[split] = [self.sessions[split][i] for i in rows]
-                self.data.counts[f"{split} sessions left out by config.evaluation"] = n - cap
-                self.data.protocol += f" Of {n} {split} sessions a fixed sample of {cap} is used."
+        self.sessions = used_sessions(self.data, config.evaluation)
         self.mesh = devices.make_mesh(config.mesh)
         self.key = jax.random.key(config.seed)
         writer, ranker = load_models(config)
@@ -256,16 +261,23 @@ class ProfileRecommender:
         last = self.config.prompt.history_items
         return [prompts.history_text(s, self.data.catalogue, last) for s in self.sessions[split]]
 
-    def ranks(self, encoder: dict, texts: list[str], split: str, items: jax.Array | None = None, cut: bool = False):
-        """Ranks Int[S, M] of a split's targets by these profiles (an invalid profile ranks all its targets last).
+    def scored(self, encoder: dict, texts: list[str], items: jax.Array | None = None, cut: bool = False) -> tuple:
+        """What to rank by: Embeddings of the profiles, ItemEmbeddings, and Bool[n]: the profile counts.
 
         cut: the texts are raw histories, latest item first: over-long ones are cut to fit and count.
         """
-        found = self.sessions[split]
         items = self.embed_catalogue(encoder) if items is None else items
         embedded, valid = self.embed_profiles(encoder, texts)
-        ranks = ranking.session_ranks(embedded, items, found, self.count)
-        return np.where((ranks > 0) & ~(valid | cut)[:, None], self.count, ranks)
+        return embedded, items, valid | cut
+
+    def rank(self, split: str, profiles, items, valid=True) -> np.ndarray:
+        """Ranks Int[S, M] of a split's targets by what scored() gives; a profile that doesn't count ranks all of its last."""
+        ranks = ranking.session_ranks(profiles, items, self.sessions[split], self.count)
+        return np.where((ranks > 0) & ~np.asarray(valid).reshape(-1, 1), self.count, ranks)
+
+    def ranks(self, encoder: dict, texts: list[str], split: str, items: jax.Array | None = None, cut: bool = False):
+        """Ranks Int[S, M] of a split's targets by these profiles: rank() by scored()."""
+        return self.rank(split, *self.scored(encoder, texts, items, cut))
 
     def validation(self, ranks: np.ndarray) -> dict:
         """Validation metrics of ranks, and the held-out reward's own metric part."""

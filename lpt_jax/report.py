@@ -36,6 +36,7 @@ pre { background: #f6f7f9; padding: 1rem; }
 """
 LABELS = {  # what the rows of the results are called in words; others by their own name
     **{"random": "Random", "popularity": "Popularity", "last_item": "Last item’s text"},
+    **{"bm25": "BM25 on the raw text", "sasrec": "SASRec on item ids"},
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
     **{"zero_shot": "Zero-shot profile", "cl": "Profile after CL"},
     **{"cl_rlso": "Profile after CL + RLSO", "rlso": "Profile after RLSO", "rlso_cl": "Profile after RLSO + CL"},

@@ -35,6 +35,9 @@ SETTINGS = [
     ("negative", "TINY --config.policy.kl_coef=-1", r"policy\.kl_coef=-1\.0 .* 0 or more"),
     ("unknown flag", "TINY --profiles=x", r"'--profiles=x' is not known; --help lists the flags"),
     ("unknown mode", "TINY --mode=trian", r"--mode=trian: value should be one of <train\|evaluate\|"),
+    ("a run to be scored while training", "TINY --run=x", r"--run is for --mode=evaluate, and the mode is train"),
+    ("dropout of 1", "TINY --config.sasrec.dropout=1.0", r"sasrec\.dropout=1\.0 .* below 1"),
+    ("heads that don't divide", "TINY --config.sasrec.heads=3", r"sasrec\.heads=3 .* divisor of sasrec\.width"),
     ("a flag of another mode", "TINY --user=3", r"--user is for --mode=recommend, and the mode is train"),
     ("unknown source", "TINY --config.data.source=netflix", r"data\.source='netflix' .* one of movielens, amazon"),
     ("unknown phase", "TINY --config.phases=contrastive,rl", r"phases='contrastive,rl' .* contrastive, policy"),
@@ -107,6 +110,11 @@ ASKED = [
 ASKED_OF_A_RUN = [
     ("unknown user", "TINY --mode=recommend --user=user9", r"--user=user9: no user .*; the nearest id is user\d"),
     ("unknown item", "TINY --mode=recommend --history=Casablanca", r"'Casablanca' is no item"),
+    ("TREC run not there", "TINY --mode=evaluate --run={here}/no", r"/no can't be read: No such file"),
+    ("no TREC run", "TINY --mode=evaluate --run={here}/my.csv", r"my\.csv:1 has 1 fields: a TREC run has 6 in each line"),
+    ("qrels, not a run", "TINY --mode=evaluate --run={here}/qrels", r"qrels has 4 fields a line: that is a TREC qrels file, a run has 6"),
+    ("a score that is none", "TINY --mode=evaluate --run={here}/scored", r"scored:2: 'nan' is not a score"),
+    ("other users", "TINY --mode=evaluate --run={here}/others", r"none of its 1 queries is one of this test's 19, such as 'user\d+': .*trec/test\.qrels"),
     ("profile too long", "TINY --mode=recommend --profile=" + "films_" * 99, r"The profile has \d+ tokens .* reads 32: shorten"),
 ]
 # fmt: on
@@ -146,6 +154,9 @@ def here(tmp_path, monkeypatch):
         "damaged/model.safetensors": "no tensors",
         "mamba/config.json": json.dumps(config | {"model_type": "mamba"}),
         "bad.gguf": "GGUF?",
+        "qrels": "user0090 0 item0001 1",
+        "scored": "user0090 Q0 item0001 1 2.5 me\nuser0090 Q0 item0002 2 nan me",
+        "others": "nobody Q0 item0001 1 2.5 me",
     }
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,11 @@
 import json
 import runpy
 
+import numpy as np
 import pytest
 
 from lpt_jax import config as config_lib
+from lpt_jax import metrics
 from lpt_jax.main import main
 from tests.conftest import ROOT
 
@@ -47,18 +49,47 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
     assert steps == {"contrastive": [0, 1, 2], "policy": [0, 1, 2]}
     assert all(r.get("loss") is not None for r in records(workdir) if r["step"])
     results = json.loads((workdir / "results.json").read_text())
-    expected = "random popularity last_item history_text history_trained zero_shot cl cl_rlso"
+    expected = "random popularity last_item bm25 history_text history_trained sasrec zero_shot cl cl_rlso"
     assert set(results["rows"]) == set(expected.split())
     assert set(results["gains"]) == {"zero_shot->cl", "cl->cl_rlso", "zero_shot->cl_rlso"}
     assert {"protocol", "seed", "config", "versions", "seconds"} <= set(results)
     assert (workdir / "report.html").stat().st_size > 1000
 
 
-def test_evaluate_gives_the_same_results_again(trained):
+def test_evaluate_gives_the_same_results_again_and_trec_files(trained, tmp_path, capsys):
     workdir = trained("movielens")
+    command = ["main", f"--config={ROOT}/configs/movielens.py:tiny", f"--workdir={workdir}", "--mode=evaluate"]
     before = json.loads((workdir / "results.json").read_text())["rows"]
-    assert main(["main", f"--config={ROOT}/configs/movielens.py:tiny", f"--workdir={workdir}", "--mode=evaluate"]) == 0
+    assert not (workdir / "trec").exists() and main(command) == 0
     assert json.loads((workdir / "results.json").read_text())["rows"] == before
+    runs = {path.stem for path in (workdir / "trec").glob("*.run")}
+    assert runs == before.keys() - {"random"}
+    for name in ("bm25", "sasrec", "cl_rlso"):  # the list is as long as the catalogue: every metric comes back
+        assert main([*command, f"--run={workdir}/trec/{name}.run"]) == 0
+        again = json.loads((workdir / f"trec/{name}.run.json").read_text())
+        assert again["row"] == pytest.approx(before[name]) and not any(again["counts"].values())
+    assert again["gain"]["over"] == "cl_rlso" and again["gain"]["high"] == 0 == again["gain"]["low"]
+    shown = capsys.readouterr().out
+    assert "run cl_rlso.run" in shown and "cl_rlso->run cl_rlso.run: ndcg +0.0000" in shown
+    oracle = pytest.importorskip("pytrec_eval", reason="needs pytrec_eval-terrier")
+    qrels = metrics.read_trec(workdir / "trec/test.qrels")
+    for name in runs:
+        theirs = oracle.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.5", "recip_rank"}).evaluate(
+            metrics.read_trec(workdir / f"trec/{name}.run")
+        )
+        for ours, their_name in (("ndcg@10", "ndcg_cut_10"), ("recall@5", "recall_5"), ("mrr", "recip_rank")):
+            assert before[name][ours] == pytest.approx(np.mean([v[their_name] for v in theirs.values()]), abs=1e-4)
+    lines = (workdir / "trec/cl.run").read_text().splitlines()
+    damaged = [lines[0].replace(lines[0].split()[0], "somebody"), *lines[1:40:2], "user0001 Q0 item9999 1 5.0 me"]
+    (tmp_path / "other").write_text("\n".join(damaged))
+    assert main([*command, f"--run={tmp_path / 'other'}"]) == 0
+    shown = capsys.readouterr().out
+    for said in (
+        "queries that are not in the test",
+        "targets not listed, ranked last",
+        "test sessions without a query",
+    ):
+        assert f" {said}" in shown
 
 
 def test_write_profiles_names_each_user(trained, tmp_path):

@@ -124,3 +124,25 @@ def test_session_ranks_batches_and_pads():
     ]
     found = ranking.session_ranks(profiles, items, sessions, valid, batch=3)
     np.testing.assert_array_equal(found, brute(profiles @ items.T, targets, hidden, valid))
+
+
+def test_the_best_of_all_sessions_and_rankings_by_scores_alone():
+    profiles, items, targets, hidden, valid = world(3)
+    sessions = [
+        SimpleNamespace(history=[i for i in h if i >= 0], targets=[i for i in t if i >= 0])
+        for t, h in zip(targets, hidden)
+    ]
+    best = ranking.session_best(profiles, items, sessions, 40, valid, batch=4)
+    for row, (s, found) in enumerate(zip(sessions, best, strict=True)):
+        left = [i for i in range(valid) if i not in s.history]
+        left.sort(key=lambda i: (-(profiles[row] @ items[i]), i))
+        assert found[: len(left)].tolist() == left and (found[len(left) :] == -1).all()
+    scores = ranking.score(profiles, items)
+    for by_embeddings, by_scores in (
+        (best, ranking.session_best(scores, None, sessions, 40, valid, batch=4)),
+        (
+            ranking.session_ranks(profiles, items, sessions, valid),
+            ranking.session_ranks(scores, None, sessions, valid, 4),
+        ),
+    ):
+        np.testing.assert_array_equal(by_embeddings, by_scores)

@@ -23,7 +23,7 @@ ROWS = Interactions(
     rating=np.array([4.0, 5.0, 3.0, None, None], object),
     review=None,
 )
-DATASET = Dataset(CATALOGUE, {}, np.ones(6, np.int64), {}, "", "films", ROWS)
+DATASET = Dataset(CATALOGUE, {}, np.ones(6, np.int64), {}, "", "films", ROWS, np.zeros(len(ROWS.user), int))
 
 
 def find(text):

@@ -1,15 +1,17 @@
-"""Baselines that train nothing: each gives the sessions' target ranks Int32[S,M], 0 for no target.
+"""Baselines that train nothing: what ranking.session_ranks ranks by, profiles and items (or scores and None).
 
-They rank as everything else does: the full catalogue without the history and the other targets,
-ties in catalogue order.
+So they rank as everything else does: the full catalogue without the history and the other targets, ties in catalogue
+order. Only `random` draws the ranks themselves.
 """
+
+import re
 
 import jax.numpy as jnp
 import numpy as np
 
 from lpt_jax import devices
 from lpt_jax.array_types import ItemEmbeddings
-from lpt_jax.ranking import padded, session_ranks
+from lpt_jax.ranking import padded
 
 
 def random(sessions, items: int, seed: int) -> np.ndarray:
@@ -22,13 +24,41 @@ def random(sessions, items: int, seed: int) -> np.ndarray:
     return np.where(targets >= 0, ranks, 0).astype(np.int32)
 
 
-def popularity(sessions, counts) -> np.ndarray:
-    """Ranks by the items' numbers of training interactions, Int[N]."""
-    counts = jnp.asarray(counts, jnp.float32)[:, None]  # exact below 2^24; an embedding of width 1
-    return session_ranks(np.ones((len(sessions), 1), np.float32), counts, sessions)
+def popularity(sessions, counts) -> tuple[np.ndarray, ItemEmbeddings]:
+    """By the items' numbers of training interactions, Int[N]."""
+    return np.ones((len(sessions), 1), np.float32), jnp.asarray(counts, jnp.float32)[:, None]  # exact below 2^24
 
 
-def last_item(sessions, items: ItemEmbeddings, valid: int | None = None) -> np.ndarray:
-    """Ranks by similarity to the text of the last item before the target."""
+def last_item(sessions, items: ItemEmbeddings) -> tuple[np.ndarray, ItemEmbeddings]:
+    """By similarity to the text of the last item before the target."""
     last = jnp.asarray([s.history[-1] for s in sessions], jnp.int32)
-    return session_ranks(devices.fetch(jnp.take(items, last, axis=0)), items, sessions, valid)
+    return devices.fetch(jnp.take(items, last, axis=0)), items
+
+
+class BM25:
+    """By the words that an item's text shares with a query, the history's raw text: Scores [B,N] of queries by their rows.
+
+    Lucene's BM25 (k1 1.5, b 0.75) of the library bm25s, without stemming or stop words: idf sees to frequent words. A word
+    counts as often as the query has it.
+    """
+
+    def __init__(self, queries: list[str], texts: list[str]):
+        import bm25s  # here, as it starts jax
+
+        self.queries, self.words = queries, {}
+        known = [[self.words.setdefault(word, len(self.words)) for word in words_of(text)] for text in texts]
+        self.count, self.index = len(texts), bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float32")
+        if self.words:
+            self.index.index((known, self.words), create_empty_token=False, show_progress=False)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        scores = np.zeros((len(rows), self.count), np.float32)
+        for line, row in zip(scores, rows):
+            if ids := [self.words[word] for word in words_of(self.queries[row]) if word in self.words]:
+                line[:] = self.index.get_scores_from_ids(ids)
+        return scores
+
+
+def words_of(text: str) -> list[str]:
+    """A text's words in lower case: runs of letters and digits in any script."""
+    return re.findall(r"\w+", text.lower())

@@ -59,6 +59,7 @@ class Dataset:
     protocol: str
     kind: str
     rows: reviews_lib.Interactions  # all that was kept, by user and time, items as catalogue indices
+    part: np.ndarray  # Int64 of SPLITS, whose each of these rows is
 
 
 def prepare(data_config) -> Dataset:
@@ -150,7 +151,15 @@ def from_raw(raw, data_config) -> Dataset:
         protocol=_protocol(c, counts, cuts),
         kind=c.kind,
         rows=stays,
+        part=part,
     )
+
+
+def training_items(data: Dataset) -> list[tuple[int, ...]]:
+    """The training interactions of every user who has some: catalogue indices, oldest first."""
+    rows = data.part == 0
+    starts, _ = _users(data.rows.user[rows])
+    return [tuple(items.tolist()) for items in np.split(data.rows.item[rows], starts[1:])]
 
 
 def _sorted_codes(ids, codes):

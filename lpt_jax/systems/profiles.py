@@ -231,15 +231,17 @@ def train(config, workdir: Path) -> dict:
         interrupt.close()
 
 
-def evaluate(config, workdir: Path) -> dict:
-    """The test of a trained workdir once more, from its checkpoints."""
+def evaluate(config, workdir: Path, run: str | None = None) -> dict:
+    """The test of a trained workdir once more, from its checkpoints, with TREC files; or of another system's TREC run."""
+    if run:
+        return evaluate_lib.score_run(config, workdir, run)
     r, phases, state, note = trained(config, workdir)
     if note["position"] < len(phases):
         raise InputError(
             f"The run in {workdir} has not finished ({phases[note['position']].name}, step {note['step']}): go on with "
             "--mode=train first, the test is at its end."
         )
-    return evaluate_lib.test(r, stages(r, phases, state), state.get("control"), note)
+    return evaluate_lib.test(r, stages(r, phases, state), state.get("control"), note, trec=True)
 
 
 def stages(r: ProfileRecommender, phases: list[loop.Phase], state: dict) -> dict[str, tuple[dict, dict]]:

@@ -155,6 +155,11 @@ def test_nothing_leaks_and_every_interaction_is_accounted_for(seed, split):
     dropped = sum(v for k, v in counts.items() if k.startswith("dropped: "))
     assert dropped + sum(counts[f"{s} interactions"] for s in sessions.SPLITS) == counts["interactions"] == 400
     assert data.popularity.sum() == counts["train interactions"] and (data.popularity > 0).all()
+    trained = sessions.training_items(data)
+    assert (np.bincount(np.concatenate(trained)) == data.popularity).all()
+    assert {(*s.history, *s.targets) for s in data.sessions["train"]} <= {
+        t[:k] for t in trained for k in range(len(t) + 1)
+    }
     assert data.catalogue.ids == sorted(data.catalogue.ids)
     earliest, latest = {}, {}  # of each split's users, over all their sessions
     when = {}
