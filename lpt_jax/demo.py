@@ -315,17 +315,20 @@ body, gradio-app { background: #faf9f7 !important; color: #1d2430; }
 #top p, .small { color: #5b6573; font-size: .85rem; line-height: 1.5; margin: 0; }
 #top .mark { color: #1f6f8b; font-weight: 600; letter-spacing: .02em; }
 #top p + p, #top h1 + p { max-width: 46rem; font-size: .95rem; }
-h2 { font-size: 1.15rem; font-weight: 600; margin: 0; } h3 { font-size: .95rem; color: #5b6573; font-weight: 600; }
+h2 { font-size: 1.2rem; font-weight: 600; margin: 0; } h3 { font-size: .95rem; color: #5b6573; font-weight: 600; }
 h2 span { font: italic .9rem system-ui, sans-serif; color: #7a8594; margin-left: .5rem; }
-#main, #stages { gap: 2.2rem; align-items: flex-start; } #work, #person { gap: .7rem; }
+#main, #stages { gap: 2.6rem; align-items: flex-start; } #work, #person, #stages .column { gap: .7rem; } main > .wrap > .column { gap: 1.6rem; }
+.html-container { padding: 0 !important; }
 #person .block, #profile { border: 0 !important; background: none; padding: 0 !important; box-shadow: none; overflow: visible; }
-#person input, #person textarea, #person .wrap { background: #fff; } #person .form { border: 0; background: none; gap: .6rem; }
+#person .wrap, #person textarea { background: #fff; border: 1px solid #d9dde3; border-radius: 8px; } #person input { background: none; }
+#person .form { border: 0; background: none; gap: .6rem; } #person .block span { font-size: .82rem; color: #5b6573; }
 #profile textarea { font-size: 1.12rem; line-height: 1.55; padding: .8rem 1rem; background: #fff; color: #1d2430;
   border: 1px solid #d9dde3; border-radius: 10px; opacity: 1; -webkit-text-fill-color: #1d2430; resize: vertical; }
 #profile textarea:focus { border-color: #1f6f8b; box-shadow: 0 0 0 3px #1f6f8b22; }
 #profile textarea:disabled { border-left: 3px solid #1f6f8b; }
-#buttons { gap: .6rem; } #buttons button { flex: none; min-width: 0; }
-#again { background: #1f6f8b; color: #fff; } #back, #go { background: #fff; color: #1d2430; border: 1px solid #d9dde3; }
+#buttons { gap: .6rem; margin-bottom: 1rem; } #buttons button { flex: none; min-width: 0; }
+#buttons button, #go { font-size: .88rem; font-weight: 500; border-radius: 8px; padding: .42rem .9rem; border: 1px solid #d9dde3;
+  background: #fff; color: #1d2430; } #buttons #again { background: #1f6f8b; border-color: #1f6f8b; color: #fff; }
 #notice:not(:has(p)) { display: none; } [role=status] { color: #a03f2b; font-size: .92rem; margin: 0; }
 .history { max-height: 23rem; overflow-y: auto; margin: .5rem 0 0; padding: 0; list-style: none; font-size: .85rem; }
 .history li { display: flex; justify-content: space-between; gap: 1rem; padding: .28rem .5rem .28rem 0; color: #8d96a3; }
