@@ -4,12 +4,15 @@ The language model writes once, and its words are shown as they come. From then 
 profile and its sentences are embedded in one packed call, and the catalogue is ranked anew.
 """
 
+import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import os
 import re
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +25,9 @@ from lpt_jax.errors import InputError
 from lpt_jax.recommender import ProfileRecommender
 from lpt_jax.systems import profiles
 
-K, PARTS, USERS, SHOWN = (
-    10,
-    12,
-    300,
-    60,
-)  # items of a list, parts of a profile, users to choose from, items of a history
+K, PARTS = 10, 12  # items of a list, parts of a profile
+USERS, SHOWN, LONGEST = 300, 60, 20_000  # users to choose from, items of a history, letters that a visitor may send
+STYLE = Path(__file__).with_name("page.css")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 text = report.Html().text  # everything that comes from data, models or people is escaped by it
 
@@ -49,7 +49,7 @@ def parts(profile: str) -> list[str]:
     >>> parts("Likes slow films. No horror!"), parts("likes Heat, Alien, and tea")
     (['Likes slow films.', 'No horror!'], ['likes Heat,', 'Alien,', 'and tea'])
     """
-    found = re.split(r"(?<=[.!?])\s+|\s*\n\s*", profile.strip())
+    found = re.split(r"(?<=[^A-Z][.!?])\s+|\s*\n\s*", profile.strip())  # no sentence ends with "G.I."
     found = found if len(found) > 1 else re.split(r"(?<=[,;:])\s+", found[0])
     found = [part for part in found if re.search(r"\w", part)]
     return found if len(found) <= PARTS else [*found[: PARTS - 1], " ".join(found[PARTS - 1 :])]
@@ -81,10 +81,10 @@ class Desk:
         """Compiles everything that a visitor would wait for."""
         session, _ = self.session(self.users[0], "")
         for stage in self.stages:
-            written = list(self.write(stage, session))[-1]
-            short, long = f"{written or 'a'}.", " ".join(["likes, and"] * (self.r.profile_limit // 3 - 8))
-            for profile in (short, long):  # one line of tokens and two
-                self.rank(stage, profile, session.history)
+            list(self.write(stage, session))
+            for words in (1, self.r.profile_limit // 2 - 4):  # one line of tokens and two
+                with contextlib.suppress(InputError):  # a tokenizer may make more of it: the first such edit compiles
+                    self.rank(stage, "a, " * words, session.history)
 
     def session(self, user: str, history: str) -> tuple[Session, list[str]]:
         """Whose items are shown, and what was guessed; a history of ids or titles goes before a user's id."""
@@ -147,22 +147,19 @@ class Desk:
             fields = [line.partition(": ") for line in self.catalogue.texts[row.item].splitlines()]
             more = " · ".join(value for name, _, value in fields if name != "Title" and value)[:120]
             said = f"<q>{text(row.because)}</q>" if row.because else ""
-            kind, word = "same", "as before"
-            if row.before != row.rank:
-                kind, word = (
-                    ("up", f"▲ from {row.before}") if row.before > row.rank else ("down", f"▼ from {row.before}")
-                )
+            moved = {0: "as before", 1: f"▲ from {row.before}", -1: f"▼ from {row.before}"}
+            sign = int(np.sign(row.before - row.rank))
             lines.append(
                 f"<li><span class='rank'>{row.rank}</span><div class='what'><b>{text(self.catalogue.titles[row.item])}</b>"
-                f"<small>{text(more)}</small>{said}</div><span class='move {kind}'>{word if moves else ''}</span>"
+                f"<small>{text(more)}</small>{said}</div><span class='move {('same', 'up', 'down')[sign]}'>{moved[sign] if moves else ''}</span>"
                 f"<span class='score'>{row.score:.3f}</span></li>"
             )
         number = next(self.numbers)
         return f"<ol class='list' data-number={number}>{''.join(lines)}</ol><p class='small'>{text(note)}</p>"
 
 
-def sentence(error: InputError) -> str:
-    """An InputError as the page says it: without the command line's dashes."""
+def sentence(error: InputError | str) -> str:
+    """An InputError, or a note, as the page says it: without the command line's dashes."""
     words = re.sub(r"^--(\w+)[:=]\s*", r"\1: ", str(error))
     return f"<p role='status'>{text(words[:1].upper() + words[1:])}</p>"
 
@@ -184,10 +181,8 @@ def build(desk: Desk):
         except InputError as error:
             return {notice: sentence(error)}
         edited = state["base"] is not None and profile.strip() != state["written"].strip()
-        took = (
-            f"{count:,} {kind} ranked in {1000 * (time.perf_counter() - started):.0f} ms, without the language model."
-        )
-        return {notice: "", ranked: desk.list_html(rows, edited, took)}
+        took = f"{1000 * (time.perf_counter() - started):.0f} ms, without the language model."
+        return {notice: "", ranked: desk.list_html(rows, edited, f"{count:,} {kind} ranked in {took}")}
 
     def restore(state):
         return {profile: state["written"]} | rank(state["written"], state) if state else {notice: ""}
@@ -196,7 +191,11 @@ def build(desk: Desk):
         """The person's items, the profile while it is written, its list; then the same as before training."""
         try:
             session, notes = desk.session(user, history)
-            shown = {people: desk.history_html(session), notice: text(" ".join(notes)), state: None}
+            shown = {
+                people: desk.history_html(session),
+                notice: sentence(" ".join(notes)) if notes else "",
+                state: None,
+            }
             yield shown | {profile: gr.update(value="", interactive=False), ranked: "", before: "", after: ""}
             written, bases = {}, {}
             for stage in ("after", "before"):
@@ -233,15 +232,13 @@ def build(desk: Desk):
             with gr.Column(scale=4, min_width=280, elem_id="person"):
                 show("<h2>The person</h2>")
                 user = gr.Dropdown(desk.users, value=desk.users[0], label="A user", allow_custom_value=True)
-                history = gr.Textbox(
-                    label="or titles, oldest first, with commas", lines=1, max_lines=4, max_length=20_000
-                )
+                history = gr.Textbox(label="or titles, oldest first, with commas", max_lines=4, max_length=LONGEST)
                 go = gr.Button("Write the profile", elem_id="go")
                 people = show(elem_id="history")
             with gr.Column(scale=9, min_width=320, elem_id="work"):
                 show("<h2>The profile <span>yours to change</span></h2>")
                 profile = gr.Textbox(show_label=False, label="Profile", lines=3, max_lines=9, elem_id="profile",
-                                     max_length=20_000)  # fmt: skip
+                                     max_length=LONGEST)  # fmt: skip
                 notice = show(elem_id="notice")
                 with gr.Row(elem_id="buttons"):
                     again = gr.Button("Rank again", elem_id="again", variant="primary")
@@ -250,12 +247,12 @@ def build(desk: Desk):
                 ranked = show(elem_id="list")
         show("<h2>What training changed</h2>", elem_id="training")
         with gr.Row(elem_id="stages"):
-            for name in ("Before training", "After training"):
-                with gr.Column(min_width=320):
-                    show(f"<h3>{name}</h3>")
-                    before, after = (
-                        (show(elem_id="before"), None) if name[0] == "B" else (before, show(elem_id="after"))
-                    )
+            with gr.Column(min_width=320):
+                show("<h3>Before training</h3>")
+                before = show(elem_id="before")
+            with gr.Column(min_width=320):
+                show("<h3>After training</h3>")
+                after = show(elem_id="after")
         outputs = [state, notice, people, profile, ranked, before, after, history]
         quick = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"}
         slow = quick | {"concurrency_limit": 1, "concurrency_id": "language model", "trigger_mode": "always_last"}
@@ -269,6 +266,7 @@ def build(desk: Desk):
 
 def serve(desk: Desk, host: str, port: int, block: bool = True):
     """Serves the page; returns gradio's Blocks once it is closed, or at once where block is False."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
     import gradio as gr
 
     fonts = {"font": ["system-ui", "Noto Sans", "sans-serif"], "font_mono": ["monospace"]}  # none is fetched
@@ -276,7 +274,7 @@ def serve(desk: Desk, host: str, port: int, block: bool = True):
     try:
         page.launch(
             server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
-            theme=gr.themes.Base(**fonts), css=STYLE, js=SCRIPT,
+            theme=gr.themes.Base(**fonts), css_paths=STYLE, js=SCRIPT,
             run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False,
         )  # fmt: skip
     except OSError:
@@ -291,13 +289,10 @@ def serve(desk: Desk, host: str, port: int, block: bool = True):
 
 def run(config, workdir, host: str = "127.0.0.1", port: str = "7860") -> None:
     """Loads the run in `workdir`, compiles what the page needs, and serves it until Ctrl-C."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise InputError(f"--port={port!r} won't do: it must be a number from 1 to 65535.")
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise InputError('--mode=demo needs gradio: pip install "lpt_jax[demo]".') from None
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError('--mode=demo needs gradio: pip install "lpt_jax[demo]".')
     r, _, state, _ = profiles.trained(config, workdir)
     desk = Desk(r, state)
     desk.warm_up()
@@ -307,49 +302,6 @@ def run(config, workdir, host: str = "127.0.0.1", port: str = "7860") -> None:
 HEADER = """<header><p class="mark">lpt_jax</p><h1>A profile you can read, and correct</h1>
 <p>A language model reads what a person chose and writes a profile; a text embedder ranks {count} {kind} by it. Change the
 profile: the list follows at once, without the language model.</p></header>"""
-STYLE = """
-.gradio-container { max-width: 74rem !important; margin: 0 auto; padding: 1.2rem 1.5rem 3rem !important; }
-body, gradio-app { background: #faf9f7 !important; color: #1d2430; }
-#top h1, h2, #profile textarea, blockquote { font-family: Charter, Georgia, "Noto Serif", serif; }
-#top h1 { font-size: 1.9rem; line-height: 1.2; font-weight: 600; margin: 0 0 .3rem; }
-#top p, .small { color: #5b6573; font-size: .85rem; line-height: 1.5; margin: 0; }
-#top .mark { color: #1f6f8b; font-weight: 600; letter-spacing: .02em; }
-#top p + p, #top h1 + p { max-width: 46rem; font-size: .95rem; }
-h2 { font-size: 1.2rem; font-weight: 600; margin: 0; } h3 { font-size: .95rem; color: #5b6573; font-weight: 600; }
-h2 span { font: italic .9rem system-ui, sans-serif; color: #7a8594; margin-left: .5rem; }
-#main, #stages { gap: 2.6rem; align-items: flex-start; } #work, #person, #stages .column { gap: .7rem; } main > .wrap > .column { gap: 1.6rem; }
-.html-container { padding: 0 !important; }
-#person .block, #profile { border: 0 !important; background: none; padding: 0 !important; box-shadow: none; overflow: visible; }
-#person .wrap, #person textarea { background: #fff; border: 1px solid #d9dde3; border-radius: 8px; } #person input { background: none; }
-#person .form { border: 0; background: none; gap: .6rem; } #person .block span { font-size: .82rem; color: #5b6573; }
-#profile textarea { font-size: 1.12rem; line-height: 1.55; padding: .8rem 1rem; background: #fff; color: #1d2430;
-  border: 1px solid #d9dde3; border-radius: 10px; opacity: 1; -webkit-text-fill-color: #1d2430; resize: vertical; }
-#profile textarea:focus { border-color: #1f6f8b; box-shadow: 0 0 0 3px #1f6f8b22; }
-#profile textarea:disabled { border-left: 3px solid #1f6f8b; }
-#buttons { gap: .6rem; margin-bottom: 1rem; } #buttons button { flex: none; min-width: 0; }
-#buttons button, #go { font-size: .88rem; font-weight: 500; border-radius: 8px; padding: .42rem .9rem; border: 1px solid #d9dde3;
-  background: #fff; color: #1d2430; } #buttons #again { background: #1f6f8b; border-color: #1f6f8b; color: #fff; }
-#notice:not(:has(p)) { display: none; } [role=status] { color: #a03f2b; font-size: .92rem; margin: 0; }
-.history { max-height: 23rem; overflow-y: auto; margin: .5rem 0 0; padding: 0; list-style: none; font-size: .85rem; }
-.history li { display: flex; justify-content: space-between; gap: 1rem; padding: .28rem .5rem .28rem 0; color: #8d96a3; }
-.history li { border-bottom: 1px solid #edeff2; } .history .read { color: #1d2430; } .history b { font-weight: 500; }
-.history i { font-style: normal; color: #d3a13c; margin-left: .15rem; }
-.list { list-style: none; margin: 0 0 .5rem; padding: 0; animation: come .25s ease-out; } @keyframes come { from { opacity: .35; } }
-.list li { display: grid; grid-template-columns: 1.4rem 1fr 5.6rem 3rem; gap: .8rem; align-items: baseline;
-  padding: .42rem 0; border-bottom: 1px solid #e8ebef; font-size: .92rem; line-height: 1.35; }
-.list b { font-weight: 600; } .list small, .list q { color: #7a8594; font-size: .8rem; } .list small { margin-left: .5rem; }
-.list q { display: block; font-style: italic; } .list .rank, .list .move, .list .score { font-variant-numeric: tabular-nums; }
-.list .rank { color: #7a8594; text-align: right; } .list .move { font-size: .8rem; text-align: right; white-space: nowrap; }
-.list .score { color: #5b6573; text-align: right; } .up { color: #1f6f8b; } .down { color: #c8553d; } .same { color: #9aa3af; }
-#training { margin-top: 2.2rem; padding-top: 1.6rem; border-top: 1px solid #d9dde3; }
-#stages small, #stages q { display: none; } #stages blockquote { border-left: 3px solid #d9dde3; padding: .1rem 0 .1rem 1rem;
-  margin: .4rem 0 .8rem; font-size: 1rem; line-height: 1.5; overflow-wrap: anywhere; min-height: 4.5rem; }
-@media (max-width: 48rem) { .gradio-container { padding: 1rem !important; } .history { max-height: 13rem; }
-  #main { flex-direction: column; } #main > * { width: 100%; min-width: 0 !important; }
-  .list li { grid-template-columns: 1.2rem 1fr 3rem; } .list .move { grid-column: 2; text-align: left; grid-row: 2; }
-  .list .move.same:empty, .list .move:empty { display: none; } }
-@media (prefers-reduced-motion: reduce) { .list { animation: none; } }
-"""
 SCRIPT = """() => { document.body.classList.remove("dark"); let soon;  // any edit, pasted ones too, presses the button
   document.addEventListener("input", event => { if (event.target.closest("#profile")) { clearTimeout(soon);
     soon = setTimeout(() => document.querySelector("#again").click(), 120); } }); }"""

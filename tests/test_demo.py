@@ -37,6 +37,7 @@ def order(desk, stage, profile, hidden):
 def test_sentences_or_the_clauses_of_the_only_one():
     assert demo.parts("Likes slow films. No horror!\nOld ones? ") == ["Likes slow films.", "No horror!", "Old ones?"]
     assert demo.parts("likes Heat, Alien, and tea") == ["likes Heat,", "Alien,", "and tea"]
+    assert demo.parts("Likes G.I. Jane. No horror.") == ["Likes G.I. Jane.", "No horror."]
     assert demo.parts("films") == ["films"] and demo.parts("...") == []
     many = demo.parts(". ".join(f"a{i}" for i in range(30)))
     assert len(many) == demo.PARTS and many[-1].startswith("a11. a12.") and many[-1].endswith("a29")
