@@ -96,13 +96,19 @@ def sample(spec: DecoderSpec, trunk: dict, trunk_list: list | None, upper: dict,
       temperature: 0 is greedy (log-probabilities are then those of temperature 1).
       eos: the ids that end a profile.
     """
-    batch, keys = prompts.shape[0], jax.random.wrap_key_data(keys)
-    context_mask = mask[:, :-1]
+    weights = spec, trunk, trunk_list, upper, upper_list
+    context, cached, state = begin(*weights, prompts, mask, samples=samples, max_tokens=max_tokens, pad=pad,
+                                   keep_hidden=keep_hidden)  # fmt: skip
+    end = go_on(*weights, mask, keys, cached, state, max_tokens, temperature=temperature, eos=eos, pad=pad)
+    return Profiles(end["tokens"], end["mask"], end["log_probs"], context if keep_hidden else None, end.get("hidden"))
+
+
+def begin(spec, trunk, trunk_list, upper, upper_list, prompts, mask, *, samples: int, max_tokens: int, pad: int,
+          keep_hidden: bool = False):  # fmt: skip
+    """sample()'s prefill: the context's hidden states after the trunk, its caches, and the state before the first token."""
+    batch, context_mask = prompts.shape[0], mask[:, :-1]
     context = decoder.embed_tokens(spec, trunk, prompts[:, :-1])
-    upper = {"embed": trunk["embed"]} | upper
-    trunk_list = trunk["layers"] if trunk_list is None else trunk_list
-    upper_list = upper["layers"] if upper_list is None else upper_list
-    count, cached = len(trunk_list), []
+    count, cached = len(trunk["layers"] if trunk_list is None else trunk_list), []
     if count:
         context, cached = decoder.run(spec, trunk["layers"], context, context_mask)
     cached = cached + decoder.run(spec, upper["layers"], context, context_mask, start=count)[1]
@@ -118,6 +124,18 @@ def sample(spec: DecoderSpec, trunk: dict, trunk_list: list | None, upper: dict,
     }
     if keep_hidden:
         state["hidden"] = jnp.zeros((batch, samples, max_tokens, spec.width), jnp.float32)
+    return context, cached, state
+
+
+def go_on(spec, trunk, trunk_list, upper, upper_list, mask, keys, cached, state, until, *, temperature: float,
+          eos: tuple[int, ...], pad: int):  # fmt: skip
+    """sample()'s tokens from a state on, until `until` of them (at most max_tokens) are there or every row has ended."""
+    context_mask, keys = mask[:, :-1], jax.random.wrap_key_data(keys)
+    samples = state["token"].shape[1]
+    upper = {"embed": trunk["embed"]} | upper
+    trunk_list = trunk["layers"] if trunk_list is None else trunk_list
+    upper_list = upper["layers"] if upper_list is None else upper_list
+    count = len(trunk_list)
 
     def put(buffer, value, t):
         return jax.lax.dynamic_update_slice_in_dim(buffer, value[:, :, None].astype(buffer.dtype), t, 2)
@@ -126,7 +144,7 @@ def sample(spec: DecoderSpec, trunk: dict, trunk_list: list | None, upper: dict,
         t = s["t"]
         x = decoder.embed_tokens(spec, trunk, s["token"])
         x, lower = decoder.decode_step(spec, trunk_list, x, t, cached[:count], context_mask, s["caches"][:count])
-        new = dict(s, hidden=put(s["hidden"], x, t)) if keep_hidden else dict(s)
+        new = dict(s, hidden=put(s["hidden"], x, t)) if "hidden" in s else dict(s)
         x, higher = decoder.decode_step(
             spec, upper_list, x, t, cached[count:], context_mask, s["caches"][count:], start=count
         )
@@ -148,8 +166,11 @@ def sample(spec: DecoderSpec, trunk: dict, trunk_list: list | None, upper: dict,
             "caches": lower + higher,
         }
 
-    end = jax.lax.while_loop(lambda s: (s["t"] < max_tokens) & ~jnp.all(s["ended"]), step, state)
-    return Profiles(end["tokens"], end["mask"], end["log_probs"], context if keep_hidden else None, end.get("hidden"))
+    return jax.lax.while_loop(lambda s: (s["t"] < until) & ~jnp.all(s["ended"]), step, state)
+
+
+_begin = jax.jit(begin, static_argnames=("spec", "samples", "max_tokens", "pad"))
+_go_on = jax.jit(go_on, static_argnames=("spec", "temperature", "eos", "pad"), donate_argnames="state")
 
 
 def texts_of(
@@ -205,6 +226,20 @@ class Writer:
             temperature=float(temperature), eos=self.eos, pad=self.pad, keep_hidden=keep_hidden,
         )  # fmt: skip
         return profiles, mask
+
+    def grow(self, prompt: list[int], key, size: int = 4):
+        """One greedy profile while it is written: its text after every `size` tokens; the last is what write() gives."""
+        tokens, mask = self.pad_prompts([prompt])
+        weights, keys = (self.spec, self.trunk, self.trunk_list, self.upper, self.upper_list), jax.random.key_data(key)
+        most = self.settings.max_tokens
+        _, cached, state = _begin(*weights, tokens, mask, samples=1, max_tokens=most, pad=self.pad)
+        while int(state["t"]) < most and not state["ended"].all():
+            until = min(int(state["t"]) + size, most)
+            state = _go_on(
+                *weights, mask, keys[None], cached, state, until, temperature=0.0, eos=self.eos, pad=self.pad
+            )
+            ((text,),), _ = self.texts(Profiles(state["tokens"], state["mask"], None, None, None))
+            yield text.rstrip("\ufffd")  # a letter whose last bytes are still to come
 
     def texts(self, profiles: Profiles) -> tuple[list[list[str]], np.ndarray]:
         """The profiles' texts [B][G], and which never ended, Bool [B, G]."""

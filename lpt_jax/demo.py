@@ -1,0 +1,307 @@
+"""The page of a trained run: a person's items, the profile that the model writes of them, and a list that follows edits.
+
+The language model writes once, and its words are shown as they come. From then on only the embedder works: the edited
+profile and its sentences are embedded in one packed call, and the catalogue is ranked anew.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import itertools
+import os
+import re
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lpt_jax import devices, ranking, recommend, report, similarity
+from lpt_jax.data import prompts
+from lpt_jax.data.sessions import Session
+from lpt_jax.errors import InputError
+from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.systems import profiles
+
+K, PARTS = 10, 12  # items of a list, parts of a profile
+USERS, SHOWN, LONGEST = 300, 60, 20_000  # users to choose from, items of a history, letters that a visitor may send
+STYLE = Path(__file__).with_name("page.css")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+text = report.Html().text  # everything that comes from data, models or people is escaped by it
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A recommended item: its rank now and by the profile that is compared with, and the words that speak most for it."""
+
+    item: int
+    score: float
+    rank: int
+    before: int
+    because: str
+
+
+def parts(profile: str) -> list[str]:
+    """A profile's sentences, or the clauses of its only one; at most PARTS, of which the last has all the rest.
+
+    >>> parts("Likes slow films. No horror!"), parts("likes Heat, Alien, and tea")
+    (['Likes slow films.', 'No horror!'], ['likes Heat,', 'Alien,', 'and tea'])
+    """
+    found = re.split(r"(?<=[^A-Z][.!?])\s+|\s*\n\s*", profile.strip())  # no sentence ends with "G.I."
+    found = found if len(found) > 1 else re.split(r"(?<=[,;:])\s+", found[0])
+    found = [part for part in found if re.search(r"\w", part)]
+    return found if len(found) <= PARTS else [*found[: PARTS - 1], " ".join(found[PARTS - 1 :])]
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def best(profile, items, base, base_items, hidden, k: int, valid: int):
+    """The best k items by a profile [1, D]: ids, scores, their ranks by `base` [1, D] in its own items, embeddings."""
+    ids, scores = ranking.top_k(profile, items, hidden, k, valid)
+    repeat = lambda a: jnp.repeat(a, ids.shape[1], 0)  # noqa: E731
+    ranks = ranking.ranks(repeat(ranking.score(base, base_items)), ids[0], repeat(hidden), valid)
+    return ids[0], scores[0], ranks, items[ids[0]]
+
+
+class Desk:
+    """What the page asks of a run's models, as they were before training and are after it."""
+
+    def __init__(self, r: ProfileRecommender, state: dict):
+        self.r, self.catalogue, self.config = r, r.data.catalogue, r.config
+        r.writer.lengths = (-(-r.config.prompt.max_tokens // 16) * 16,)  # one shape compiles, at the start
+        fresh = {"policy": r.fresh_policy(), "encoder": r.fresh_encoder()}
+        self.stages = {"before": fresh, "after": {part: state.get(part, fresh[part]) for part in fresh}}
+        self.items = {name: r.embed_catalogue(stage["encoder"]) for name, stage in self.stages.items()}
+        self.width = 1 << int(np.bincount(r.data.rows.user).max()).bit_length()  # of the hidden items: one shape again
+        self.users = list(dict.fromkeys(s.user for s in r.sessions["test"]))[:USERS]
+        self.numbers = itertools.count(1)  # of the lists, so that a new one is told from the last
+
+    def warm_up(self) -> None:
+        """Compiles everything that a visitor would wait for."""
+        session, _ = self.session(self.users[0], "")
+        for stage in self.stages:
+            list(self.write(stage, session))
+            for words in (1, self.r.profile_limit // 2 - 4):  # one line of tokens and two
+                with contextlib.suppress(InputError):  # a tokenizer may make more of it: the first such edit compiles
+                    self.rank(stage, "a, " * words, session.history)
+
+    def session(self, user: str, history: str) -> tuple[Session, list[str]]:
+        """Whose items are shown, and what was guessed; a history of ids or titles goes before a user's id."""
+        if history and history.strip(" ,\n\t"):
+            found, notes = recommend.find_items(history.replace("\n", ","), self.catalogue)
+            return Session("", found, None, None, (), float("nan")), notes
+        if not user:
+            raise InputError("Choose a user, or give a history of titles.")
+        return recommend.known_session(self.r.data, str(user).strip()), []
+
+    def prompt(self, session: Session) -> tuple[list[int], int]:
+        """The prompt's token ids, and how many of the latest items it shows."""
+        settings = self.config.data, self.config.prompt, self.r.writer.tokenizer
+        return prompts.encode_prompt(session, self.catalogue, *settings)
+
+    def write(self, stage: str, session: Session):
+        """The profile by a stage's language model, ever longer."""
+        self.r.use_policy(self.stages[stage]["policy"])
+        yield from self.r.writer.grow(self.prompt(session)[0], self.r.key)
+
+    def rank(self, stage: str, profile: str, history, base=None, k: int = K) -> tuple[list[Row], tuple]:
+        """The best k items without the history, and what a later call takes as `base`: the ranking to compare with.
+
+        InputError if the profile is empty or longer than the embedder reads.
+        """
+        r, limit, prefix = self.r, self.r.profile_limit, self.r.encoder_spec.query_prefix
+        if not profile.strip():
+            raise InputError("The profile is empty: say in a sentence what this person likes.")
+        length = len(r.ranker.tokenizer(prefix + profile, verbose=False)["input_ids"])
+        if length > limit:
+            raise InputError(f"The profile has {length} tokens and the embedder reads {limit}: shorten it.")
+        said = parts(profile)
+        found, _ = similarity.embed_texts(  # two lines at once: nearly every profile needs one or two
+            r.encoder_spec, self.stages[stage]["encoder"], r.ranker.tokenizer, [profile, *said], 2, limit, prefix,
+            dtype=r.encoder_dtype, mesh=r.mesh,
+        )  # fmt: skip
+        own = found[:1], self.items[stage]
+        hidden = ranking.padded([history], max(self.width, len(history)))
+        ids, scores, before, vectors = devices.fetch(best(*own, *(base or own), hidden, k, len(self.catalogue.ids)))
+        because = [said[i] if len(said) > 1 else "" for i in (found[1:] @ vectors.T).argmax(0)] if said else [""] * k
+        rows = zip(ids.tolist(), scores.tolist(), range(1, k + 1), before.tolist(), because)
+        return [Row(*row) for row in rows if row[0] >= 0], own
+
+    # ---- what is shown, as HTML
+
+    def history_html(self, session: Session) -> str:
+        """A person's items with their ratings, newest first; those that the model doesn't read are paler."""
+        n, (_, read) = len(session.history), self.prompt(session)
+        ratings, best, lines = session.ratings or [None] * n, self.config.data.best_rating, []
+        for age, (item, rating) in enumerate(zip(session.history[::-1], ratings[::-1])):
+            rated = "" if rating is None or rating != rating else f"<b title='of {best:g}'>{rating:g}<i>★</i></b>"
+            lines.append(f"<li class='{'read' if age < read else ''}'>{text(self.catalogue.titles[item])}{rated}</li>")
+        head = f"{n} {self.config.data.kind}, newest first; the model reads the latest {read}"
+        return f"<p class='small'>{text(head)}.</p><ul class='history' tabindex=0>{''.join(lines[:SHOWN])}</ul>"
+
+    def list_html(self, rows: list[Row], moves: bool, note: str = "") -> str:
+        """The list; moves: with each item's rank before."""
+        lines = []
+        for row in rows:
+            fields = [line.partition(": ") for line in self.catalogue.texts[row.item].splitlines()]
+            more = " · ".join(value for name, _, value in fields if name != "Title" and value)[:120]
+            said = f"<q>{text(row.because)}</q>" if row.because else ""
+            moved = {0: "as before", 1: f"▲ from {row.before}", -1: f"▼ from {row.before}"}
+            sign = int(np.sign(row.before - row.rank))
+            lines.append(
+                f"<li><span class='rank'>{row.rank}</span><div class='what'><b>{text(self.catalogue.titles[row.item])}</b>"
+                f"<small>{text(more)}</small>{said}</div><span class='move {('same', 'up', 'down')[sign]}'>{moved[sign] if moves else ''}</span>"
+                f"<span class='score'>{row.score:.3f}</span></li>"
+            )
+        number = next(self.numbers)
+        return f"<ol class='list' data-number={number}>{''.join(lines)}</ol><p class='small'>{text(note)}</p>"
+
+
+def sentence(error: InputError | str) -> str:
+    """An InputError, or a note, as the page says it: without the command line's dashes."""
+    words = re.sub(r"^--(\w+)[:=]\s*", r"\1: ", str(error))
+    return f"<p role='status'>{text(words[:1].upper() + words[1:])}</p>"
+
+
+def build(desk: Desk):
+    """The page as gradio Blocks, not yet served."""
+    import gradio as gr
+
+    count, kind = len(desk.catalogue.ids), desk.config.data.kind
+    show = functools.partial(gr.HTML, apply_default_css=False)
+
+    def rank(profile, state):
+        """After an edit."""
+        if not state:
+            return {notice: ""}
+        started = time.perf_counter()
+        try:
+            rows, _ = desk.rank("after", profile, state["history"], state["base"])
+        except InputError as error:
+            return {notice: sentence(error)}
+        edited = state["base"] is not None and profile.strip() != state["written"].strip()
+        took = f"{1000 * (time.perf_counter() - started):.0f} ms, without the language model."
+        return {notice: "", ranked: desk.list_html(rows, edited, f"{count:,} {kind} ranked in {took}")}
+
+    def restore(state):
+        return {profile: state["written"]} | rank(state["written"], state) if state else {notice: ""}
+
+    def write(user, history):
+        """The person's items, the profile while it is written, its list; then the same as before training."""
+        try:
+            session, notes = desk.session(user, history)
+            shown = {
+                people: desk.history_html(session),
+                notice: sentence(" ".join(notes)) if notes else "",
+                state: None,
+            }
+            yield shown | {profile: gr.update(value="", interactive=False), ranked: "", before: "", after: ""}
+            written, bases = {}, {}
+            for stage in ("after", "before"):
+                for words in desk.write(stage, session):
+                    written[stage] = words
+                    yield {profile: words} if stage == "after" else {before: quote(words)}
+                try:
+                    rows, bases[stage] = desk.rank(stage, written[stage], session.history)
+                    listed = desk.list_html(rows, False)
+                except InputError as error:
+                    listed = sentence(error)
+                if stage == "after":
+                    kept = {"history": session.history, "written": written[stage], "base": bases.get(stage)}
+                    yield {state: kept, ranked: listed, profile: gr.update(value=written[stage], interactive=True)}
+            compared = {before: quote(written["before"]) + listed}
+            if len(bases) == 2:
+                rows, _ = desk.rank("after", written["after"], session.history, bases["before"])
+                compared[after] = quote(written["after"]) + desk.list_html(rows, True)
+            yield compared
+        except InputError as error:
+            yield {notice: sentence(error)}
+
+    def of_user(user):
+        yield {history: ""}
+        yield from write(user, "")
+
+    def quote(words):
+        return f"<blockquote>{text(words or '(empty)')}</blockquote>"
+
+    with gr.Blocks(title="lpt_jax", analytics_enabled=False) as page:
+        state = gr.State()
+        show(HEADER.format(count=f"{count:,}", kind=text(kind)), elem_id="top")
+        with gr.Row(elem_id="main"):
+            with gr.Column(scale=4, min_width=280, elem_id="person"):
+                show("<h2>The person</h2>")
+                user = gr.Dropdown(desk.users, value=desk.users[0], label="A user", allow_custom_value=True)
+                history = gr.Textbox(label="or titles, oldest first, with commas", max_lines=4, max_length=LONGEST)
+                go = gr.Button("Write the profile", elem_id="go")
+                people = show(elem_id="history")
+            with gr.Column(scale=9, min_width=320, elem_id="work"):
+                show("<h2>The profile <span>yours to change</span></h2>")
+                profile = gr.Textbox(show_label=False, label="Profile", lines=3, max_lines=9, elem_id="profile",
+                                     max_length=LONGEST)  # fmt: skip
+                notice = show(elem_id="notice")
+                with gr.Row(elem_id="buttons"):
+                    again = gr.Button("Rank again", elem_id="again", variant="primary")
+                    back = gr.Button("Back to the model’s words", elem_id="back")
+                show("<h2>What it recommends</h2>")
+                ranked = show(elem_id="list")
+        show("<h2>What training changed</h2>", elem_id="training")
+        with gr.Row(elem_id="stages"):
+            with gr.Column(min_width=320):
+                show("<h3>Before training</h3>")
+                before = show(elem_id="before")
+            with gr.Column(min_width=320):
+                show("<h3>After training</h3>")
+                after = show(elem_id="after")
+        outputs = [state, notice, people, profile, ranked, before, after, history]
+        quick = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"}
+        slow = quick | {"concurrency_limit": 1, "concurrency_id": "language model", "trigger_mode": "always_last"}
+        gr.on([page.load, go.click, history.submit], write, [user, history], **slow)
+        user.input(of_user, user, **slow)
+        gr.on([again.click, profile.submit], rank, [profile, state], queue=False,
+              trigger_mode="always_last", **quick)  # fmt: skip
+        back.click(restore, state, queue=False, **quick)
+    return page
+
+
+def serve(desk: Desk, host: str, port: int, block: bool = True):
+    """Serves the page; returns gradio's Blocks once it is closed, or at once where block is False."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+    import gradio as gr
+
+    fonts = {"font": ["system-ui", "Noto Sans", "sans-serif"], "font_mono": ["monospace"]}  # none is fetched
+    page = build(desk)
+    try:
+        page.launch(
+            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
+            theme=gr.themes.Base(**fonts), css_paths=STYLE, js=SCRIPT,
+            run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False,
+        )  # fmt: skip
+    except OSError:
+        raise InputError(f"--host={host} --port={port}: the address is taken or not this machine's.") from None
+    print(f"lpt_jax: the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
+    if host not in LOOPBACK:
+        print(f"lpt_jax: whoever can reach {host} can read the data's users there; nothing asks for a password.")
+    if block:
+        page.block_thread()
+    return page
+
+
+def run(config, workdir, host: str = "127.0.0.1", port: str = "7860") -> None:
+    """Loads the run in `workdir`, compiles what the page needs, and serves it until Ctrl-C."""
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise InputError(f"--port={port!r} won't do: it must be a number from 1 to 65535.")
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError('--mode=demo needs gradio: pip install "lpt_jax[demo]".')
+    r, _, state, _ = profiles.trained(config, workdir)
+    desk = Desk(r, state)
+    desk.warm_up()
+    serve(desk, host, int(port))
+
+
+HEADER = """<header><p class="mark">lpt_jax</p><h1>A profile you can read, and correct</h1>
+<p>A language model reads what a person chose and writes a profile; a text embedder ranks {count} {kind} by it. Change the
+profile: the list follows at once, without the language model.</p></header>"""
+SCRIPT = """() => { document.body.classList.remove("dark"); let soon;  // any edit, pasted ones too, presses the button
+  document.addEventListener("input", event => { if (event.target.closest("#profile")) { clearTimeout(soon);
+    soon = setTimeout(() => document.querySelector("#again").click(), 120); } }); }"""
