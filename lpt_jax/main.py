@@ -14,11 +14,12 @@ from lpt_jax import config as config_lib
 from lpt_jax.errors import InputError
 from lpt_jax.huge_pages import use_huge_pages
 
-MODES = ["train", "evaluate", "write_profiles", "recommend", "check"]
+MODES = ["train", "evaluate", "write_profiles", "recommend", "export", "check"]
 STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "config": "a file of configs/, and a colon and its variant if wanted",
     "workdir": "where the run is kept; default: runs/<the config's name>[-<overrides>]",
-    "output": "write_profiles: the .jsonl file; default: profiles.jsonl in the workdir",
+    "output": "write_profiles: a .jsonl or .parquet file; default: profiles.jsonl in the workdir",
+    "export_to": "export: a new folder for the models' folders; default: export in the workdir",
     "user": "recommend: a user's id",
     "history": "recommend: item ids or titles, oldest first, with commas between them",
     "profile": "recommend: a profile's text",
@@ -48,9 +49,7 @@ def parse(argv: list[str]) -> tuple:
     except flags.Error as error:
         raise InputError(f"{error}; --help lists the flags.") from None
     while rest:
-        arg, *rest = rest
-        override = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", arg, re.DOTALL)
-        if not override:
+        if not (override := re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", arg := rest.pop(0), re.DOTALL)):
             raise InputError(f"{arg!r} is not known; --help lists the flags.")
         no, name, text = override.groups()
         if text is None:  # --noconfig.whiten, --config.whiten, --config.seed 1
@@ -69,7 +68,7 @@ def run(argv: list[str]) -> int | None:
     f, config, workdir = parse(argv)
     cache = os.path.expanduser(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "jax"))
-    from lpt_jax import check, devices, recommend  # here, so that wrong flags are told at once
+    from lpt_jax import check, devices, export, recommend  # here, so that wrong flags are told at once
     from lpt_jax.systems import profiles
 
     if f.mode == "check":
@@ -78,10 +77,11 @@ def run(argv: list[str]) -> int | None:
     with devices.together(f.processes), config_lib.claimed(workdir, config, new=f.mode == "train"):
         if f.mode == "recommend":
             print(recommend.run(config, workdir, *asked, f.k))
-        elif f.mode == "write_profiles":
-            profiles.write_profiles(config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
+        elif f.mode == "export":
+            export.export(config, workdir, Path(f.export_to or workdir / "export"))
         else:
-            getattr(profiles, f.mode)(config, workdir)
+            more = [Path(f.output or workdir / "profiles.jsonl"), f.split] if f.mode == "write_profiles" else []
+            getattr(profiles, f.mode)(config, workdir, *more)
 
 
 def main(argv: list[str] | None = None) -> int:

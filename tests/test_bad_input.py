@@ -107,6 +107,9 @@ ASKED = [
 ASKED_OF_A_RUN = [
     ("unknown user", "TINY --mode=recommend --user=user9", r"--user=user9: no user .*; the nearest id is user\d"),
     ("unknown item", "TINY --mode=recommend --history=Casablanca", r"'Casablanca' is no item"),
+    ("a table of another kind", "TINY --mode=write_profiles --output=p.csv", r"--output=p\.csv won't do: .* \.jsonl or \.parquet"),
+    ("a folder that is there", "TINY --mode=export --export_to={here}", r"here is there already: name another --export_to"),
+    ("no folder can be made", "TINY --mode=export --export_to={here}/my.csv/x", r"x can't be written \(Not a directory\): name another"),
     ("profile too long", "TINY --mode=recommend --profile=" + "films_" * 99, r"The profile has \d+ tokens .* reads 32: shorten"),
 ]
 # fmt: on
