@@ -53,4 +53,4 @@ clean:  ## environments; runs/ and ~/.cache/lpt_jax stay
 
 .venv-test/.bench: .venv-test/.installed
 	@.venv-test/bin/python -m pip install --disable-pip-version-check --no-input "torch==2.13.0" -e ".[bench]" >> .venv-test/pip.log 2>&1 && touch $@ || \
-		echo "lpt_jax: sentence-transformers and faiss-cpu could not be had (see .venv-test/pip.log): their comparisons are left out."
+		echo "lpt_jax: faiss-cpu could not be had (see .venv-test/pip.log): its comparisons are left out."

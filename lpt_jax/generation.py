@@ -250,13 +250,13 @@ class Writer:
         """One profile per prompt, in the prompts' order.
 
         known: texts by row that an earlier, interrupted call has written; only batches with others are written, and
-        the batches are always the same ones. keep(rows, texts, tokens) is called after each.
+        the batches are always the same ones. keep(rows, texts, tokens, ended) is called after each.
         """
         size, texts = self.settings.batch, dict(known or {})
         order = np.argsort([len(p) for p in prompts], kind="stable")
-        with tqdm(
-            total=len(prompts), desc=what or "profiles", unit="profile", disable=not (what and devices.first())
-        ) as bar:
+        there = sum(row in texts for row in range(len(prompts)))  # no part of the rate and of the time left
+        with tqdm(total=len(prompts), desc=what or "profiles", unit="profile", initial=there,
+                  disable=not (what and devices.first())) as bar:  # fmt: skip
             for start in range(0, len(prompts), size):
                 rows = order[start : start + size]
                 if missing := [i for i in rows if i not in texts]:
@@ -264,11 +264,12 @@ class Writer:
                     profiles, _ = self.sample(
                         [prompts[i] for i in full], np.asarray(numbers)[full], key, 1, temperature
                     )
-                    written, _ = self.texts(profiles)
+                    written, unended = self.texts(profiles)
                     counts = devices.fetch(profiles.mask).sum(-1)[:, 0]
-                    new = {i: (row[0], n) for i, row, n in zip(rows, written, counts) if i in missing}
-                    texts |= {i: text for i, (text, _) in new.items()}
+                    found = zip(rows, written, counts, ~unended[:, 0])
+                    new = {i: (row[0], n, ended) for i, row, n, ended in found if i in missing}
+                    texts |= {i: text for i, (text, *_) in new.items()}
                     if keep:
                         keep(list(new), *zip(*new.values(), strict=True))
-                bar.update(len(rows))
+                    bar.update(len(new))
         return [texts[i] for i in range(len(prompts))]

@@ -14,11 +14,12 @@ from lpt_jax import config as config_lib
 from lpt_jax.errors import InputError
 from lpt_jax.huge_pages import use_huge_pages
 
-MODES = ["train", "evaluate", "write_profiles", "recommend", "demo", "check"]
+MODES = ["train", "evaluate", "write_profiles", "recommend", "demo", "export", "check"]
 STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "config": "a file of configs/, and a colon and its variant if wanted",
     "workdir": "where the run is kept; default: runs/<the config's name>[-<overrides>]",
-    "output": "write_profiles: the .jsonl file; default: profiles.jsonl in the workdir",
+    "output": "write_profiles: a .jsonl or .parquet file; default: profiles.jsonl in the workdir",
+    "export_to": "export: a new folder for the models' folders; default: export in the workdir",
     "run": "evaluate: another system's TREC run, to be scored on the same test",
     "user": "recommend: a user's id",
     "history": "recommend: item ids or titles, oldest first, with commas between them",
@@ -71,7 +72,7 @@ def run(argv: list[str]) -> int | None:
     f, config, workdir = parse(argv)
     cache = os.path.expanduser(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "jax"))
-    from lpt_jax import check, demo, devices, recommend  # here, so that wrong flags are told at once
+    from lpt_jax import check, demo, devices, export, recommend  # here, so that wrong flags are told at once
     from lpt_jax.systems import profiles
 
     if f.mode == "check":
@@ -82,6 +83,8 @@ def run(argv: list[str]) -> int | None:
             print(recommend.run(config, workdir, *asked, f.k))
         elif f.mode == "demo":
             demo.run(config, workdir, f.host or "127.0.0.1", f.port or "7860")
+        elif f.mode == "export":
+            export.export(config, workdir, Path(f.export_to or workdir / "export"))
         elif f.mode == "write_profiles":
             profiles.write_profiles(config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
         else:

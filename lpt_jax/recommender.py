@@ -118,7 +118,7 @@ class ProfileRecommender:
         self.mesh = devices.make_mesh(config.mesh)
         self.key = jax.random.key(config.seed)
         writer, ranker = load_models(config)
-        self.spec = with_settings(writer.spec, config, self.mesh)
+        self.spec, self.decoder_config = with_settings(writer.spec, config, self.mesh), writer.config
         self.encoder_spec, self.ranker = dataclasses.replace(ranker.spec, mesh=self.mesh), ranker
         cap = min(config.encoder.max_profile_tokens, ranker.spec.max_tokens)
         self.profile_limit, self.item_limit = (cap, min(config.encoder.max_item_tokens, ranker.spec.max_tokens))
@@ -235,7 +235,11 @@ class ProfileRecommender:
         return len(self.data.catalogue.ids)
 
     def write(self, split: str, file: Path | None, seed: int, temperature: float, copy: int = 0) -> list[str]:
-        """One profile per session of a split with the writer's policy; `file` keeps them, so a killed run goes on."""
+        """One profile per session of a split with the writer's policy; `file` keeps them, so a killed run goes on.
+
+        Its lines: row (in the split), user, history (items), profile, tokens (of the language model), ended (an end
+        token came), empty, and over_long (for the embedder's window).
+        """
         found, lines = self.sessions[split], trackers.read_jsonl(file) if file else []
         known = {line["row"]: line["profile"] for line in lines}
         devices.wait_for_all(f"read {file}")
@@ -243,11 +247,14 @@ class ProfileRecommender:
             file.parent.mkdir(parents=True, exist_ok=True)
             trackers.write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
-        def keep(rows, texts, tokens):
+        def keep(rows, texts, tokens, ended):
+            queries = [self.encoder_spec.query_prefix + text for text in texts]
+            _, overlong = batches.tokenise(self.ranker.tokenizer, queries, self.profile_limit)
             with open(file if devices.first() else os.devnull, "a", encoding="utf-8") as out:
-                for row, text, n in zip(rows, texts, tokens, strict=True):
+                for row, text, n, end, long in zip(rows, texts, tokens, ended, overlong, strict=True):
                     line = {"row": int(row), "user": found[row].user, "history": len(found[row].history)}
-                    line |= {"profile": text, "tokens": int(n)}
+                    line |= {"profile": text, "tokens": int(n), "ended": bool(end)}
+                    line |= {"empty": not text.strip(), "over_long": bool(long)}
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")
             if self.interrupt:
                 self.interrupt.check(f"profiles in {file}")

@@ -234,15 +234,11 @@ class Markdown:
         return "\n\n".join(blocks) + "\n"
 
 
-def _blocks(to, results, curves, samples):
-    """The report's blocks from top to bottom, made by `to`, an Html or a Markdown."""
-    gains, config = results.get("gains", {}), results.get("config", {})
-    yield to.heading(1, f"lpt_jax: {config.get('name', 'results')}")
-    yield to.paragraph(results["protocol"])
-    yield to.heading(2, "Results")
-    for names, texts, best in _tables(results["rows"]):
+def results_blocks(to, rows: dict[str, dict[str, float]]):
+    """The results' tables, made by `to`, an Html or a Markdown, and what they mean."""
+    for names, texts, best in _tables(rows):
         lines = []
-        for r, (name, line) in enumerate(zip(results["rows"], texts, strict=True)):
+        for r, (name, line) in enumerate(zip(rows, texts, strict=True)):
             cells = [to.bold(text) if (r, c) in best else text for c, text in enumerate(line)]
             lines.append([to.text(_label(name)), *cells])
         yield to.table(["", *map(to.text, names)], lines)
@@ -250,6 +246,15 @@ def _blocks(to, results, curves, samples):
         "Means over test users, the best of a column in bold. Without @k a metric is over the "
         "whole ranking. Of mean_rank less is better, of all others more."
     )
+
+
+def _blocks(to, results, curves, samples):
+    """The report's blocks from top to bottom, made by `to`, an Html or a Markdown."""
+    gains, config = results.get("gains", {}), results.get("config", {})
+    yield to.heading(1, f"lpt_jax: {config.get('name', 'results')}")
+    yield to.paragraph(results["protocol"])
+    yield to.heading(2, "Results")
+    yield from results_blocks(to, results["rows"])
     if gains:
         yield to.heading(2, "What each step gained")
         lines = []

@@ -5,6 +5,10 @@ import math
 import os
 from pathlib import Path
 
+import pyarrow as pa
+from pyarrow import json as pa_json
+from pyarrow import parquet
+
 from lpt_jax.errors import InputError
 
 
@@ -28,6 +32,15 @@ def read_jsonl(path) -> list[dict]:
             if number < len(lines) or line.endswith(b"\n"):
                 raise InputError(f"{path}:{number} is not JSON: remove that line.") from None
     return records
+
+
+def write_parquet(path, lines, types: dict[str, str]) -> None:
+    """Writes a .parquet file of the records of a .jsonl file, whole or not at all; types: the columns and Arrow's names."""
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()])
+    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    part = Path(path).with_name(Path(path).name + ".part")
+    parquet.write_table(pa_json.read_json(lines, parse_options=options), part)
+    os.replace(part, path)
 
 
 def plain(value):

@@ -115,6 +115,9 @@ ASKED_OF_A_RUN = [
     ("qrels, not a run", "TINY --mode=evaluate --run={here}/qrels", r"qrels has 4 fields a line: that is a TREC qrels file, a run has 6"),
     ("a score that is none", "TINY --mode=evaluate --run={here}/scored", r"scored:2: 'nan' is not a score"),
     ("other users", "TINY --mode=evaluate --run={here}/others", r"none of its 1 queries is one of this test's 19, such as 'user\d+': .*trec/test\.qrels"),
+    ("a table of another kind", "TINY --mode=write_profiles --output=p.csv", r"--output=p\.csv won't do: .* \.jsonl or \.parquet"),
+    ("a folder that is there", "TINY --mode=export --export_to={here}", r"here is there already: name another --export_to"),
+    ("no folder can be made", "TINY --mode=export --export_to={here}/my.csv/x", r"x can't be written \(Not a directory\): name another"),
     ("profile too long", "TINY --mode=recommend --profile=" + "films_" * 99, r"The profile has \d+ tokens .* reads 32: shorten"),
 ]
 # fmt: on

@@ -206,8 +206,8 @@ def test_write_keeps_order_and_goes_on_where_it_stopped():
     def write(rows, temperature, **more):
         return mine.write([PROMPTS[i] for i in rows], numbers[rows], key, temperature, **more)
 
-    def keep(rows, texts, tokens):
-        kept.extend(zip(rows, texts, tokens, strict=True))
+    def keep(rows, texts, tokens, ended):
+        kept.extend(zip(rows, texts, tokens, ended, strict=True))
 
     every = list(range(11))
     for temperature in (0.0, 1.0):  # in order, and none depends on the others
@@ -219,9 +219,10 @@ def test_write_keeps_order_and_goes_on_where_it_stopped():
     known = {0: "known 0", 5: "known 5", 7: "known 7"}
     found = write(every, 1.0, known=known, keep=keep)
     assert found == [known.get(i, texts[i]) for i in every]
-    assert sorted(row for row, _, _ in kept) == [i for i in every if i not in known]
-    assert all(text == texts[row] for row, text, _ in kept)
-    assert all(1 <= tokens <= 6 and len(text.split()) <= tokens for _, text, tokens in kept)
+    assert sorted(row for row, *_ in kept) == [i for i in every if i not in known]
+    assert all(text == texts[row] for row, text, *_ in kept)
+    assert all(1 <= tokens <= 6 and len(text.split()) <= tokens for _, text, tokens, _ in kept)
+    assert all(ended or tokens == 6 for *_, tokens, ended in kept)
 
 
 def test_texts_and_which_never_ended():

@@ -67,6 +67,7 @@ ENCODER_FILES = (
 ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
 # never pickles or code
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt"]
+SHARD = 5 * 10**9  # bytes of a weights file at most, Hugging Face's own limit
 
 
 @dataclasses.dataclass
@@ -78,6 +79,7 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     pad_id: int
     eos_ids: frozenset[int] = frozenset()  # decoders: every id that ends a profile
+    config: dict = dataclasses.field(default_factory=dict)  # its config.json; {}: it was not read from files
 
 
 def load_decoder(source: str, dtype: str = "float32") -> Loaded:
@@ -90,7 +92,7 @@ def load_decoder(source: str, dtype: str = "float32") -> Loaded:
     weights = _assemble(decoder.shapes(spec), keys, _safetensors(path), dtype, path)
     generation = path / "generation_config.json"
     ends = [whole, config, _json(generation) if generation.exists() else {}]
-    return _loaded(spec, weights, _tokenizer(path), *ends)
+    return _loaded(spec, weights, _tokenizer(path), config, *ends)
 
 
 def load_encoder(source: str, dtype: str = "float32") -> Loaded:
@@ -101,7 +103,7 @@ def load_encoder(source: str, dtype: str = "float32") -> Loaded:
     spec = _encoder_spec(path)
     weights = _assemble(encoder.shapes(spec), ENCODER_KEYS, _safetensors(path), dtype, path)
     tokenizer = _tokenizer(path)
-    return Loaded(spec, weights, tokenizer, tokenizer.pad_token_id)
+    return Loaded(spec, weights, tokenizer, tokenizer.pad_token_id, config=_json(path / "config.json"))
 
 
 def specs(decoder_source: str, encoder_source: str) -> tuple[decoder.DecoderSpec, encoder.EncoderSpec]:
@@ -124,7 +126,7 @@ def _encoder_spec(path):
     return encoder.spec_from_hf(configs)
 
 
-def _loaded(spec, weights, tokenizer, *configs) -> Loaded:
+def _loaded(spec, weights, tokenizer, config, *configs) -> Loaded:
     """A decoder with its set of end ids: the tokenizer's, the configs' and the chat formats' own."""
     ids = [tokenizer.eos_token_id, *(config.get("eos_token_id") for config in configs)]
     ids += map(tokenizer.get_vocab().get, ENDS)
@@ -133,7 +135,7 @@ def _loaded(spec, weights, tokenizer, *configs) -> Loaded:
         raise InputError("the tokenizer has no end token: set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(flat))
-    return Loaded(spec, weights, tokenizer, tokenizer.pad_token_id, frozenset(flat))
+    return Loaded(spec, weights, tokenizer, tokenizer.pad_token_id, frozenset(flat), config)
 
 
 # ---- where the files are
@@ -276,36 +278,75 @@ def _assemble(shapes: dict, keys: dict, tensors: dict, dtype: str, where) -> dic
 # ---- writing Hugging Face folders
 
 
-def save_decoder(folder, spec: decoder.DecoderSpec, weights: dict, tokenizer, eos_ids=()) -> None:
-    """Writes config.json, model.safetensors and the tokenizer; load_decoder and transformers read them back."""
-    config = {theirs: getattr(spec, ours) for ours, (theirs, _) in SETTINGS.items()} | {
-        "model_type": spec.family + "_text" * (spec.family == "gemma3"),
-        "architectures": [f"{spec.family.capitalize()}ForCausalLM"],
-        "vocab_size": spec.vocab,
-        "rope_scaling": dict(spec.rope_scaling or {}) or None,
-        "tie_word_embeddings": "head" not in weights,
-        "max_position_embeddings": 131072,
-        "eos_token_id": sorted(eos_ids) or tokenizer.eos_token_id,
+def listed(layers: dict | list[dict]) -> list[dict]:
+    """Layers as a list, whether they are stacked or are one."""
+    if isinstance(layers, list):
+        return layers
+    return [dict(zip(layers, arrays)) for arrays in zip(*map(np.asarray, layers.values()))]
+
+
+def save_decoder(folder, spec: decoder.DecoderSpec, weights: dict, tokenizer, eos_ids=(), source: dict | None = None,
+                 max_tokens: int | None = None, shard: int = SHARD) -> None:  # fmt: skip
+    """Writes config.json, generation_config.json (greedy), safetensors and the tokenizer; load_decoder and transformers read them.
+
+    source: the config.json that the weights were read with (Loaded.config), whose other settings are kept.
+    max_tokens: the longest text that generate() writes; shard: bytes of one weights file at most.
+    The weights' layers are stacked or a list; the type of "embed" is called the model's own.
+    """
+    rope = {"rope_theta": spec.rope_theta, "rope_scaling": dict(spec.rope_scaling or {}) or None}
+    rope |= {"rope_local_base_freq": spec.local_rope_theta} if spec.local_rope_theta else {}
+    config = dict(source or {})
+    if not source:
+        config = {theirs: getattr(spec, ours) for ours, (theirs, _) in SETTINGS.items()} | rope
+        config |= {"vocab_size": spec.vocab, "max_position_embeddings": 131072}
+        if spec.query_scale:
+            config["query_pre_attn_scalar"] = round(spec.query_scale**-2)
+        if any(spec.windows):
+            kinds = ["sliding_attention" if size else "full_attention" for size in spec.windows]
+            config |= {"sliding_window": max(spec.windows), "layer_types": kinds}
+            config["use_sliding_window"] = True  # Qwen asks for it
+    special = {
+        "eos_token_id": sorted(eos_ids) or [tokenizer.eos_token_id],
         "bos_token_id": tokenizer.bos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if spec.query_scale:
-        config["query_pre_attn_scalar"] = round(spec.query_scale**-2)
-    if any(spec.windows):
-        kinds = ["sliding_attention" if size else "full_attention" for size in spec.windows]
-        config |= {"sliding_window": max(spec.windows), "layer_types": kinds}
-        config["use_sliding_window"] = True  # Qwen asks for it
-    if spec.local_rope_theta:
-        config["rope_local_base_freq"] = spec.local_rope_theta
-    keys = _decoder_keys(spec, 0, "model.")
-    _save(folder, {"config.json": filled(config, folder)}, weights, keys, tokenizer)
+    config |= special | {
+        "model_type": spec.family + "_text" * (spec.family == "gemma3"),
+        "architectures": [f"{spec.family.capitalize()}ForCausalLM"],
+        "tie_word_embeddings": "head" not in weights,
+        "dtype": str(weights["embed"].dtype),
+    }
+    config = filled(config, folder) | rope | {"torch_dtype": config["dtype"]}  # these are transformers 4's own names
+    generation = special | {"do_sample": False} | ({"max_new_tokens": max_tokens} if max_tokens else {})
+    files = {"config.json": config, "generation_config.json": generation}
+    _save(folder, files, weights, _decoder_keys(spec, 0, "model."), tokenizer, shard)
 
 
-def save_encoder(folder, spec: encoder.EncoderSpec, weights: dict, tokenizer) -> None:
-    """Writes a sentence-transformers folder: config, weights, tokenizer, pooling and query prompt."""
-    config = {theirs: getattr(spec, ours) for ours, theirs in encoder.CONFIG.items()}
-    config |= encoder.WANTED | {"architectures": ["BertModel"]}
-    config["pad_token_id"] = tokenizer.pad_token_id
+def save_adapter(folder, spec: decoder.DecoderSpec, lora: dict, rank: int, alpha: float, base: str) -> None:
+    """Writes LoRA matrices (low_rank.attach) as PEFT's folder: A = aᵀ [rank, in] and B = bᵀ [out, rank], as they are.
+
+    base: what they were trained on, a folder or hub id[@revision]. PEFT leaves a tied head's frozen matrix shared with the
+    embeddings and adds to the head alone, as here; merging there would change both.
+    """
+    plain, names = _decoder_keys(spec, 0, "base_model.model.model."), {*lora, *lora["layers"]} - {"layers"}
+    keys = {"head": "base_model.model.lm_head.weight"}
+    keys = {n: (plain | keys)[n[:-7]].replace(".weight", f".lora_{n[-1].upper()}.weight") for n in names}
+    base, _, revision = base.partition("@")
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "revision": revision or None,
+        "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": sorted({key.split(".")[-3] for key in keys.values()}), "inference_mode": True,
+    }  # fmt: skip
+    _save(folder, {"adapter_config.json": config}, lora, keys, stem="adapter_model")
+
+
+def save_encoder(
+    folder, spec: encoder.EncoderSpec, weights: dict, tokenizer, source: dict | None = None, shard: int = SHARD
+) -> None:
+    """Writes a sentence-transformers folder: config, weights, tokenizer, pooling and query prompt; source, shard as above."""
+    config = (source or {}) | {theirs: getattr(spec, ours) for ours, theirs in encoder.CONFIG.items()}
+    config |= encoder.WANTED | {"architectures": ["BertModel"], "dtype": str(weights["word"].dtype)}
+    config |= {"pad_token_id": tokenizer.pad_token_id, "torch_dtype": config["dtype"]}
     paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     kind = "sentence_transformers.models."
     files = {
@@ -319,25 +360,43 @@ def save_encoder(folder, spec: encoder.EncoderSpec, weights: dict, tokenizer) ->
             "pooling_mode_cls_token": spec.pooling == "cls",
             "pooling_mode_mean_tokens": spec.pooling == "mean",
         },
-        "sentence_bert_config.json": {"max_seq_length": spec.max_tokens, "do_lower_case": False},
-        "config_sentence_transformers.json": {"prompts": {"query": spec.query_prefix}},
+        "sentence_bert_config.json": {
+            "max_seq_length": spec.max_tokens,
+            "do_lower_case": False,
+            "model_args": {"add_pooling_layer": False},  # there are no weights for one, which nothing reads
+        },
+        "config_sentence_transformers.json": {"prompts": {"query": spec.query_prefix}, "similarity_fn_name": "cosine"},
     }
-    _save(folder, files, weights, ENCODER_KEYS, tokenizer)
+    _save(folder, files, weights, ENCODER_KEYS, tokenizer, shard)
 
 
-def _save(folder, files: dict, weights: dict, keys: dict, tokenizer) -> None:
+def _save(folder, files: dict, weights: dict, keys: dict, tokenizer=None, shard: int = SHARD, stem="model") -> None:
     for name, content in files.items():
         path = pathlib.Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict):
+            content.pop("_name_or_path", None)  # a path on the machine of whoever saved the source
         path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    tensors = {(keys[name], name): a for name, a in weights.items() if name != "layers"}
-    for name, stack in weights["layers"].items():
-        tensors |= {(keys[name].format(i=i), name): a for i, a in enumerate(np.asarray(stack))}
-    tensors = {
-        key: np.ascontiguousarray(np.asarray(a).T if name in MATRICES else a) for (key, name), a in tensors.items()
-    }
-    save_file(tensors, pathlib.Path(folder) / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save_pretrained(folder)
+    tensors = {(keys[name], name): np.asarray(a) for name, a in weights.items() if name != "layers"}
+    for i, layer in enumerate(listed(weights["layers"])):
+        tensors |= {(keys[name].format(i=i), name): np.asarray(a) for name, a in layer.items()}
+    parts, room = [], 0
+    for (key, name), a in tensors.items():
+        if not parts or a.nbytes > room:
+            parts, room = [*parts, {}], shard
+        turned = name in MATRICES or "_lora_" in name
+        parts[-1][key], room = (a.T if turned else a), room - a.nbytes
+    names = [f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
+    names = [f"{stem}.safetensors"] if len(parts) == 1 else names
+    for name, part in zip(names, parts, strict=True):  # copies of one file's tensors at a time
+        part = {key: np.ascontiguousarray(a) for key, a in part.items()}
+        save_file(part, pathlib.Path(folder) / name, metadata={"format": "pt"})
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": sum(a.nbytes for a in tensors.values())}}
+        index["weight_map"] = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+        (pathlib.Path(folder) / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    if tokenizer:
+        tokenizer.save_pretrained(folder)
 
 
 # ---- GGUF
@@ -371,7 +430,7 @@ def _load_gguf(path: pathlib.Path, dtype: str) -> Loaded:
 
     reads = {name: (shape, functools.partial(load, t)) for name, (shape, t) in tensors.items()}
     weights = _assemble(decoder.shapes(spec), _decoder_keys(spec, 1), reads, dtype, path)
-    return _loaded(spec, weights, tokenizers.from_gguf(fields))
+    return _loaded(spec, weights, tokenizers.from_gguf(fields), config)
 
 
 def _dequantize(tensor, path) -> np.ndarray:

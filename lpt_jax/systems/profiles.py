@@ -276,12 +276,14 @@ def trained(config, workdir: Path):
 
 
 def write_profiles(config, workdir: Path, output: Path, split: str) -> list[str]:
-    """Writes one greedy profile per session of a split with the trained policy, as JSON lines.
+    """Writes one greedy profile per session of a split with the trained policy, as JSON lines or, named .parquet, a table.
 
-    All of the split's sessions, whatever config.evaluation caps. While it is written the file is called after the
-    checkpoint, so that a killed call goes on where it was and never mixes two policies; a file that is there is not
-    overwritten.
+    All of the split's sessions, whatever config.evaluation caps; ProfileRecommender.write has the fields. While it is
+    written the file is JSON lines, called after the checkpoint, so that a killed call goes on where it was and never mixes
+    two policies; a file that is there is not overwritten.
     """
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"--output={output} won't do: its name must end in .jsonl or .parquet.")
     if output.exists():
         raise InputError(f"{output} is there already: name another --output, or move it away.")
     try:
@@ -296,7 +298,11 @@ def write_profiles(config, workdir: Path, output: Path, split: str) -> list[str]
     r, _, _, note = trained(config, workdir)
     part = output.with_name(f"{output.name}.{split}-{note['global_step']}.part")
     texts = r.write(split, part, 0, 0.0)
-    if devices.first():
+    if devices.first() and output.suffix == ".parquet":
+        kinds = {"row": "int64", "user": "string", "history": "int64", "profile": "string", "tokens": "int64"}
+        trackers.write_parquet(output, part, kinds | dict.fromkeys(("ended", "empty", "over_long"), "bool"))
+        part.unlink()
+    elif devices.first():
         part.rename(output)
     print(f"lpt_jax: {len(texts)} profiles of {split} users in {output}")
     return texts

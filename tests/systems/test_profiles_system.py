@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from lpt_jax import rewards, trackers
 from lpt_jax.data import made_up
@@ -244,6 +245,45 @@ def test_an_unfinished_run_is_not_tested(r, tmp_path, monkeypatch):
     monkeypatch.setattr(profiles, "trained", lambda *a: (r, profiles.schedule(r, None), {}, {"position": 1, "step": 3}))
     with pytest.raises(InputError, match=r"has not finished \(policy, step 3\): go on with --mode=train"):
         profiles.evaluate(r.config, tmp_path)
+
+
+def test_a_table_equals_the_lines_and_a_killed_call_goes_on(r, tmp_path, monkeypatch, capsys):
+    r.use_policy(r.fresh_policy())
+    monkeypatch.setattr(r, "profile_limit", 4)
+    monkeypatch.setattr(profiles, "trained", lambda *a: (r, None, None, {"global_step": 7}))
+    texts = profiles.write_profiles(r.config, tmp_path, tmp_path / "out.jsonl", "train")
+    lines, sample, calls = trackers.read_jsonl(tmp_path / "out.jsonl"), r.writer.sample, []
+    assert [line["profile"] for line in sorted(lines, key=lambda line: line["row"])] == texts
+    for line in lines:
+        length = len(r.ranker.tokenizer(r.encoder_spec.query_prefix + line["profile"])["input_ids"])
+        assert line["over_long"] == (length > 4) and line["empty"] == (not line["profile"].strip())
+        assert line["user"] == r.sessions["train"][line["row"]].user and (line["ended"] or line["tokens"] == 6)
+    assert any(line["over_long"] for line in lines)
+
+    def killed(*given):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(given)
+        return sample(*given)
+
+    output, part = tmp_path / "out.parquet", tmp_path / "out.parquet.train-7.part"
+    monkeypatch.setattr(r.writer, "sample", killed)
+    with pytest.raises(KeyboardInterrupt):
+        profiles.write_profiles(r.config, tmp_path, output, "train")
+    assert trackers.read_jsonl(part) == lines[:32] and not output.exists()
+    with open(part, "a", encoding="utf-8") as file:
+        file.write('{"row": 3, "user": "us')
+    monkeypatch.setattr(r.writer, "sample", lambda *a: calls.append(a) or sample(*a))
+    capsys.readouterr()
+    assert profiles.write_profiles(r.config, tmp_path, output, "train") == texts
+    assert parquet.read_table(output).to_pylist() == lines and not list(tmp_path.glob("*.part"))
+    assert len(calls) == -(-len(texts) // 16) > 3
+    assert f"| 32/{len(texts)} [" in capsys.readouterr().err  # those that were there are no part of the rate
+
+
+def test_an_output_of_another_kind(tmp_path):
+    with pytest.raises(InputError, match=r"--output=.*out\.csv won't do: its name must end in \.jsonl or \.parquet"):
+        profiles.write_profiles(None, tmp_path, tmp_path / "out.csv", "test")
 
 
 def test_an_output_that_cannot_be_written(tmp_path):

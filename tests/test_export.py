@@ -1,0 +1,286 @@
+"""Exported folders, read by the libraries they are for, are the very models that were trained."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from lpt_jax import export, report
+from lpt_jax.config import load
+from lpt_jax.data.made_up import tiny_tokenizer
+from lpt_jax.errors import InputError
+from lpt_jax.learning import policy
+from lpt_jax.main import main
+from lpt_jax.models import decoder, weights
+from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.systems import profiles
+from tests.conftest import ROOT
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+CONFIG = f"{ROOT}/configs/movielens.py:tiny"
+SETTINGS = {"evaluation.baselines": "", "policy.steps": "1", "policy.learning_rate": "0.001", "policy.optimiser": "adamw", "tensorboard": "false",
+            "contrastive.steps": "1", "contrastive.learning_rate": "0.01", "policy.keep_best": "false",
+            "contrastive.keep_best": "false"}  # fmt: skip
+LORA = {"phases": "policy", "policy.trains": "lora", "policy.lora.targets": "q|v|down|head"}
+pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # PEFT's; see TIED
+
+
+def tied_model(folder, dtype="float32"):
+    """A tied model in a folder, with settings of its own that nothing here reads."""
+    tokenizer = tiny_tokenizer()
+    spec = decoder.DecoderSpec("llama", len(tokenizer), 32, 2, 4, 2, 8, 48, rope_theta=5e5, tied=True)
+    made = jax.tree.map(lambda a: np.asarray(3 * a, dtype), decoder.init_weights(spec, jax.random.key(1)))
+    weights.save_decoder(folder, spec, made, tokenizer, {5})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"max_position_embeddings": 640, "_name_or_path": str(folder)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+class Run:
+    """A run trained by the command line, its models, and its export by the command line."""
+
+    def __init__(self, folder, settings):
+        self.folder, self.workdir, self.settings = folder, folder / "run", SETTINGS | settings
+        assert self.main() == 0 and self.main("--mode=export", f"--export_to={folder}/out") == 0
+        config = load(CONFIG, self.settings)
+        self.r, _, self.state, _ = profiles.trained(config, self.workdir)
+        self.tokens = np.random.default_rng(0).integers(6, self.r.spec.vocab, (8, 20))
+
+    def main(self, *flags):
+        overrides = [f"--config.{name}={value}" for name, value in self.settings.items()]
+        return main(["main", f"--config={CONFIG}", f"--workdir={self.workdir}", *overrides, *flags])
+
+    def logits(self):
+        """Of what the trainer trains and the sampler samples from."""
+        r, mask = self.r, np.ones(self.tokens.shape, bool)
+        upper = {"embed": r.trunk["embed"]} | policy.assemble(r.upper, self.state["policy"])
+        x = decoder.embed_tokens(r.spec, r.trunk, self.tokens)
+        x = decoder.run(r.spec, r.trunk["layers"], x, mask)[0] if r.start else x
+        x, _ = decoder.run(r.spec, upper["layers"], x, mask, start=r.start)
+        return np.asarray(decoder.logits(r.spec, upper, x))
+
+    def equal(self, model):
+        with torch.no_grad():
+            theirs = model.eval()(torch.tensor(self.tokens)).logits.float().numpy()
+        np.testing.assert_allclose(theirs, self.logits(), atol=2e-4)
+
+    def profiles(self, model):
+        """Greedy profiles of the first test prompts by transformers' generate(), with the folder's own settings."""
+        found = []
+        for ids in self.r.prompts["test"][:8]:
+            ids = torch.tensor([ids])
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :]
+            found.append(self.r.writer.tokenizer.decode(out, skip_special_tokens=True).strip())
+        return found
+
+
+@pytest.fixture(scope="module", params=["last_layers", "lora", "tied_lora"])
+def run(request, tmp_path_factory):
+    folder, settings = tmp_path_factory.mktemp(request.param), {}
+    if request.param == "lora":
+        settings = LORA
+    if request.param == "tied_lora":
+        settings = LORA | {"decoder.source": str(tied_model(folder / "base"))}
+    return Run(folder, settings)
+
+
+def causal(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_the_profile_encoder_in_transformers(run):
+    folder = run.folder / "out/profile_encoder"
+    model = causal(folder)
+    run.equal(model)
+    ours = run.r.writer.write(run.r.prompts["test"][:8], range(8), run.r.key)
+    assert run.profiles(model) == ours and len(set(ours)) > 1
+    untrained = run.r.fresh_policy()
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), run.state["policy"], untrained)
+    assert min(jax.tree.leaves(moved["layers"])) > 1e-4
+    config = json.loads((folder / "config.json").read_text())
+    generation = json.loads((folder / "generation_config.json").read_text())
+    tokenizer, again = run.r.writer.tokenizer, transformers.AutoTokenizer.from_pretrained(folder)
+    assert config["dtype"] == config["torch_dtype"] == "float32" and model.dtype == torch.float32
+    assert generation == {"eos_token_id": [5], "bos_token_id": tokenizer.bos_token_id, "pad_token_id": 0, "do_sample": False,
+                          "max_new_tokens": run.r.config.profile.max_tokens}  # fmt: skip
+    assert again.chat_template == tokenizer.chat_template and again.get_vocab() == tokenizer.get_vocab()
+    assert config["tie_word_embeddings"] is False  # tied_lora: its head was trained
+    if "tied" in run.folder.name:  # the source's own settings are kept; rope as transformers 4 and 5 name it
+        assert config["max_position_embeddings"] == 640
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5e5
+
+
+def test_the_adapter_in_peft(run):
+    folder = run.folder / "out/profile_encoder_adapter"
+    if run.r.config.policy.trains != "lora":
+        assert not folder.exists()
+        return
+    base = run.folder / "base"
+    if not base.exists():  # the untrained model, as it was loaded
+        loaded = run.r.writer.tokenizer
+        weights.save_decoder(base, run.r.spec, export.whole(run.r, run.r.fresh_policy()), loaded, {5})
+    model = peft.PeftModel.from_pretrained(causal(base), folder)
+    assert not model.peft_config["default"].target_modules ^ {"q_proj", "v_proj", "down_proj", "lm_head"}
+    run.equal(model)
+    with model.disable_adapter(), pytest.raises(AssertionError):
+        run.equal(model)
+    card = (folder / "README.md").read_text()
+    source = run.settings.get("decoder.source", "tiny")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == {"tiny": "tiny"}.get(source, "base")
+    assert (report.Markdown(folder).text(export.TIED) in card) == run.r.spec.tied
+    if not run.r.spec.tied:
+        run.equal(model.merge_and_unload())
+
+
+def test_the_recommender_decoder_in_sentence_transformers(run, caplog):
+    folder, r = run.folder / "out/recommender_decoder", run.r
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    assert not [record for record in caplog.records if "MISSING" in record.getMessage()]  # of weights
+    encoder = run.state.get("encoder") or r.fresh_encoder()
+    texts = ["space crime", "likes films of horror and romance .", r.data.catalogue.texts[3]]
+    items, _ = r.embed(encoder, texts, r.item_limit)
+    np.testing.assert_allclose(model.encode(texts), items, atol=1e-5)
+    ours, valid = r.embed_profiles(encoder, texts)
+    np.testing.assert_allclose(model.encode(texts, prompt_name="query"), ours, atol=1e-5)
+    assert valid.all()
+
+
+def test_the_query_prompt(tmp_path):
+    r = ProfileRecommender(load(CONFIG, SETTINGS), tmp_path)
+    spec = r.encoder_spec.__class__(**(vars(r.ranker.spec) | {"query_prefix": "name the genres : ", "pooling": "cls"}))
+    weights.save_encoder(tmp_path / "e", spec, jax.device_get(r.fresh_encoder()), r.ranker.tokenizer)
+    r.encoder_spec = spec.__class__(**(vars(spec) | {"mesh": r.mesh}))
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "e"), device="cpu")
+    ours, _ = r.embed_profiles(r.fresh_encoder(), ["space", "crime and horror"])
+    np.testing.assert_allclose(model.encode(["space", "crime and horror"], prompt_name="query"), ours, atol=1e-5)
+    assert abs(model.encode(["space"]) - ours[:1]).max() > 1e-2
+
+
+def test_the_cards_code_runs_and_says_what_we_say(run, monkeypatch, capsys):
+    out = run.folder / "out"
+    shutil.copytree(out, here := run.folder / "cards")
+    monkeypatch.chdir(here)
+    printed = {}
+    for card in sorted(here.glob("*/README.md")):
+        text = card.read_text()
+        code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+        if card.parent.name == "profile_encoder_adapter":
+            if not (run.folder / "base").exists():
+                continue
+            shutil.copytree(run.folder / "base", here / export.named(run.r.config.decoder.source))
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            exec(code, {})
+        printed[card.parent.name] = said.getvalue(), code
+        assert f'library_name: "{export.CARDS[card.parent.name][0]}"' in text and "base_model" not in text
+        assert report.Markdown(here).text(run.r.data.protocol) in text
+        assert "| Zero-shot profile |" in text
+    said, code = printed["profile_encoder"]
+    prompt = eval(re.search(r"tokenizer\((['\"].*['\"]), add_special", code)[1])
+    ids = run.r.writer.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert "films" in prompt and said.strip() == run.r.writer.write([ids], [0], run.r.key)[0]
+    assert "tensor" in printed["recommender_decoder"][0]
+
+
+def test_no_path_of_this_machine_is_in_any_file(run):
+    files = [file for file in (run.folder / "out").rglob("*") if file.is_file()]
+    assert len(files) > 10
+    assert [file for file in files if str(run.folder).encode() in file.read_bytes()] == []
+    assert not (run.folder / "out.part").exists()
+
+
+def test_a_folder_that_is_there_and_a_run_that_is_not(run, tmp_path, capsys):
+    assert run.main("--mode=export", f"--export_to={run.folder}/out") == 2
+    assert "out is there already: name another --export_to, or move it away." in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run.main("--mode=export", f"--export_to={tmp_path}/file/out") == 2
+    assert re.search(r"--export_to=.*can't be written \(.*\): name another folder", capsys.readouterr().err)
+    config = load(CONFIG, SETTINGS)
+    with pytest.raises(InputError, match="holds no checkpoint: train first"):
+        export.export(config, tmp_path, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+# ---- tensors that nothing trained
+
+
+@pytest.mark.parametrize("trains", ["last_layers", "lora"])
+def test_untrained_tensors_are_the_sources_bytes_in_several_shards(trains, tmp_path):
+    source = tied_model(tmp_path / "base", ml_dtypes.bfloat16)
+    changes = {"decoder.source": str(source), "decoder.dtype": "bfloat16", "policy.trains": trains}
+    r = ProfileRecommender(load(CONFIG, SETTINGS | changes), tmp_path)
+    merged = export.whole(r, r.fresh_policy())
+    weights.save_decoder(tmp_path / "a", r.spec, merged, r.writer.tokenizer, r.writer.eos, r.decoder_config, 8, 9000)
+    files = sorted((tmp_path / "a").glob("*.safetensors"))
+    count = len(files)
+    assert count > 3 and files[0].name == f"model-00001-of-{count:05d}.safetensors"
+    index = json.loads((tmp_path / "a/model.safetensors.index.json").read_text())
+    theirs, ours = load_file(source / "model.safetensors"), {}
+    for file in files:
+        part = load_file(file)
+        assert sum(a.nbytes for a in part.values()) <= 9000 or len(part) == 1
+        assert all(index["weight_map"][key] == file.name for key in part)
+        ours |= part
+    assert ours.keys() == theirs.keys() == index["weight_map"].keys()
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in theirs.values())
+    for key, a in theirs.items():
+        assert (a.dtype, a.shape, a.tobytes()) == (ours[key].dtype, ours[key].shape, ours[key].tobytes()), key
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16" and config["tie_word_embeddings"] is True
+    model, again = causal(tmp_path / "a"), causal(source)
+    assert model.dtype == torch.bfloat16
+    for (key, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    loaded = weights.load_decoder(tmp_path / "a", "bfloat16")
+    assert loaded.spec == weights.load_decoder(source, "bfloat16").spec and loaded.eos_ids == {5}
+    with safe_open(files[0], "np") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_bfloat16_source_computed_in_float32_keeps_its_values(tmp_path):
+    source = tied_model(tmp_path / "base", ml_dtypes.bfloat16)
+    r = ProfileRecommender(load(CONFIG, SETTINGS | {"decoder.source": str(source)}), tmp_path)
+    weights.save_decoder(tmp_path / "a", r.spec, export.whole(r, r.fresh_policy()), r.writer.tokenizer)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "a", source))
+    for key, a in theirs.items():
+        assert ours[key].dtype == np.float32
+        np.testing.assert_array_equal(ours[key], a.astype(np.float32))
+
+
+def test_the_head_alone_of_listed_layers_and_a_high_rank(tmp_path, capsys, monkeypatch):
+    """An adapter of the head alone; frozen layers in a list; the warning about ranks; a text that would be markup."""
+    changes = LORA | {"policy.lora.targets": "head", "policy.lora.rank": "520", "decoder.layers": "listed"}
+    r = ProfileRecommender(load(CONFIG, SETTINGS | changes), tmp_path)
+    trained = r.fresh_policy()
+    trained["head_lora_b"] += 0.01
+    note = {"position": 0, "step": 1}
+    r.data.catalogue.titles[0] = r.data.catalogue.texts[0] = '```\n"""{prompt}\n'
+    monkeypatch.setattr(profiles, "trained", lambda *a: (r, [None], {"policy": trained}, note))
+    export.export(r.config, tmp_path, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "warning: servers such as vLLM refuse adapters of a rank above 512, and this one's is 520" in said
+    model = peft.PeftModel.from_pretrained(causal_of(r, tmp_path / "base"), tmp_path / "out/profile_encoder_adapter")
+    tokens = torch.arange(6, 26)[None]
+    with torch.no_grad():
+        merged = causal(tmp_path / "out/profile_encoder")(tokens).logits
+        np.testing.assert_allclose(model(tokens).logits, merged, atol=2e-4)
+    card = (tmp_path / "out/recommender_decoder/README.md").read_text()
+    assert "The run has not ended yet." in card and card.count("\n```") == 2
+
+
+def causal_of(r, folder):
+    weights.save_decoder(folder, r.spec, export.whole(r, r.fresh_policy()), r.writer.tokenizer)
+    return causal(folder)
