@@ -160,6 +160,6 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
     ]  # fmt: skip
     head_alone = library == "peft" and r.spec.tied and "lm_head" in (folder / "adapter_config.json").read_text()
     blocks += [to.paragraph(TIED)] * head_alone
-    blocks += [to.heading(2, "Results"), to.paragraph(results.get("protocol") or "The run has not ended yet.")]
-    blocks += report.results_blocks(to, results["rows"]) if results else []
+    blocks += [to.heading(2, "Results"), to.paragraph(r.data.protocol)]
+    blocks += report.results_blocks(to, results["rows"]) if results else [to.paragraph("The run has not ended yet.")]
     return to.page("", blocks)

@@ -90,6 +90,23 @@ def test_folders_of_every_family_both_ways(family, tmp_path):
     assert again.tokenizer.apply_chat_template(message) == loaded.tokenizer.apply_chat_template(message)
 
 
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
+def test_a_head_that_was_trained_apart_from_the_embeddings(family, tmp_path):
+    torch_model(family).save_pretrained(tmp_path / "a")
+    tiny_tokenizer().save_pretrained(tmp_path / "a")
+    loaded = weights.load_decoder(tmp_path / "a")
+    apart = loaded.weights | {"head": 2 * loaded.weights["embed"].T}
+    weights.save_decoder(tmp_path / "b", loaded.spec, apart, loaded.tokenizer, loaded.eos_ids, loaded.config)
+    model, again = (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b"),
+        weights.load_decoder(tmp_path / "b"),
+    )
+    assert loaded.spec.tied and not again.spec.tied
+    np.testing.assert_array_equal(model.lm_head.weight.detach().numpy(), apart["head"].T)
+    np.testing.assert_array_equal(model.get_input_embeddings().weight.detach().numpy(), apart["embed"])
+    np.testing.assert_array_equal(again.weights["head"], apart["head"])
+
+
 def test_bfloat16_files_and_bfloat16_weights(tmp_path):
     model = torch_model("llama").to(torch.bfloat16)
     model.save_pretrained(tmp_path)
