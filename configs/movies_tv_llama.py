@@ -3,7 +3,7 @@
     python -m lpt_jax.main --config=configs/movies_tv_llama.py
 
 What differs from configs/movies_tv_gemma.py, which says where the rest is from. Llama's weights need its licence accepted
-on the Hugging Face hub. Hardware: 8 accelerators of 32 GB or more. Minutes and result: see README. The variant :tiny
+on the Hugging Face hub. Hardware: 16 accelerators of 16 GB, or fewer larger ones. Minutes and result: see README. The variant :tiny
 takes a minute on a CPU and downloads nothing.
 """
 
