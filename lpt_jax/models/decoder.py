@@ -417,7 +417,7 @@ def decode_step(spec: DecoderSpec, layers: list[dict], x: jax.Array, t: jax.Arra
         mixed = continuation_attention(spec, rows, (ck, cv), context_mask, (ok, ov), t[None], windows[start + i])
         x = _after_attention(spec, w, devices.gathered(x, mesh), devices.gathered(mixed[:, :, 0], mesh))
         kept.append((ok, ov))
-    return x, kept
+    return devices.spread(x, mesh), kept
 
 
 def logits(spec: DecoderSpec, weights: dict, x: jax.Array) -> jax.Array:
