@@ -261,6 +261,20 @@ def get(config, dotted: str):
     return config
 
 
+def overrides_of(arguments: list[str]) -> dict[str, str]:
+    """{"policy.eta": "0.5"} of a command line's --config.policy.eta=0.5; InputError for what is no such argument."""
+    rest, overrides = list(arguments), {}
+    while rest:
+        override = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", arg := rest.pop(0), re.DOTALL)
+        if not override:
+            raise InputError(f"{arg!r} is not known; --help lists the flags.")
+        no, name, text = override.groups()
+        if text is None:  # --noconfig.whiten, --config.whiten, --config.seed 1
+            text = "false" if no else "true" if not rest or rest[0].startswith("--") else rest.pop(0)
+        overrides[name] = text
+    return overrides
+
+
 def listed(text: str) -> list[str]:
     """The names of a comma-separated setting.
 

@@ -113,9 +113,8 @@ class Desk:
         r, limit, prefix = self.r, self.r.profile_limit, self.r.encoder_spec.query_prefix
         if not profile.strip():
             raise InputError("The profile is empty: say in a sentence what this person likes.")
-        length = len(r.ranker.tokenizer(prefix + profile, verbose=False)["input_ids"])
-        if length > limit:
-            raise InputError(f"The profile has {length} tokens and the embedder reads {limit}: shorten it.")
+        if (length := recommend.length_of(r, profile)) > limit:
+            raise recommend.too_long(length, limit)
         said = parts(profile)
         found, _ = similarity.embed_texts(  # two lines at once: nearly every profile needs one or two
             r.encoder_spec, self.stages[stage]["encoder"], r.ranker.tokenizer, [profile, *said], 2, limit, prefix,
@@ -287,8 +286,9 @@ def serve(desk: Desk, host: str, port: int, block: bool = True):
     return page
 
 
-def run(config, workdir, host: str = "127.0.0.1", port: str = "7860") -> None:
-    """Loads the run in `workdir`, compiles what the page needs, and serves it until Ctrl-C."""
+def run(config, workdir, host: str | None = None, port: str | None = None) -> None:
+    """Loads the run in `workdir`, compiles what the page needs, and serves it (127.0.0.1, 7860) until Ctrl-C."""
+    host, port = host or "127.0.0.1", port or "7860"
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise InputError(f"--port={port!r} won't do: it must be a number from 1 to 65535.")
     if importlib.util.find_spec("gradio") is None:

@@ -3,7 +3,6 @@
 Any setting can be changed, as in --config.policy.eta=0.5; lpt_jax/config.py has them all. Flags:"""
 
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from lpt_jax import config as config_lib
+from lpt_jax.data import downloads
 from lpt_jax.errors import InputError
 from lpt_jax.huge_pages import use_huge_pages
 
@@ -46,19 +46,12 @@ def define() -> flags.FlagValues:
 
 def parse(argv: list[str]) -> tuple:
     """The flags, the checked and locked config, and the workdir; InputError if any is wrong."""
-    f, overrides = define(), {}
+    f = define()
     try:
         rest = f(argv, known_only=True)[1:]
     except flags.Error as error:
         raise InputError(f"{error}; --help lists the flags.") from None
-    while rest:
-        override = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", arg := rest.pop(0), re.DOTALL)
-        if not override:
-            raise InputError(f"{arg!r} is not known; --help lists the flags.")
-        no, name, text = override.groups()
-        if text is None:  # --noconfig.whiten, --config.whiten, --config.seed 1
-            text = "false" if no else "true" if not rest or rest[0].startswith("--") else rest.pop(0)
-        overrides[name] = text
+    overrides = config_lib.overrides_of(rest)
     for name, mode in ((n, m) for n in f for m in MODES if f"{m}: " in f[n].help and f[n].present and m != f.mode):
         raise InputError(f"--{name} is for --mode={mode}, and the mode is {f.mode}.")
     config = config_lib.load(f.config or "", overrides)
@@ -70,8 +63,7 @@ def run(argv: list[str]) -> int | None:
     if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(argv):
         return print(__doc__, define().get_help(), sep="\n")
     f, config, workdir = parse(argv)
-    cache = os.path.expanduser(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "jax"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(downloads.cache("jax")))
     from lpt_jax import check, demo, devices, export, recommend  # here, so that wrong flags are told at once
     from lpt_jax.systems import profiles
 
@@ -79,16 +71,15 @@ def run(argv: list[str]) -> int | None:
         return 1 - check.check(config, f.topology or "v5e:2x4")
     asked = f.mode == "recommend" and recommend.asked(f.user, f.history, f.profile, f.profile_file)
     with devices.together(f.processes), config_lib.claimed(workdir, config, new=f.mode == "train"):
-        if f.mode == "recommend":
-            print(recommend.run(config, workdir, *asked, f.k))
-        elif f.mode == "demo":
-            demo.run(config, workdir, f.host or "127.0.0.1", f.port or "7860")
-        elif f.mode == "export":
-            export.export(config, workdir, Path(f.export_to or workdir / "export"))
-        elif f.mode == "write_profiles":
-            profiles.write_profiles(config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
-        else:
-            getattr(profiles, f.mode)(config, workdir, *filter(None, [f.run]))
+        output, folder = Path(f.output or workdir / "profiles.jsonl"), Path(f.export_to or workdir / "export")
+        {
+            "train": lambda: profiles.train(config, workdir),
+            "evaluate": lambda: profiles.evaluate(config, workdir, *filter(None, [f.run])),
+            "write_profiles": lambda: profiles.write_profiles(config, workdir, output, f.split),
+            "recommend": lambda: print(recommend.run(config, workdir, *asked, f.k)),
+            "demo": lambda: demo.run(config, workdir, f.host, f.port),
+            "export": lambda: export.export(config, workdir, folder),
+        }[f.mode]()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,11 +17,11 @@ however many; a table's is the mean over users.
 
 import collections
 import math
-from pathlib import Path
 from urllib.parse import quote, unquote
 
 import numpy as np
 
+from lpt_jax import trackers
 from lpt_jax.errors import InputError
 
 CUTOFFS = (1, 5, 10, 20)
@@ -106,7 +106,7 @@ def write_run(path, queries, ranked, name: str = "lpt_jax") -> None:
     The score written is minus the rank: trec_eval ignores the ranks and orders equal scores by
     name. Ids are percent-encoded, as the format is separated by spaces.
     """
-    _write(
+    trackers.write_file(
         path,
         (
             f"{_coded(query)} Q0 {_coded(item)} {rank} {-rank} {_coded(name)}\n"
@@ -119,20 +119,11 @@ def write_run(path, queries, ranked, name: str = "lpt_jax") -> None:
 def write_qrels(path, queries, relevant) -> None:
     """A TREC qrels file: for each query id the ids of its relevant items."""
     pairs = zip(queries, relevant, strict=True)
-    _write(path, (f"{_coded(query)} 0 {_coded(item)} 1\n" for query, items in pairs for item in items))
+    trackers.write_file(path, (f"{_coded(query)} 0 {_coded(item)} 1\n" for query, items in pairs for item in items))
 
 
 def _coded(name):
     return quote(name, safe=":/")
-
-
-def _write(path, lines):
-    """As trackers.write_file, without ever holding the whole file."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-    part.replace(path)
 
 
 def read_trec(path) -> dict[str, dict[str, float]]:

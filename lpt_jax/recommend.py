@@ -119,13 +119,23 @@ def recommend(dataset, items, kind: str, text: str, k: int, *, write, embed, tok
     profile = write(session) if session else text
     length = tokens(profile)
     if length > limit and not session:
-        raise InputError(f"The profile has {length} tokens and the embedder reads {limit}: shorten it.")
+        raise too_long(length, limit)
     if length > limit:
         notes.append(f"The profile has {length} tokens, of which the embedder reads {limit}.")
     hidden = ranking.padded([session.history if session else ()])
     ids, scores = devices.fetch(ranking.top_k(embed(profile)[None], items, hidden, k, len(catalogue.ids)))
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
     return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, ids[0], scores[0])])
+
+
+def length_of(r, profile: str) -> int:
+    """A profile's tokens for the embedder of a recommender."""
+    return len(r.ranker.tokenizer(r.encoder_spec.query_prefix + profile, verbose=False)["input_ids"])
+
+
+def too_long(length: int, limit: int) -> InputError:
+    """What is said of a profile that the embedder can't read to its end."""
+    return InputError(f"The profile has {length} tokens and the embedder reads {limit}: shorten it.")
 
 
 def run(config, workdir, kind: str, text: str, k: int) -> str:
@@ -140,10 +150,7 @@ def run(config, workdir, kind: str, text: str, k: int) -> str:
         ids, _ = prompts.encode_prompt(session, r.data.catalogue, *settings)
         return r.writer.write([ids], [0], r.key)[0]
 
-    def tokens(text):
-        return len(r.ranker.tokenizer(r.encoder_spec.query_prefix + text)["input_ids"])
-
     return recommend(
-        r.data, r.embed_catalogue(encoder), kind, text, k, write=write, tokens=tokens,
+        r.data, r.embed_catalogue(encoder), kind, text, k, write=write, tokens=lambda text: length_of(r, text),
         embed=lambda text: r.embed_profiles(encoder, [text])[0][0], limit=r.profile_limit,
     )  # fmt: skip

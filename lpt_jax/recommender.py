@@ -53,11 +53,7 @@ def frozen_listed(config, mesh, platform: str) -> bool:
 
 def with_lists(*parts: dict) -> list[dict]:
     """Parts of a decoder, their stacked frozen layers (numpy) as lists of views."""
-
-    def listed(layers):
-        return [{name: w[i] for name, w in layers.items()} for i in range(len(layers["q"]))]
-
-    return [part | {"layers": listed(part["layers"])} if part["layers"] else part for part in parts]
+    return [part | {"layers": weights.listed(part["layers"])} if part["layers"] else part for part in parts]
 
 
 def make_optimisers(config) -> dict:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,11 +13,15 @@ from pyarrow import parquet
 from lpt_jax.errors import InputError
 
 
-def write_file(path, content: str | bytes) -> None:
-    """Writes a file whole or not at all, by a temporary file that is renamed; text is UTF-8."""
+def write_file(path, content: str | bytes | Iterable[str]) -> None:
+    """Writes a file (or its lines, one after another) whole or not at all, by one that is renamed; text is UTF-8."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+    if isinstance(content, bytes):
+        part.write_bytes(content)
+    else:
+        with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.writelines([content] if isinstance(content, str) else content)
     os.replace(part, path)
 
 

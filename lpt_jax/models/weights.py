@@ -279,10 +279,10 @@ def _assemble(shapes: dict, keys: dict, tensors: dict, dtype: str, where) -> dic
 
 
 def listed(layers: dict | list[dict]) -> list[dict]:
-    """Layers as a list, whether they are stacked or are one."""
+    """Layers as a list (of numpy arrays' views), whether they are stacked or are one."""
     if isinstance(layers, list):
         return layers
-    return [dict(zip(layers, arrays)) for arrays in zip(*map(np.asarray, layers.values()))]
+    return [{name: w[i] for name, w in layers.items()} for i in range(len(next(iter(layers.values()), ())))]
 
 
 def save_decoder(folder, spec: decoder.DecoderSpec, weights: dict, tokenizer, eos_ids=(), source: dict | None = None,
