@@ -1,20 +1,21 @@
-"""Side by side: ours and its peers in turns in one process, each one's peak memory in its own, and the floors.
+"""Side by side: ours and its peers in turns, each in a process of its own, with their peak memory, and the floors.
 
 A case's sides are built, called to warm up (what compiles is compiled), and then called in turns, round after round,
-so that whatever else the machine does hits all alike; the median and the quartiles of a side's rounds are kept. All
-sides have the same number of threads. A peer that takes over 1.3 times as long as the best peer in the first round
-sits the others out. The machine's own rates are measured just before and just after the rounds. Peak memory is the
-largest resident memory of a process of its own while it calls one side, which is built and warmed up, once.
+so that whatever else the machine does hits all alike; the median and the quartiles of a side's rounds are kept. A side
+sleeps while another is called: in one process ours took 2.4 times as long after a call of torch as alone. All sides
+have the same number of threads. A peer that takes over 1.3 times as long as the best peer in the first round sits
+the others out. The machine's own rates are measured just before and just after the rounds. Peak memory is the
+largest resident memory of a side's process during one more call.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import gc
 import json
+import multiprocessing
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,34 +129,98 @@ def _difference(ours, theirs) -> float | None:
     return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-30))
 
 
-def build(case: Case, names, options) -> tuple[dict, list[str]]:
+class Side:
+    """One side, built in a process of its own."""
+
+    def __init__(self, make: Callable):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        spawn.Process(target=_serve, args=(theirs, make), daemon=True).start()
+        theirs.close()
+        self.note = self._answer()
+
+    def _answer(self):
+        try:
+            found = self.pipe.recv()
+        except EOFError:
+            raise RuntimeError("its process has ended") from None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def call(self) -> tuple[float, dict, object]:
+        """Seconds, seconds by part, and what it returned."""
+        self.pipe.send("call")
+        return self._answer()
+
+    def peak(self) -> int | None:
+        """Peak memory of one more call, in bytes; None where that can't be measured."""
+        self.pipe.send("peak")
+        return self._answer()
+
+    def close(self) -> None:
+        """Its process ends."""
+        self.pipe.close()
+
+
+def _serve(pipe, make: Callable) -> None:
+    """A side's process: builds it, and does what it is asked until nobody is there to ask."""
+
+    def peak():
+        if not Path("/proc/self/status").exists():
+            return None
+        forget()
+        _call(run)
+        return resident()
+
+    def tell(work):
+        try:
+            gc.collect()
+            pipe.send(work())
+        except ModuleNotFoundError as error:
+            pipe.send(error)
+        except Exception as error:  # of any library, and not all of them can be sent
+            pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+    def built():
+        nonlocal run
+        run = make()
+        return getattr(run, "note", None)
+
+    run = None
+    tell(built)
+    with contextlib.suppress(EOFError):
+        while run and (asked := pipe.recv()):
+            tell(peak if asked == "peak" else lambda: _call(run))
+
+
+def build(case: Case, names) -> tuple[dict[str, Side], list[str]]:
     """The sides that can be had here, and a line for each that can't."""
     built, left_out = {}, []
     for name in names:
         try:
-            built[name] = case.sides()[name]()
+            built[name] = Side(case.sides()[name])
         except ModuleNotFoundError as error:
             if name == "ours":
                 raise
             left_out.append(f"{name}: {error.name} is not installed")
-            print(f"  {left_out[-1]}; this peer is left out (pip install -e '.[bench]')", flush=True)
+            print(f"  {left_out[-1]}; this peer is left out (pip install -e '.[test,bench]')", flush=True)
     return built, left_out
 
 
 def compare(case: Case, options) -> dict:
     """Builds, warms up and times the sides in turns; returns what results.json holds of the case."""
     print(f"{case.name}:", flush=True)
-    built, left_out = build(case, case.sides(), options)
-    notes = {name: run.note for name, run in built.items() if hasattr(run, "note")}
+    built, left_out = build(case, case.sides())
     outputs = {}
     for name in list(built):
         try:
-            made = [_call(built[name])[2] for _ in range(case.warm_up)]
+            made = [built[name].call()[2] for _ in range(case.warm_up)]
             outputs[name] = made[0] if made else None  # the first calls' are of equal states
-        except Exception as error:  # a setting of a peer's that does not run here
+        except RuntimeError as error:  # a setting of a peer's that does not run here
             if name == "ours":
                 raise
-            del built[name]
+            built.pop(name).close()
             left_out.append(f"{name}: {' '.join(str(error).split())[:200]}")
             print(f"  {left_out[-1]}; this peer is left out", flush=True)
     apart = {name: _difference(outputs.get("ours"), outputs.get(name)) for name in built if name != "ours"}
@@ -166,8 +231,7 @@ def compare(case: Case, options) -> dict:
     alive = list(built)
     for number in range(options.rounds or case.rounds):
         for name in alive:
-            gc.collect()
-            seconds, of_parts, _ = _call(built[name])
+            seconds, of_parts, _ = built[name].call()
             taken[name].append(seconds)
             parts[name].append(of_parts)
             print(f"  round {number + 1}, {name}: {seconds:.4g} s", flush=True)
@@ -178,12 +242,11 @@ def compare(case: Case, options) -> dict:
     found = {name: max(before[name], after[name]) for name in before}
     sides = {name: _summary(taken[name], parts[name]) for name in built}
     for name, side in sides.items():
-        side |= {"note": notes[name]} if name in notes else {}
+        side |= {"note": built[name].note} if built[name].note else {}
         side |= {"difference": apart[name]} if apart.get(name) is not None else {}
-    built.clear()
-    gc.collect()
-    for name in alive:
-        sides[name]["peak"] = peak_memory(case, name, options)
+        if name in alive:
+            side["peak"] = built[name].peak()
+        built[name].close()
     return {
         "date": datetime.date.today().isoformat(), "machine": machine(options), "rates": found, "sides": sides,
         "left out": left_out, "floor": floor(case, found, options),
@@ -232,39 +295,16 @@ def forget() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def alone(case: Case, side: str, options) -> dict:
-    """One side by itself, in this process: its times, or (options.memory) its peak memory."""
-    built, left_out = build(case, [side], options)
+def alone(case: Case, name: str, options) -> dict:
+    """One side by itself: its times and its peak memory in bytes."""
+    built, left_out = build(case, [name])
     if left_out:
         return {"left out": left_out}
+    side = built[name]
     for _ in range(case.warm_up):
-        _call(built[side])
-    rounds = 1 if options.memory else options.rounds or case.rounds
-    if options.memory:
-        forget()
-    calls = [_call(built[side]) for _ in range(rounds)]
-    if options.memory:
-        if side == "ours" and "torch" in sys.modules:
-            print(f"{case.name}: torch was loaded beside ours and counts in its memory", file=sys.stderr, flush=True)
-        return {"peak": resident()}
-    return _summary([seconds for seconds, _, _ in calls], [parts for _, parts, _ in calls])
-
-
-def peak_memory(case: Case, side: str, options) -> int | None:
-    """Peak memory of one side in a process of its own, in bytes; None where that fails."""
-    if not Path("/proc/self/status").exists():
-        return None
-    command = [sys.executable, "-m", "benchmarks.run", case.name, f"--side={side}", "--memory"]
-    command += [f"--folder={options.folder}", f"--threads={options.threads}"]
-    command += [f"--{name}" for name in ("random", "tiny") if getattr(options, name)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
-    try:
-        peak = json.loads(result.stdout.strip().splitlines()[-1])["peak"]
-    except (IndexError, KeyError, ValueError):
-        print(f"  the memory of {side} could not be measured: {result.stderr.strip()[-300:]}", flush=True)
-        return None
-    print(f"  {side} alone: {peak / GIB:.2f} GiB at its peak", flush=True)
-    return peak
+        side.call()
+    calls = [side.call() for _ in range(options.rounds or case.rounds)]
+    return _summary([seconds for seconds, _, _ in calls], [parts for _, parts, _ in calls]) | {"peak": side.peak()}
 
 
 # ---- results

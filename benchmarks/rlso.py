@@ -66,9 +66,7 @@ class Peer:
         self.optimiser = torch.optim.AdamW(self.trained, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
         self.encoder = torch_peers.Encoder(options.folder)
         self.items = self.encoder.embed_texts(self.given["items"], self.config.encoder.max_item_tokens)
-        self.cache = torch_peers.CACHES[0]
-        if not options.memory:
-            self.cache = torch_peers.best_cache(self.model, *self.prompts()[1:], *self.how())
+        self.cache = torch_peers.best_cache(self.model, *self.prompts()[1:], *self.how())
         self.note = f"generate: {self.cache}"
 
     def prompts(self):

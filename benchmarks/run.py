@@ -2,8 +2,7 @@
 
     make bench                                            everything: some hours
     make bench ARGS="--cases=ranking,embedding"           some of it: parts, or single cases such as ranking-12000
-    python -m benchmarks.run rlso --side=ours             one side alone, its times as JSON
-    python -m benchmarks.run rlso --side=ours --memory    one side alone, its peak memory in bytes
+    python -m benchmarks.run rlso --side=ours             one side alone, its times and peak memory as JSON
     make bench ARGS=--tiny                                minutes: small random models, a trial that keeps nothing
 
 Writes benchmarks/results.json, the tables of benchmarks/README.md and benchmarks/growth_*.png. Real weights and
@@ -35,7 +34,6 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=0, help="how often each side is timed; default: the case's own")
     parser.add_argument("--threads", type=int, default=0, help="of every side; default: the cores this process may use")
     parser.add_argument("--side", default="", help="one side alone: ours, or a peer's name")
-    parser.add_argument("--memory", action="store_true", help="with --side: its peak memory instead of its times")
     parser.add_argument("--random", action="store_true", help="random weights and words")
     parser.add_argument("--tiny", action="store_true", help="random and very small")
     parser.add_argument(
@@ -44,8 +42,6 @@ def parse(argv=None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.names += [name for name in options.cases.split(",") if name]
     options.random |= options.tiny
-    if options.memory and not options.side:
-        parser.error("--memory needs --side")
     for name in options.names:
         if name.split("-")[0] not in COMPARED + MEASURED:
             parser.error(f"there is no case {name}; the parts are {', '.join(COMPARED + MEASURED)}")
