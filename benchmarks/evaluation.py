@@ -145,7 +145,7 @@ def cases(options) -> list[harness.Case]:
         harness.Case(
             f"evaluation-{name}", "float32", functools.partial(ours, options),
             {"pytrec_eval" if name == "metrics" else "torch and pytrec_eval": functools.partial(peer, options)},
-            needs, rounds=9, alike=1e-3,
+            needs, rounds=9, repeats=3, alike=1e-3,
         )
         for name, (ours, peer, needs) in made.items()
     ]  # fmt: skip

@@ -166,13 +166,13 @@ def picture(axis: str, curves: dict) -> None:
     """growth_<axis>.png: seconds and GiB of each part over the sizes."""
     from matplotlib.figure import Figure
 
-    from lpt_jax.report import ACCENT, GREY, INK, SECOND, _axes, _png
+    from lpt_jax.report import ACCENT, GREY, INK, SECOND, axes_of, png
     from lpt_jax.trackers import write_file
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     panels = (("seconds", "Seconds", 1), ("bytes", "GiB", harness.GIB))
     for place, (name, title, unit) in enumerate(panels, 1):
-        axes = _axes(figure, 1, 2, place)
+        axes = axes_of(figure, 1, 2, place)
         for color, (part, curve) in zip((ACCENT, SECOND, INK, GREY), curves.items()):
             sizes, values = curve["sizes"], [value / unit for value in curve[name]]
             slope = (values[1] - values[0]) / (sizes[1] - sizes[0])
@@ -184,4 +184,4 @@ def picture(axis: str, curves: dict) -> None:
         axes.set_title(title, fontsize=10, color=INK, loc="left")
         axes.set_xlabel(axis, fontsize=9, color=INK)
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    write_file(harness.HERE / f"growth_{axis}.png", _png(figure))
+    write_file(harness.HERE / f"growth_{axis}.png", png(figure))

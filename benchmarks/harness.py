@@ -2,10 +2,11 @@
 
 A case's sides are built, called to warm up (what compiles is compiled), and then called in turns, round after round,
 so that whatever else the machine does hits all alike; the median and the quartiles of a side's rounds are kept. A side
-sleeps while another is called: in one process ours took 2.4 times as long after a call of torch as alone. All sides
-have the same number of threads. A peer that takes over 1.3 times as long as the best peer in the first round sits
-the others out. The machine's own rates are measured just before and just after the rounds. Peak memory is the
-largest resident memory of a side's process during one more call.
+sleeps while another is called, and a virtual machine then takes back the memory that it has freed: the contrastive
+step's first call after a pause takes 2.7 s, those that follow it 1.5. What is a step of a loop is therefore called
+several times in a turn, and the first call is not counted. All sides have the same number of threads. A peer that takes
+over 1.3 times as long as the best peer in the first round sits the others out. The machine's own rates are measured
+just before and just after the rounds. Peak memory is the largest resident memory of a side's process during one more call.
 """
 
 import contextlib
@@ -36,7 +37,8 @@ class Case:
     is the floor's. ours, peers: functions that build a side and return what is timed; that returns None, or an array to
     compare with the other side's, or {"parts": seconds by part, "seconds": in all} where it takes the time itself.
     needs(options): by part (or one, "whole") its stages as floors.Need. alike: the relative difference allowed between
-    what ours and a peer return. warm_up: calls before the first round (a side that warms itself up needs none).
+    what ours and a peer return. warm_up: calls before the first round (a side that warms itself up needs none). repeats:
+    calls one after another in each turn; of several the first is not counted and the mean of the others is.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Case:
     needs: Callable
     rounds: int = 5
     warm_up: int = 1
+    repeats: int = 1
     alike: float | None = None
 
     def sides(self) -> dict[str, Callable]:
@@ -111,11 +114,15 @@ def machine(options) -> dict:
 # ---- one case
 
 
-def _call(run: Callable) -> tuple[float, dict, object]:
+def _call(run: Callable, repeats: int = 1) -> tuple[float, dict, object]:
     """Seconds, seconds by part, and what a side returned."""
+    if repeats > 1:
+        run()
+    counted = max(1, repeats - 1)
     started = time.perf_counter()
-    out = run()
-    seconds = time.perf_counter() - started
+    for _ in range(counted):
+        out = run()
+    seconds = (time.perf_counter() - started) / counted
     if isinstance(out, dict):
         return out.get("seconds", seconds), out["parts"], out.get("output")
     return seconds, {}, out
@@ -132,10 +139,10 @@ def _difference(ours, theirs) -> float | None:
 class Side:
     """One side, built in a process of its own."""
 
-    def __init__(self, make: Callable):
+    def __init__(self, make: Callable, repeats: int = 1):
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        spawn.Process(target=_serve, args=(theirs, make), daemon=True).start()
+        spawn.Process(target=_serve, args=(theirs, make, repeats), daemon=True).start()
         theirs.close()
         self.note = self._answer()
 
@@ -163,7 +170,7 @@ class Side:
         self.pipe.close()
 
 
-def _serve(pipe, make: Callable) -> None:
+def _serve(pipe, make: Callable, repeats: int) -> None:
     """A side's process: builds it, and does what it is asked until nobody is there to ask."""
 
     def peak():
@@ -191,7 +198,7 @@ def _serve(pipe, make: Callable) -> None:
     tell(built)
     with contextlib.suppress(EOFError):
         while run and (asked := pipe.recv()):
-            tell(peak if asked == "peak" else lambda: _call(run))
+            tell(peak if asked == "peak" else lambda: _call(run, repeats))
 
 
 def build(case: Case, names) -> tuple[dict[str, Side], list[str]]:
@@ -199,7 +206,7 @@ def build(case: Case, names) -> tuple[dict[str, Side], list[str]]:
     built, left_out = {}, []
     for name in names:
         try:
-            built[name] = Side(case.sides()[name])
+            built[name] = Side(case.sides()[name], case.repeats)
         except ModuleNotFoundError as error:
             if name == "ours":
                 raise

@@ -95,6 +95,6 @@ def cases(options) -> list[harness.Case]:
     peers = {dtype: functools.partial(peer, options, dtype) for dtype in ("float32", "bfloat16")}
     return [
         harness.Case(f"training-{dtype}", dtype, functools.partial(ours, options, dtype), peers,
-                     functools.partial(needs, dtype=dtype), rounds=3, alike=0.02)
+                     functools.partial(needs, dtype=dtype), rounds=3, repeats=2, alike=0.02)
         for dtype in ("float32", "bfloat16")
     ]  # fmt: skip

@@ -4,7 +4,8 @@
 
 Needs nothing but PyPI (180 MB, once). Hardware: 2 CPU cores. Minutes and result: see README.
 Variants: :tiny takes a minute with random tiny models and made-up data, and downloads nothing; :long trains on more
-windows per user and for more steps (experiments/does_it_learn.py runs it over three seeds).
+windows per user and for more steps (experiments/does_it_learn.py runs it over three seeds); :short asks for and
+writes less, a few minutes a run, and is what the other experiments compare settings with.
 """
 
 from lpt_jax.config import choose, default
@@ -43,7 +44,7 @@ def get_config(variant: str = ""):
         optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=15,
     )  # fmt: skip
     c.evaluation.max_users = 64
-    return choose(c, variant, long=long)
+    return choose(c, variant, long=long, short=short)
 
 
 def long(c):
@@ -55,4 +56,15 @@ def long(c):
         steps=110, learning_rate=0.01, warmup=5, evaluate_every=55, keep_best=False
     )
     c.evaluation.update(max_users=96, baselines="random,popularity,last_item,history_text")
+    return c
+
+
+def short(c):
+    """Shorter prompts and profiles, RLSO of 2,560 profiles; two sessions of every test user, and popularity beside them."""
+    c.name = "movielens_short"
+    c.data.eval_windows = 2
+    c.prompt.max_tokens = 160
+    c.profile.max_tokens = 24
+    c.policy.update(steps=40, users=8, samples=8, warmup=4, evaluate_every=20, keep_best=False)
+    c.evaluation.update(max_users=32, baselines="popularity", bootstrap=2000)
     return c

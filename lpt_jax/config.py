@@ -27,6 +27,7 @@ def default() -> ml_collections.ConfigDict:
     c.seed = 0  # of training's order, sampling and initial weights; the data's split and samples are always the same
     c.iterations = 1  # how many times the phases run
     c.phases = "contrastive,policy"  # phases of one iteration, in order; "policy" alone is RLSO without CL
+    c.begin_from = ""  # workdir of a finished run on the same data, whose models this one begins with; empty: as loaded
     c.data = _dict(
         source="made_up",  # movielens | amazon | sequences | table | datasets | tfds | made_up
         path="",  # folder, file, or carrier:recbole; empty: the cache, else a download where one is known
@@ -166,7 +167,7 @@ def default() -> ml_collections.ConfigDict:
         every=10,  # steps between checkpoints, in either phase
         keep=2,  # of the latest
     )
-    c.tensorboard = True  # events beside metrics.jsonl
+    c.trackers = "tensorboard"  # of tensorboard, wandb, trackio: beside metrics.jsonl
     return c
 
 
@@ -250,6 +251,7 @@ NOT_NEGATIVE = """
 """.split()
 LISTS = {  # comma-separated settings: what they may name
     "phases": ("contrastive", "policy"),
+    "trackers": ("tensorboard", "wandb", "trackio"),
     "evaluation.baselines": ("random", "popularity", "last_item", "bm25", "history_text", "history_trained", "sasrec"),
 }
 
@@ -284,39 +286,38 @@ def listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def names(config, prefix: str = "") -> list[str]:
-    """Every setting's dotted name."""
-    found = []
-    for key, value in config.items():
-        nested = isinstance(value, ml_collections.ConfigDict)
-        found += names(value, f"{prefix}{key}.") if nested else [prefix + key]
+def flat(tree, prefix: str = "") -> dict:
+    """{"policy.eta": 1.0, …} of nested settings."""
+    if not isinstance(tree, dict):
+        raise ValueError("not settings by name")
+    found = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
-
-
-def nearest(config, unknown: str) -> str:
-    """The known setting most like an unknown one, for the error message."""
-
-    def likeness(name):
-        pairs = (name, unknown), (name.split(".")[-1], unknown.split(".")[-1])
-        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    return max(names(config), key=likeness)
 
 
 def check_known(setting: str) -> None:
     """Raises InputError with the nearest known setting if there is no such one."""
-    if setting not in names(default()):
-        raise InputError(
-            f"There is no setting --config.{setting}; the nearest is --config.{nearest(default(), setting)}."
-        )
+
+    def likeness(name):
+        pairs = (name, setting), (name.split(".")[-1], setting.split(".")[-1])
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    known = flat(default().to_dict())
+    if setting not in known:
+        raise InputError(f"There is no setting --config.{setting}; the nearest is --config.{max(known, key=likeness)}.")
 
 
 def load(path: str, overrides: dict[str, str]) -> ml_collections.ConfigDict:
     """The config of "FILE.py[:VARIANT]", changed by {"policy.eta": "0.5", …}, checked and locked."""
     path, _, variant = path.partition(":")
     if not pathlib.Path(path).is_file():
-        raise InputError(f"--config={path}: there is no such file; say, for example, --config=configs/movielens.py.")
-    get_config = runpy.run_path(path).get("get_config")
+        given, path = path, pathlib.Path(__file__).parent / path  # the wheel has configs/ in the package
+        if not path.is_file():
+            raise InputError(
+                f"--config={given}: there is no such file; say, for example, --config=configs/movielens.py."
+            )
+    get_config = runpy.run_path(str(path)).get("get_config")
     if get_config is None:
         raise InputError(f"--config={path}: the file has no function get_config(variant).")
     config = get_config(variant) if variant else get_config()
@@ -339,15 +340,14 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     def wrong(name, must):
         raise InputError(f"--config.{name}={get(config, name)!r} won't do: it must be {must}.")
 
-    defaults, given = default(), names(config)
-    known = names(defaults)
+    defaults, given = flat(default().to_dict()), flat(config.to_dict())
     for name in given:
-        if name not in known:
+        if name not in defaults:
             check_known(name)
-    for name in known:
+    for name, example in defaults.items():
         if name not in given:
             raise InputError(f"--config.{name} is missing: change settings one by one, not a whole group.")
-        value, example = get(config, name), get(defaults, name)
+        value = given[name]
         if type(value) is not type(example):
             wrong(name, f"of type {type(example).__name__}")
         if isinstance(value, float) and not math.isfinite(value):
@@ -380,6 +380,10 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             found = callable(getattr(importlib.import_module(module), function, None))
         except (ImportError, ValueError):
             found = False
+        except Exception as error:  # of the user's own code
+            raise InputError(
+                f"--config.policy.reward: {module} can't be imported ({type(error).__name__}: {error})."
+            ) from None
         if not (function and found):
             wrong("policy.reward", 'ndcg, mrr, dense, likelihood, or an importable "module:function"')
     if config.policy.users % config.policy.minibatches:
@@ -438,7 +442,7 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
         workdir.mkdir(parents=True, exist_ok=True)
         if fresh:
             trackers.write_file(path, json.dumps(config.to_dict(), indent=1) + "\n")
-        there = _flat(json.loads(path.read_text(encoding="utf-8")))
+        there = flat(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -447,11 +451,11 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
         raise InputError(
             f"--workdir={workdir} can't be used ({error.strerror}): name a folder that can be written."
         ) from None
-    ours = _flat(config.to_dict())
+    ours = flat(config.to_dict())
     differ = [
         f"{name} was {there.get(name)!r} and is {ours.get(name)!r}"
         for name in sorted(there.keys() | ours.keys(), key=lambda name: (name not in there, name))
-        if there.get(name) != ours.get(name)
+        if there.get(name) != ours.get(name) and name != "trackers"  # which change nothing
     ]
     if differ:
         more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
@@ -469,13 +473,3 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
             for folder in made:
                 folder.rmdir()
         raise
-
-
-def _flat(tree, prefix=""):
-    """{"policy.eta": 1.0, …} of nested settings."""
-    if not isinstance(tree, dict):
-        raise ValueError("not settings by name")
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

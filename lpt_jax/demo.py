@@ -59,9 +59,8 @@ def parts(profile: str) -> list[str]:
 def best(profile, items, base, base_items, hidden, k: int, valid: int):
     """The best k items by a profile [1, D]: ids, scores, their ranks by `base` [1, D] in its own items, embeddings."""
     ids, scores = ranking.top_k(profile, items, hidden, k, valid)
-    repeat = lambda a: jnp.repeat(a, ids.shape[1], 0)  # noqa: E731
-    ranks = ranking.ranks(repeat(ranking.score(base, base_items)), ids[0], repeat(hidden), valid)
-    return ids[0], scores[0], ranks, items[ids[0]]
+    ranks = ranking.ranks(ranking.score(base, base_items), ids, hidden, valid)
+    return ids[0], scores[0], ranks[0], items[ids[0]]
 
 
 class Desk:
@@ -88,6 +87,8 @@ class Desk:
 
     def session(self, user: str, history: str) -> tuple[Session, list[str]]:
         """Whose items are shown, and what was guessed; a history of ids or titles goes before a user's id."""
+        if history and len(history) > LONGEST:
+            raise InputError(f"These are more than {LONGEST:,} letters: give fewer titles.")
         if history and history.strip(" ,\n\t"):
             found, notes = recommend.find_items(history.replace("\n", ","), self.catalogue)
             return Session("", found, None, None, (), float("nan")), notes

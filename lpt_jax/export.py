@@ -60,7 +60,7 @@ def export(config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> N
     """
     if folder.exists():
         raise InputError(f"{folder} is there already: name another --export_to, or move it away.")
-    part = folder.with_name(f"{folder.name}.part")
+    part = folder.with_name(f"{folder.name}.lpt_jax.part")
     with _writing(folder):
         if devices.first():
             shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
@@ -68,10 +68,10 @@ def export(config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> N
             part.rmdir()
     r, phases, state, note = profiles.trained(config, workdir)
     state = {name: state[name] for name in ("policy", "encoder") if name in state}  # not the optimisers'
-    trained = state["policy"] if "policy" in state else r.fresh_policy()
+    trained = r.part(state, "policy")
     merged = whole(r, trained)
-    encoder = devices.fetch(state["encoder"] if "encoder" in state else r.fresh_encoder())
-    lora = devices.fetch(trained) if config.policy.trains == "lora" and "policy" in state else None
+    encoder = devices.fetch(r.part(state, "encoder"))
+    lora = devices.fetch(trained) if config.policy.trains == "lora" and ("policy" in state or config.begin_from) else None
     if not devices.first():
         return
     results = Path(workdir) / "results.json"

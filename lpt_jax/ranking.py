@@ -47,7 +47,16 @@ def _once(hidden):
     return hidden, (hidden >= 0) & (jnp.diff(hidden, axis=1, prepend=-1) != 0)
 
 
-def _ranks(scores, targets, hidden, valid):
+@jax.jit
+def ranks(scores: Scores, targets: Targets, hidden: HiddenItems, valid: int | None = None) -> Ranks:
+    """Each target's rank: 1 + the unhidden items that come before it, other targets among them.
+
+    A target whose score is NaN comes after all other items.
+
+    >>> scores = jnp.array([[0.9, 0.5, 0.5, 0.1]])  # item 0 is hidden, item 1 ties and is before
+    >>> ranks(scores, jnp.array([[2]]), jnp.array([[0, -1]])).tolist()
+    [[2]]
+    """
     n = scores.shape[1]
     hidden, once = _once(hidden)
     target_scores = jnp.take_along_axis(scores, jnp.maximum(targets, 0), axis=1)
@@ -56,19 +65,6 @@ def _ranks(scores, targets, hidden, valid):
     real = ids < (n if valid is None else valid)
     ahead = jnp.sum(_ahead(scores, ids, target_scores, targets) & real[:, None, :], axis=2, dtype=jnp.int32)
     return _unhidden(ahead, target_scores, targets, hidden_scores, hidden, once)
-
-
-@jax.jit
-def ranks(scores: Scores, target, hidden: HiddenItems, valid: int | None = None):
-    """The rank Int32[B] of each row's target Int[B]: 1 + the unhidden items that come before it.
-
-    A target whose score is NaN comes after all other items.
-
-    >>> scores = jnp.array([[0.9, 0.5, 0.5, 0.1]])  # item 0 is hidden, item 1 ties and is before
-    >>> ranks(scores, jnp.array([2]), jnp.array([[0, -1]])).tolist()
-    [2]
-    """
-    return _ranks(scores, target[:, None], hidden, valid)[:, 0]
 
 
 def target_ranks(
@@ -83,7 +79,7 @@ def target_ranks(
 
 @jax.jit
 def _ranks_of_scores(scores, targets, hidden, valid):
-    return _ranks(score(scores, None), targets, jnp.concatenate([hidden, targets], axis=1), valid)
+    return ranks(score(scores, None), targets, jnp.concatenate([hidden, targets], axis=1), valid)
 
 
 @partial(jax.jit, static_argnames=("ways", "chunk"))
@@ -93,7 +89,7 @@ def counted(profiles, items, targets, hidden, valid=None, ways: int = 1, chunk: 
     (n, width), users = items.shape, jnp.arange(len(profiles))
     each, size = n // ways, ways * chunk
     if each < FEW * chunk:
-        return _ranks(score(profiles, items), targets, hidden, valid)
+        return ranks(score(profiles, items), targets, hidden, valid)
     hidden, once = _once(hidden)
     # equal items must tie: the targets' own scores come from products of the same shape as the items'
     own = jnp.maximum(targets, 0).ravel()

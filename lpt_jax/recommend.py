@@ -55,13 +55,14 @@ def find_items(text: str, catalogue) -> tuple[tuple[int, ...], list[str]]:
     in brackets at the end and an article don't matter. A part that names none is read as the title most like it.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    ids, titles, bare = {item: [i] for i, item in enumerate(catalogue.ids)}, {}, {}
+    ids, titles, bare = {_spaced(item): [i] for i, item in enumerate(catalogue.ids)}, {}, {}
+    most = 1 + max(name.count(",") for name in (*catalogue.ids, *catalogue.titles))
     for i, title in enumerate(catalogue.titles):
         titles.setdefault(_plain(title), []).append(i)
         bare.setdefault(_bare(title), []).append(i)
     found, notes = [], []
     while parts:
-        for take in range(len(parts), 0, -1):
+        for take in range(min(most, len(parts)), 0, -1):
             name = ", ".join(parts[:take])
             hits = ids.get(name) or titles.get(_plain(name)) or bare.get(_bare(name))
             if hits:
@@ -82,8 +83,12 @@ def find_items(text: str, catalogue) -> tuple[tuple[int, ...], list[str]]:
     return tuple(dict.fromkeys(found)), notes
 
 
+def _spaced(name):
+    return re.sub(r"\s*,\s*", ", ", name)  # "20,000 Leagues Under the Sea"
+
+
 def _plain(title):
-    return " ".join(title.casefold().split())
+    return " ".join(_spaced(title).casefold().split())
 
 
 def _bare(title):
@@ -141,7 +146,7 @@ def too_long(length: int, limit: int) -> InputError:
 def run(config, workdir, kind: str, text: str, k: int) -> str:
     """recommend() with the models and data of the run in `workdir`."""
     r, _, state, _ = profiles.trained(config, workdir)
-    encoder = state["encoder"] if "encoder" in state else r.fresh_encoder()
+    encoder = r.part(state, "encoder")
     longest = -(-config.prompt.max_tokens // 16) * 16
     r.writer.lengths = (*r.writer.lengths, longest)  # a history may be longer than all in the data
 

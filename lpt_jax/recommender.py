@@ -11,7 +11,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from lpt_jax import config as config_lib
 from lpt_jax import devices, generation, metrics, ranking, similarity, trackers
+from lpt_jax.checkpoints import Checkpoints
 from lpt_jax.data import batches, made_up, prompts, sessions
 from lpt_jax.errors import InputError
 from lpt_jax.learning import optimisers, policy
@@ -107,9 +109,6 @@ class ProfileRecommender:
     def __init__(self, config, workdir: Path, interrupt=None):
         self.config, self.workdir, self.interrupt = config, Path(workdir), interrupt
         self.data = sessions.prepare(config.data)
-        if not all(self.data.sessions[split] for split in ("train", "validation", "test")):
-            sizes = ", ".join(f"{k}: {len(v)}" for k, v in self.data.sessions.items())
-            raise InputError(f"A split has no sessions ({sizes}): lower data.core or data.min_history, or add data.")
         self.sessions = used_sessions(self.data, config.evaluation)
         self.mesh = devices.make_mesh(config.mesh)
         self.key = jax.random.key(config.seed)
@@ -129,7 +128,7 @@ class ProfileRecommender:
         shared = {"embed": self.trunk["embed"]} if "embed" in upper else {}
         self.upper = devices.place({n: w for n, w in upper.items() if n not in shared}, self.mesh) | shared
         self.reference = {} if config.policy.trains == "lora" else devices.place(trainable, self.mesh)
-        self._untrained = jax.tree.map(lambda a: np.array(a, np.float32), trainable)
+        self._start = {"policy": jax.tree.map(lambda a: np.array(a, np.float32), trainable), "encoder": ranker.weights}
         self._embedded = None, None  # an encoder's word table, and the catalogue embedded by it
         self.prompts, lengths = {}, []
         for split, found in self.sessions.items():
@@ -150,6 +149,31 @@ class ProfileRecommender:
         )
         self.item_rows, cut = batches.tokenise(ranker.tokenizer, self.data.catalogue.texts, self.item_limit)
         self.data.counts["item texts cut to the window"] = int(cut.sum())
+        if config.begin_from:
+            self._start |= self._begun(Path(config.begin_from))
+
+    def _begun(self, workdir: Path) -> dict[str, dict]:
+        """What another, finished run on the same data and models ended with: "policy", "encoder", whichever it trained."""
+        if not (workdir / "results.json").is_file():
+            raise InputError(f"--config.begin_from={workdir} holds no finished run: name the workdir of one.")
+        theirs, ours = json.loads((workdir / "config.json").read_text(encoding="utf-8")), self.config.to_dict()
+        same = ("data", "decoder.source", "encoder.source", "policy.trains", "policy.last_layers", "policy.lora")
+        same += ("seed",) if "tiny" in (self.config.decoder.source, self.config.encoder.source) else ()
+        for name in same:  # of other data, users who are tested here may have been trained on there
+            if config_lib.get(theirs, name) != config_lib.get(ours, name):
+                raise InputError(
+                    f"--config.begin_from={workdir} has another {name} ({config_lib.get(theirs, name)!r}): a run can only "
+                    "begin from one on the same data and models."
+                )
+        found = self._begun(Path(theirs["begin_from"])) if theirs.get("begin_from") else {}
+        for kind, part in (("contrastive", "encoder"), ("policy", "policy")):
+            ends = sorted(workdir.glob(f"checkpoints/*-{kind}"), key=lambda folder: int(folder.name.partition("-")[0]))
+            if ends:
+                kept = Checkpoints(ends[-1], 1)
+                end = kept.restore(kept.latest(), {part: self.part({}, part)})[part]
+                found[part] = jax.tree.map(np.array, devices.fetch(end))
+                kept.close()
+        return found
 
     def print_data(self) -> None:
         """What was read, dropped and kept, and the protocol."""
@@ -159,19 +183,24 @@ class ProfileRecommender:
 
     # ---- parts of the way from prompts to ranks
 
-    def fresh_encoder(self) -> dict:
-        """The recommender decoder's weights as loaded, on the mesh, as float32 masters."""
-        return devices.place(jax.tree.map(lambda a: np.array(a, np.float32), self.ranker.weights), self.mesh)
+    def fresh_encoder(self, loaded: bool = False) -> dict:
+        """The recommender decoder's weights as the run begins with them (or as loaded), on the mesh, as float32 masters."""
+        start = self.ranker.weights if loaded else self._start["encoder"]
+        return devices.place(jax.tree.map(lambda a: np.array(a, np.float32), start), self.mesh)
 
     def fresh_policy(self) -> dict:
-        """What trains of the profile encoder as it was at first, on the mesh, as float32 masters."""
-        return devices.place(jax.tree.map(np.copy, self._untrained), self.mesh)
+        """What trains of the profile encoder as the run begins with it, on the mesh, as float32 masters."""
+        return devices.place(jax.tree.map(np.copy, self._start["policy"]), self.mesh)
+
+    def part(self, state: dict, name: str) -> dict:
+        """The "policy" or "encoder" of a state, or, where none is trained, what the run begins with."""
+        return state[name] if name in state else self.fresh_policy() if name == "policy" else self.fresh_encoder()
 
     def initial_state(self, names) -> dict:
         """Fresh trainable parts and their optimisers' states."""
         state = {}
         for name in names:
-            state[name] = self.fresh_policy() if name == "policy" else self.fresh_encoder()
+            state[name] = self.fresh_encoder(loaded=True) if name == "control" else self.part({}, name)
             state[f"{name}_optimiser"] = devices.place(self.optimisers[name].init(state[name]), self.mesh)
         return state
 

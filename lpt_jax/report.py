@@ -38,7 +38,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"random": "Random", "popularity": "Popularity", "last_item": "Last item’s text"},
     **{"bm25": "BM25 on the raw text", "sasrec": "SASRec on item ids"},
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
-    **{"zero_shot": "Zero-shot profile", "cl": "Profile after CL"},
+    **{"start": "Profile at the start", "zero_shot": "Zero-shot profile", "cl": "Profile after CL"},
     **{"cl_rlso": "Profile after CL + RLSO", "rlso": "Profile after RLSO", "rlso_cl": "Profile after RLSO + CL"},
 }
 TABLES = (("ndcg",), ("recall", "mean_rank"), ("mrr",))  # families of metrics side by side
@@ -91,7 +91,7 @@ def results_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines[1:])
 
 
-def _axes(figure, *place):
+def axes_of(figure, *place):
     axes = figure.add_subplot(*place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
@@ -99,7 +99,7 @@ def _axes(figure, *place):
     return axes
 
 
-def _png(figure) -> bytes:
+def png(figure) -> bytes:
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=150)
     return buffer.getvalue()
@@ -108,7 +108,7 @@ def _png(figure) -> bytes:
 def gains_picture(gains: dict) -> bytes:
     """A PNG of each step's gain as a point with its interval, zero marked."""
     figure = Figure(figsize=(8, 0.9 + 0.42 * len(gains)), layout="constrained")
-    axes = _axes(figure)
+    axes = axes_of(figure)
     axes.axvline(0, color=INK, linewidth=0.8)
     for y, gain in enumerate(gains.values()):
         color = ACCENT if gain["low"] > 0 else SECOND if gain["high"] < 0 else GREY
@@ -118,7 +118,7 @@ def gains_picture(gains: dict) -> bytes:
     axes.set_ylim(len(gains) - 0.5, -0.5)
     metrics = sorted({gain["metric"] for gain in gains.values()})
     axes.set_xlabel(f"gain in {', '.join(metrics)}", fontsize=9, color=INK)
-    return _png(figure)
+    return png(figure)
 
 
 def curves_picture(records: list[dict], phase: str, metric: str) -> bytes | None:
@@ -136,7 +136,7 @@ def curves_picture(records: list[dict], phase: str, metric: str) -> bytes | None
     rows = -(-len(panels) // 3)
     figure = Figure(figsize=(10, 2.7 * rows), layout="constrained")
     for place, (key, title, lines) in enumerate(panels, 1):
-        axes = _axes(figure, rows, 3, place)
+        axes = axes_of(figure, rows, 3, place)
         for points in lines.values():
             marker, color = "o" if len(points) < 30 else None, SECOND if "/" in key else ACCENT
             axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, marker=marker, ms=3.5)
@@ -145,7 +145,7 @@ def curves_picture(records: list[dict], phase: str, metric: str) -> bytes | None
         axes.set_title(title, fontsize=10, color=INK, loc="left")
         axes.locator_params(axis="x", integer=True, nbins=6)
         axes.set_xlabel("step", fontsize=9, color=INK)
-    return _png(figure)
+    return png(figure)
 
 
 class Html:
@@ -288,8 +288,7 @@ def _blocks(to, results, curves, samples):
         yield to.quotes(texts)
     yield to.heading(2, "How it was run")
     versions = ", ".join(f"{name} {v}" for name, v in results.get("versions", {}).items())
-    seconds = results.get("seconds") or 0
-    each = seconds if isinstance(seconds, dict) else {"in all": seconds}
+    each = results.get("seconds_of_phases") or {"in all": results.get("seconds") or 0}
     spent = ", ".join(f"{name} {s / 60:.1f} min" for name, s in each.items())
     yield to.paragraph(f"Seed {results.get('seed')}. Time: {spent}. Versions: {versions}.")
     yield to.code("All settings", json.dumps(plain(config), indent=1, ensure_ascii=False))

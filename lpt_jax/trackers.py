@@ -1,8 +1,10 @@
-"""What a run writes while it goes on: metrics.jsonl, samples.jsonl and TensorBoard events."""
+"""What a run writes while it goes on: metrics.jsonl, samples.jsonl, TensorBoard events, W&B and trackio."""
 
+import importlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,16 +71,48 @@ class Silent:
     sample = resume = close = log
 
 
+def online(name: str, workdir: Path, config: dict):
+    """A run of W&B or trackio, whose id lies in the workdir, so that a resumed run goes on as the same one.
+
+    Where it goes is the services' own matter (wandb login, WANDB_MODE, WANDB_PROJECT, TRACKIO_SPACE_ID, ...). InputError
+    if the package is missing or the run can't be started.
+    """
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise InputError(f'--config.trackers={name} needs its package: pip install "lpt_jax[{name}]".') from None
+    file = workdir / "run_id.txt"
+    number = file.read_text(encoding="utf-8").strip() if file.exists() else secrets.token_hex(4)
+    project = os.environ.get("WANDB_PROJECT", "lpt_jax")
+    label = f"{workdir.resolve().name}-{number}"  # by which trackio knows a run
+    own = {"wandb": {"id": number, "dir": str(workdir)}, "trackio": {"embed": False}}[name]
+    try:
+        run = module.init(project=project, name=label, config=config, resume="allow", **own)
+        if (
+            name == "wandb"
+        ):  # a resumed run repeats the steps since its last checkpoint: W&B's own count would refuse them
+            run.define_metric("*", step_metric="global_step")
+    except Exception as error:  # of any kind: no network, no login, no such project
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name} can't start its run ({reason}): log in, or say WANDB_MODE=offline, or take it out of --config.trackers."
+        ) from None
+    write_file(file, number + "\n")
+    return run
+
+
 class Tracker:
-    """Appends records to metrics.jsonl and samples.jsonl of a workdir, and to TensorBoard.
+    """Appends records to metrics.jsonl and samples.jsonl of a workdir, and hands the numbers to `names`, as
+    config.trackers has them: tensorboard, wandb, trackio.
 
     Every record begins with its place, {"iteration", "phase", "step" (within the phase), and in
     metrics.jsonl "global_step"}. A number that is not finite is written as null and named in "not_finite".
     """
 
-    def __init__(self, workdir, tensorboard: bool = True):
-        self.workdir, self.tensorboard = Path(workdir), tensorboard
+    def __init__(self, workdir, names=(), config: dict | None = None):
+        self.workdir, self.tensorboard = Path(workdir), "tensorboard" in names
         self.workdir.mkdir(parents=True, exist_ok=True)
+        self.online = [online(name, self.workdir, config or {}) for name in names if name != "tensorboard"]
         self._open(purge_step=0)
 
     def _open(self, purge_step: int):
@@ -104,9 +138,11 @@ class Tracker:
 
             folder, start = str(self.workdir / "tensorboard"), self.purge_step
             self.events = SummaryWriter(folder, purge_step=start, filename_suffix=f".{start}")
-        if self.events:
-            for name in numbers.keys() - set(bad):
-                self.events.add_scalar(f"{phase}/{name}", numbers[name], global_step)
+        good = {f"{phase}/{name}": number for name, number in numbers.items() if number is not None}
+        for name in good if self.events else ():
+            self.events.add_scalar(name, good[name], global_step)
+        for run in self.online:
+            run.log(good | {"global_step": global_step})
 
     def sample(self, iteration: int, phase: str, step: int, values: dict):
         """Writes one sample: a user's history, profile, ranks and reward parts."""
@@ -118,7 +154,7 @@ class Tracker:
         Without arguments everything goes. What came before is read from metrics.jsonl, which is in the order of time:
         an iteration may come after a later one's (the control's), and a phase may have no samples.
         """
-        self.close()
+        self._close()
         metrics, place = read_jsonl(self.workdir / "metrics.jsonl"), (iteration, phase)
 
         def at(record):
@@ -135,7 +171,12 @@ class Tracker:
         self._open(purge_step)
 
     def close(self):
-        """Closes the files; a closed tracker logs no more."""
+        """Closes files and runs; a closed tracker logs no more."""
+        self._close()
+        for run in self.online:
+            run.finish()
+
+    def _close(self):
         for file in self.files.values():
             file.close()
         if self.events:

@@ -30,7 +30,7 @@ SETTINGS = [
     ("a group set at once", "TINY --config.mesh=3", r"no setting --config\.mesh; the nearest is --config\.mesh\."),
     ("not a number", "TINY --config.policy.eta=abc", r"policy\.eta='abc' won't do: it must be a number"),
     ("not a whole number", "TINY --config.policy.samples=2.5", r"policy\.samples='2\.5' .* a whole number"),
-    ("neither true nor false", "TINY --config.tensorboard=maybe", r"tensorboard='maybe' .* true or false"),
+    ("neither true nor false", "TINY --config.policy.whiten=maybe", r"policy.whiten='maybe' .* true or false"),
     ("not finite", "TINY --config.policy.eta=nan", r"policy\.eta=nan .* a finite number"),
     ("negative", "TINY --config.policy.kl_coef=-1", r"policy\.kl_coef=-1\.0 .* 0 or more"),
     ("unknown flag", "TINY --profiles=x", r"'--profiles=x' is not known; --help lists the flags"),

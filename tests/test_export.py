@@ -30,7 +30,7 @@ peft = pytest.importorskip("peft")
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
 CONFIG = f"{ROOT}/configs/movielens.py:tiny"
-SETTINGS = {"evaluation.baselines": "", "policy.steps": "1", "policy.learning_rate": "0.001", "policy.optimiser": "adamw", "tensorboard": "false",
+SETTINGS = {"evaluation.baselines": "", "policy.steps": "1", "policy.learning_rate": "0.001", "policy.optimiser": "adamw", "trackers": "",
             "contrastive.steps": "1", "contrastive.learning_rate": "0.01", "policy.keep_best": "false",
             "contrastive.keep_best": "false"}  # fmt: skip
 LORA = {"phases": "policy", "policy.trains": "lora", "policy.lora.targets": "q|v|down|head"}

@@ -30,13 +30,13 @@ def test_overrides_in_any_form_and_order():
         "--config.policy.eta",
         "0.5",
         CONFIG,
-        "--noconfig.tensorboard",
+        "--noconfig.policy.keep_best",
         "--config.policy.whiten",
     )
     flags, config, workdir = parsed(*forms, "--mode", "evaluate")
-    assert (config.seed, config.policy.eta, config.tensorboard, config.policy.whiten) == (3, 0.5, False, True)
+    assert (config.seed, config.policy.eta, config.policy.keep_best, config.policy.whiten) == (3, 0.5, False, True)
     assert flags.mode == "evaluate" and config.is_locked
-    assert str(workdir) == "runs/movielens_tiny-policy.eta=0.5,policy.whiten=true,seed=3,tensorboard=false"
+    assert str(workdir) == "runs/movielens_tiny-policy.eta=0.5,policy.keep_best=false,policy.whiten=true,seed=3"
 
 
 def test_workdir_given():

@@ -43,7 +43,7 @@ def test_equals_a_sort(seed):
     expected = brute(scores, targets, hidden, valid)
     np.testing.assert_array_equal(ranking.target_ranks(profiles, items, targets, hidden, valid), expected)
     hidden = np.concatenate([hidden, targets[:, 1:]], axis=1)
-    np.testing.assert_array_equal(ranking.ranks(scores, targets[:, 0], hidden, valid), expected[:, 0])
+    np.testing.assert_array_equal(ranking.ranks(scores, targets[:, :1], hidden, valid), expected[:, :1])
 
 
 @pytest.mark.parametrize("chunk, n", [(2, 128), (3, 200), (2, 133)])
@@ -85,8 +85,8 @@ def test_order_is_that_of_top_k():
 def test_not_a_number_comes_last():
     scores = np.array([[0.1, np.nan, 0.3, np.nan]], np.float32)
     hidden = np.array([[0, -1]], np.int32)
-    assert ranking.ranks(scores, np.array([1], np.int32), hidden).tolist() == [3]  # after 2 and the other NaN
-    assert ranking.ranks(scores, np.array([2], np.int32), hidden).tolist() == [1]
+    assert ranking.ranks(scores, np.array([[1]], np.int32), hidden).tolist() == [[3]]  # after 2 and the other NaN
+    assert ranking.ranks(scores, np.array([[2]], np.int32), hidden).tolist() == [[1]]
 
 
 def test_negative_zero_ties_with_zero():

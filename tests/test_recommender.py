@@ -12,7 +12,7 @@ from lpt_jax.recommender import ProfileRecommender
 
 def tiny_config(**changes):
     config = tiny(default())
-    config.tensorboard = False
+    config.trackers = ""
     for name, value in changes.items():
         *groups, key = name.split("__")
         part = config

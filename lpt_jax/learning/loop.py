@@ -111,7 +111,8 @@ def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, inte
             value = values[f"val/{config.evaluation.metric}"]
             if note["best"] is None or value > note["best"]:
                 note.update(best=value, best_step=step)
-                best.save(step, {phase.part: state[phase.part]}, {"step": step, "validation": value})
+                if phase.settings.keep_best:
+                    best.save(step, {phase.part: state[phase.part]}, {"step": step, "validation": value})
             return values
 
         unknown = note["best"] is not None and best.latest() not in (None, note["best_step"])

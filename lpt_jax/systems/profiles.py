@@ -37,7 +37,7 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
         if part == "control":
             texts, held["val"] = r.history_texts("train"), r.history_texts("validation")
         else:
-            r.use_policy(state["policy"] if "policy" in state else r.fresh_policy())
+            r.use_policy(r.part(state, "policy"))
             texts = []
             for copy in range(settings.profiles_per_session):
                 texts += r.write("train", r.workdir / f"profiles/{position}-train-{copy}.jsonl", position,
@@ -98,7 +98,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
 
     def begin(state, position):
         r.use_policy(state["policy"])
-        held["encoder"] = state["encoder"] if "encoder" in state else r.fresh_encoder()  # fixed in this phase
+        held["encoder"] = r.part(state, "encoder")  # fixed in this phase
         held["items"] = r.embed_catalogue(held["encoder"])
         held["hidden"] = ranking.padded([s.history for s in train]).shape[1]
 
@@ -149,7 +149,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         once = settings.epochs * settings.minibatches == 1  # then the update itself has the old policy's
         old = None if once else scored(state["policy"])
         log_ratio, measured = np.zeros(value.shape, np.float32), {}
-        if settings.kl_coef or (step + 1) % settings.evaluate_every == 0:
+        if settings.kl_coef or (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
             log_ratio = devices.fetch(jnp.sum((profiles.log_probs if once else old) - scored(r.reference), -1))
             measured = {"kl": log_ratio.mean()}
         parts = rewards.parts(value, valid, log_ratio, settings.kl_coef)
@@ -221,7 +221,9 @@ def train(config, workdir: Path) -> dict:
     try:
         r = ProfileRecommender(config, workdir, interrupt)
         r.print_data()
-        tracker = trackers.Tracker(workdir, config.tensorboard) if devices.first() else trackers.Silent()
+        tracker = trackers.Silent()
+        if devices.first():
+            tracker = trackers.Tracker(workdir, config_lib.listed(config.trackers), config.to_dict())
         phases = schedule(r, tracker)
         state = r.initial_state({p.part: 0 for p in phases})
         state, note = loop.run(phases, state, config, workdir, tracker, interrupt)
@@ -247,10 +249,11 @@ def evaluate(config, workdir: Path, run: str | None = None) -> dict:
 def stages(r: ProfileRecommender, phases: list[loop.Phase], state: dict) -> dict[str, tuple[dict, dict]]:
     """The rows that are steps of training, in order: name -> (policy, encoder) at that time.
 
-    zero_shot; the phases of the first iteration, as "cl" and "cl_rlso"; of several iterations the last's end, "cl_rlso_x5".
+    zero_shot (or start, of a run that begins from another); the phases of the first iteration, as "cl" and "cl_rlso"; of
+    several iterations the last's end, "cl_rlso_x5".
     """
     now = {"policy": r.fresh_policy(), "encoder": r.fresh_encoder()}
-    found, name = {"zero_shot": tuple(now.values())}, []
+    found, name = {"start" if r.config.begin_from else "zero_shot": tuple(now.values())}, []
     for position, phase in enumerate(p for p in phases if p.iteration == 0 and p.part != "control"):
         kept = Checkpoints(loop.stage_folder(r.workdir, position, phase), 1)
         now |= kept.restore(kept.latest(), {phase.part: state[phase.part]})
@@ -271,7 +274,7 @@ def trained(config, workdir: Path):
         raise InputError(f"{workdir} holds no checkpoint: train first, with the same --config and --workdir.")
     note = last.note(last.latest())
     state = last.restore(last.latest(), state)
-    r.use_policy(state["policy"] if "policy" in state else r.fresh_policy())
+    r.use_policy(r.part(state, "policy"))
     return r, phases, state, note
 
 

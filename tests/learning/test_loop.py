@@ -65,7 +65,7 @@ def settings(every=1):
 
 def run(workdir, phases, every=1, happens=nothing):
     """One start of the command."""
-    tracker, interrupt = trackers.Tracker(workdir, tensorboard=False), loop.Interrupt()
+    tracker, interrupt = trackers.Tracker(workdir), loop.Interrupt()
     log = tracker.log
     tracker.log = lambda *a: (happens("log", *a[1:3]), log(*a))
     try:
@@ -188,7 +188,7 @@ def test_killed_after_every_single_save_ends_as_if_never_killed(tmp_path, monkey
             state, _ = run(tmp_path / "killed", two_phases(**options), 2)
         except Killed:
             kills += 1
-    assert kills > 3
+    assert kills > (3 if keep_best else 2)  # validations save nothing where the last state is what is kept
     for number in range(1, 12):  # and each save of a run that began anew
         kill_at, saves, workdir = number, 0, tmp_path / f"killed{number}"
         try:

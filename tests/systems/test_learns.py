@@ -15,7 +15,7 @@ def test_rlso_raises_the_reward_of_users_it_never_saw(loss, tmp_path, monkeypatc
     """60 updates from random weights; on an earlier day, seed 0, test NDCG went .285 -> .376 (REBEL), .398 (GRPO)."""
     monkeypatch.setattr(made_up, "world", functools.partial(made_up.world, users=600))
     config = tiny(default())
-    config.phases, config.tensorboard = "policy", False
+    config.phases, config.trackers = "policy", ""
     config.data.update(test_share=0.3, validation_share=0.15, eval_windows=3, eval_targets=3, windows=4)
     config.profile.update(max_tokens=1, batch=64)
     config.policy.update(

@@ -20,7 +20,7 @@ from lpt_jax import trackers
 from lpt_jax.main import main
 from tests.conftest import ROOT
 
-SETTINGS = ["--config.contrastive.steps=3", "--config.policy.steps=4", "--config.tensorboard=false", "--config.seed=1"]  # fmt: skip
+SETTINGS = ["--config.contrastive.steps=3", "--config.policy.steps=4", "--config.trackers=", "--config.seed=1"]  # fmt: skip
 CONFIG = f"--config={ROOT}/configs/movielens.py:tiny"
 
 

@@ -14,7 +14,7 @@ from lpt_jax.config import default, finish, tiny
 from lpt_jax.data import made_up
 
 SMALL = {  # two phases of four steps on 40 users, every setting as small as its part still does something
-    "tensorboard": False,
+    "trackers": "",
     "evaluation.baselines": "random",
     "contrastive.steps": 4,
     "contrastive.learning_rate": 1e-2,

@@ -1,0 +1,16 @@
+"""How many profiles G should a user have, when the number of profiles stays the same?
+
+    python -m lpt_jax.sweep experiments/samples.py --run
+
+All begin from the same CL; every update has 64 profiles, of 64 / G users.
+"""
+
+CONFIG, SEEDS = "configs/movielens.py:short", (0, 1, 2)
+FIRST = {"phases": "contrastive"}
+CHANGES = {"phases": "policy"}
+RUNS = {
+    "G = 8": {},
+    "G = 2": {"policy.samples": 2, "policy.users": 32},
+    "G = 4": {"policy.samples": 4, "policy.users": 16},
+    "G = 16": {"policy.samples": 16, "policy.users": 4},
+}
