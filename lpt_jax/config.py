@@ -47,7 +47,7 @@ def default() -> ml_collections.ConfigDict:
             brand="",
             genres="",
             year="",
-        ),
+        ),  # fmt: skip
         kind="items",  # what the prompt calls the items, plural: "movies"
         best_rating=5.0,  # the scale's end, as prompts say "4/5"
         item_fields="title,genres,categories,brand,description",  # what an item's text is made of, in order
@@ -175,21 +175,9 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Shrinks any config to random tiny models on made-up data: nothing to download, under a minute."""
     config.name += "_tiny"
     config.data.update(
-        source="made_up",
-        path="",
-        name="",
-        kind="films",
-        core=0,
-        windows=2,
-        targets=1,
-        eval_windows=1,
-        eval_targets=1,
-        max_users=0,
-        min_history=4,
-        split="auto",
-        item_fields="title,genres",
-        prompt_fields="title,genres,rating",
-    )
+        source="made_up", path="", name="", kind="films", core=0, windows=2, targets=1, eval_windows=1, eval_targets=1,
+        max_users=0, min_history=4, split="auto", item_fields="title,genres", prompt_fields="title,genres,rating",
+    )  # fmt: skip
     config.decoder.update(source="tiny", dtype="float32")
     config.encoder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
     config.prompt.update(max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1)

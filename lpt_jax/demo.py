@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lpt_jax import devices, ranking, recommend, report, similarity
@@ -74,6 +73,7 @@ class Desk:
         self.items = {name: r.embed_catalogue(stage["encoder"]) for name, stage in self.stages.items()}
         self.width = 1 << int(np.bincount(r.data.rows.user).max()).bit_length()  # of the hidden items: one shape again
         self.users = list(dict.fromkeys(s.user for s in r.sessions["test"]))[:USERS]
+        self.writing = ""  # the stage whose policy the writer has
         self.numbers = itertools.count(1)  # of the lists, so that a new one is told from the last
 
     def warm_up(self) -> None:
@@ -103,7 +103,9 @@ class Desk:
 
     def write(self, stage: str, session: Session):
         """The profile by a stage's language model, ever longer."""
-        self.r.use_policy(self.stages[stage]["policy"])
+        if stage != self.writing:
+            self.r.use_policy(self.stages[stage]["policy"])
+            self.writing = stage
         yield from self.r.writer.grow(self.prompt(session)[0], self.r.key)
 
     def rank(self, stage: str, profile: str, history, base=None, k: int = K) -> tuple[list[Row], tuple]:

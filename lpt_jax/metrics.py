@@ -43,8 +43,8 @@ def of_ranks(ranks, name: str) -> np.ndarray:
     return np.where(ranks <= int(cutoff), values, 0.0) if cutoff else values
 
 
-def per_user(ranks, users) -> tuple[list[str], dict[str, np.ndarray]]:
-    """User ids in order of first appearance and, for every metric, a Float64 value for each.
+def per_user(ranks, users, names=NAMES) -> tuple[list[str], dict[str, np.ndarray]]:
+    """User ids in order of first appearance and, for every metric of `names`, a Float64 value for each.
 
     `ranks` Int[S,M] are those of S sessions' targets, 0 where there is none, and `users` their S
     users' ids; a user without any target is left out.
@@ -67,7 +67,7 @@ def per_user(ranks, users) -> tuple[list[str], dict[str, np.ndarray]]:
         sums = np.bincount(rows, of_ranks(ranks, name), minlength=len(places))
         return sums[counts > 0] / counts[counts > 0]
 
-    return ids, {name: means(name) for name in NAMES}
+    return ids, {name: means(name) for name in names}
 
 
 def table_row(values: dict[str, np.ndarray]) -> dict[str, float]:
@@ -77,7 +77,7 @@ def table_row(values: dict[str, np.ndarray]) -> dict[str, float]:
 
 def mean(ranks, users, name: str) -> float:
     """One metric's mean over users, for a validation."""
-    return float(np.mean(per_user(ranks, users)[1][name]))
+    return float(np.mean(per_user(ranks, users, (name,))[1][name]))
 
 
 def paired_bootstrap(before, after, seed: int, samples: int = 10000, metric: str = "ndcg") -> dict:

@@ -39,3 +39,24 @@ def test_a_run_by_popularity_scores_as_popularity(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "run pop.run" in shown and f"pop.run: {passed} items of the history" in shown
     assert np.isfinite([*result["row"].values()]).all()
+
+
+def test_the_gain_of_a_run_that_lists_only_the_best_is_at_a_cut_off(tmp_path, capsys):
+    """Over the whole ranking the very same system would lose to itself, as what isn't listed ranks last."""
+    config = finish(tiny(default()))
+    data = sessions.prepare(config.data)
+    found = used_sessions(data, config.evaluation)["test"]
+    ranks = ranking.session_ranks(*simple.popularity(found, data.popularity), found)
+    _, values = metrics.per_user(ranks, [s.user for s in found])
+    np.savez(tmp_path / "per_user.npz", **{f"cl/{name}": of_users for name, of_users in values.items()})
+    tested = {"rows": {"cl": metrics.table_row(values)}, "gains": {"zero_shot->cl": {}}}
+    (tmp_path / "results.json").write_text(json.dumps(tested))
+    best = ranking.session_best(*simple.popularity(found, data.popularity), found, 1000)
+    ids = np.array(data.catalogue.ids, object)
+    for depth, metric in ((1000, "ndcg"), (10, "ndcg@10")):
+        listed = [ids[row[row >= 0][:depth]] for row in best]
+        metrics.write_run(tmp_path / "pop.run", evaluate.queries(found), listed)
+        gain = evaluate.score_run(config, tmp_path, str(tmp_path / "pop.run"))["gain"]
+        assert (gain["over"], gain["metric"]) == ("cl", metric)
+        assert gain["mean"] == gain["low"] == gain["high"] == 0.0
+    assert "targets not listed, ranked last" in capsys.readouterr().out

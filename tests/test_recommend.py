@@ -39,6 +39,15 @@ def test_items_by_id_title_and_title_without_year():
     assert find("Alien,31,alien") == ([2], [])
 
 
+def test_commas_without_a_space():
+    titles = ["20,000 Leagues Under the Sea (1954)", "Angels and Insects", "Alien"]
+    catalogue = Catalogue(ids=["x,1", "20", "a"], titles=titles, texts=titles, fields=[{} for _ in titles])
+    assert recommend.find_items("Alien, 20,000 leagues under the sea", catalogue) == ((2, 0), [])
+    assert recommend.find_items("x,1, 20", catalogue) == ((0, 1), [])
+    many = ",".join(["a", "20"] * 5_000)  # is read at once
+    assert recommend.find_items(many, catalogue) == ((2, 1), [])
+
+
 def test_a_slip_is_read_as_the_nearest_title_and_told():
     assert find("12, Godfahter") == ([1], ["'Godfahter' is read as 'Godfather, The (1972)'."])
 

@@ -23,7 +23,7 @@ def expected(texts):
     """All texts in one batch, padded to the limit."""
     rows = [TOKENIZER(text)["input_ids"][:40] or [TOKENIZER.pad_token_id] for text in texts]
     rows += [[1]] * (len(TEXTS) - len(rows))
-    tokens, mask = batches.pad_right(rows, 40, TOKENIZER.pad_token_id)
+    tokens, mask = (a[:, ::-1] for a in batches.pad_left([row[::-1] for row in rows], 40, TOKENIZER.pad_token_id))
     return np.asarray(embed(SPEC, WEIGHTS, tokens, mask))[: len(texts)]
 
 

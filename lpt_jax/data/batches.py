@@ -7,25 +7,16 @@ import numpy as np
 from lpt_jax.errors import InputError
 
 
-def _pad(rows: Sequence[Sequence[int]], length: int, pad_id: int, left: bool):
+def pad_left(rows: Sequence[Sequence[int]], length: int, pad_id: int):
+    """Rows of token ids with padding before them -> Prompts int32 and PromptMask, [B, length]."""
     tokens = np.full((len(rows), length), pad_id, np.int32)
     mask = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
         if len(row) > length:
             raise ValueError(f"Row {i} has {len(row)} tokens, more than the {length} it is padded to.")
-        where = slice(length - len(row), None) if left else slice(0, len(row))
+        where = slice(length - len(row), None)
         tokens[i, where], mask[i, where] = row, True
     return tokens, mask
-
-
-def pad_left(rows: Sequence[Sequence[int]], length: int, pad_id: int):
-    """Rows of token ids with padding before them -> Prompts int32 and PromptMask, [B, length]."""
-    return _pad(rows, length, pad_id, left=True)
-
-
-def pad_right(rows: Sequence[Sequence[int]], length: int, pad_id: int):
-    """Rows of token ids with padding after them -> Tokens int32 and Mask, [B, length]."""
-    return _pad(rows, length, pad_id, left=False)
 
 
 def packed(lengths: Sequence[int], room: int, most: int) -> list[list[int]]:

@@ -5,13 +5,13 @@ from lpt_jax.data import batches, made_up
 from lpt_jax.errors import InputError
 
 
-def test_padding_left_and_right():
+def test_padding():
     tokens, mask = batches.pad_left([[7, 8], [9]], 3, 0)
     assert tokens.tolist() == [[0, 7, 8], [0, 0, 9]] and tokens.dtype == np.int32
     assert mask.tolist() == [[False, True, True], [False, False, True]]
-    tokens, mask = batches.pad_right([[7, 8], []], 3, 5)
-    assert tokens.tolist() == [[7, 8, 5], [5, 5, 5]]
-    assert mask.tolist() == [[True, True, False], [False, False, False]]
+    tokens, mask = batches.pad_left([[7, 8], []], 3, 5)
+    assert tokens.tolist() == [[5, 7, 8], [5, 5, 5]]
+    assert mask.tolist() == [[False, True, True], [False, False, False]]
     with pytest.raises(ValueError, match="Row 1 has 2 tokens"):
         batches.pad_left([[1], [1, 2]], 1, 0)
 
