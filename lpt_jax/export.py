@@ -71,7 +71,9 @@ def export(config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> N
     trained = r.part(state, "policy")
     merged = whole(r, trained)
     encoder = devices.fetch(r.part(state, "encoder"))
-    lora = devices.fetch(trained) if config.policy.trains == "lora" and ("policy" in state or config.begin_from) else None
+    lora = (
+        devices.fetch(trained) if config.policy.trains == "lora" and ("policy" in state or config.begin_from) else None
+    )
     if not devices.first():
         return
     results = Path(workdir) / "results.json"

@@ -188,7 +188,10 @@ def table(experiment: dict, found: dict, to) -> str:
         over = _interval(one["over"]) if "over" in one else "–"
         end = [f"{np.mean(values):.3g}" if values else "–" for values in one["end"].values()]
         minutes = f"{np.mean(one['seconds']) / 60:.1f}"
-        gains += [[to.text(name), to.text(step), _interval(g), over, *end, minutes] for step, g in one["gains"].items()]
+        gains += [
+            [to.text(name), to.text(step.replace("->", " → ")), _interval(g), over, *end, minutes]
+            for step, g in one["gains"].items()
+        ]
     head = [
         "",
         "step",
