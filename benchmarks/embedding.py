@@ -227,6 +227,6 @@ def cases(options) -> list[harness.Case]:
         for dtype in ("auto", "float32"):
             name = f"embedding-{part}" + "-float32" * (dtype == "float32")
             mine, least = functools.partial(ours, options, dtype), functools.partial(needs, dtype=dtype)
-            found.append(harness.Case(name, dtype, mine, peers, least, rounds=7, alike=alike))
-            found[-1].repeats = 3 if part == "contrastive" else 1
+            repeats = 3 if part == "contrastive" else 1
+            found.append(harness.Case(name, dtype, mine, peers, least, rounds=7, repeats=repeats, alike=alike))
     return found

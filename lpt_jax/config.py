@@ -397,6 +397,12 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def differing(there: dict, ours: dict) -> list[str]:
+    """The names by which two flat() configs make other runs; trackers change nothing."""
+    found = sorted(there.keys() | ours.keys(), key=lambda name: (name not in there, name))
+    return [name for name in found if there.get(name) != ours.get(name) and name != "trackers"]
+
+
 def default_workdir(config, overrides: dict[str, str]) -> pathlib.Path:
     """runs/<name>[-<overrides>], safe as a file's name and at most 100 letters long.
 
@@ -440,11 +446,7 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
             f"--workdir={workdir} can't be used ({error.strerror}): name a folder that can be written."
         ) from None
     ours = flat(config.to_dict())
-    differ = [
-        f"{name} was {there.get(name)!r} and is {ours.get(name)!r}"
-        for name in sorted(there.keys() | ours.keys(), key=lambda name: (name not in there, name))
-        if there.get(name) != ours.get(name) and name != "trackers"  # which change nothing
-    ]
+    differ = [f"{name} was {there.get(name)!r} and is {ours.get(name)!r}" for name in differing(there, ours)]
     if differ:
         more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise InputError(

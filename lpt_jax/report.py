@@ -105,17 +105,22 @@ def png(figure) -> bytes:
     return buffer.getvalue()
 
 
-def gains_picture(gains: dict) -> bytes:
-    """A PNG of each step's gain as a point with its interval, zero marked."""
-    figure = Figure(figsize=(8, 0.9 + 0.42 * len(gains)), layout="constrained")
-    axes = axes_of(figure)
+def draw_gains(axes, gains: dict[str, dict]) -> None:
+    """Each gain as a point with its interval, one below the other, zero marked; colours where the interval is beyond it."""
     axes.axvline(0, color=INK, linewidth=0.8)
     for y, gain in enumerate(gains.values()):
         color = ACCENT if gain["low"] > 0 else SECOND if gain["high"] < 0 else GREY
         axes.plot([gain["low"], gain["high"]], [y, y], color=color, linewidth=2)
         axes.plot(gain["mean"], y, "o", color=color)
-    axes.set_yticks(range(len(gains)), [_label(name).replace("$", r"\$") for name in gains])
+    axes.set_yticks(range(len(gains)), [name.replace("$", r"\$") for name in gains])
     axes.set_ylim(len(gains) - 0.5, -0.5)
+
+
+def gains_picture(gains: dict) -> bytes:
+    """A PNG of each step's gain as a point with its interval, zero marked."""
+    figure = Figure(figsize=(8, 0.9 + 0.42 * len(gains)), layout="constrained")
+    axes = axes_of(figure)
+    draw_gains(axes, {_label(name): gain for name, gain in gains.items()})
     metrics = sorted({gain["metric"] for gain in gains.values()})
     axes.set_xlabel(f"gain in {', '.join(metrics)}", fontsize=9, color=INK)
     return png(figure)

@@ -33,11 +33,11 @@ SMOOTH = 5  # steps whose mean a curve shows: a batch's users differ
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """A run: lpt_jax.main's arguments, its workdir, and all its settings."""
+    """A run: lpt_jax.main's arguments, its workdir, and all its settings by dotted names."""
 
     arguments: list[str]
     workdir: Path
-    config: dict
+    settings: dict
 
 
 def read(file: Path) -> dict:
@@ -59,7 +59,7 @@ def order(config: str, settings: dict, after: str = "") -> Order:
     made = config_lib.load(config, settings)
     arguments = [f"--config={config}", *(f"--config.{name}={value}" for name, value in settings.items())]
     workdir = config_lib.default_workdir(made, settings | ({"begin_from": after} if after else {}))
-    return Order(arguments + [f"--workdir={workdir}"] * bool(after), workdir, json.loads(json.dumps(made.to_dict())))
+    return Order(arguments + [f"--workdir={workdir}"] * bool(after), workdir, config_lib.flat(made.to_dict()))
 
 
 def orders(experiment: dict) -> tuple[list[Order], dict[str, list[Order]]]:
@@ -86,8 +86,8 @@ def finished(one: Order) -> bool:
     """Whether a run has been tested; InputError if its workdir holds one with other settings."""
     if not (one.workdir / "results.json").exists():
         return False
-    there = json.loads((one.workdir / "config.json").read_text(encoding="utf-8"))
-    if there | {"trackers": ""} != one.config | {"trackers": ""}:
+    there = config_lib.flat(json.loads((one.workdir / "config.json").read_text(encoding="utf-8")))
+    if config_lib.differing(there, one.settings):
         raise InputError(f"{one.workdir} holds a run that was made with other settings: remove it, or move it away.")
     return True
 
@@ -192,14 +192,8 @@ def table(experiment: dict, found: dict, to) -> str:
             [to.text(name), to.text(step.replace("->", " → ")), _interval(g), over, *end, minutes]
             for step, g in one["gains"].items()
         ]
-    head = [
-        "",
-        "step",
-        "its gain",
-        f"over {to.text(base)}",
-        *(f"{title} at the end" for title in ENDS.values()),
-        "minutes",
-    ]
+    ends = [f"{title} at the end" for title in ENDS.values()]
+    head = ["", "step", "its gain", f"over {to.text(base)}", *ends, "minutes"]
     return "\n\n".join([
         (experiment["__doc__"] or "").strip(),
         to.paragraph(found["protocol"]),
@@ -215,12 +209,7 @@ def picture(found: dict) -> bytes:
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     axes = report.axes_of(figure, 1, len(CURVES) + 1, 1)
     gains = {name: one["over"] for name, one in runs.items() if "over" in one} or runs[base]["gains"]
-    axes.axvline(0, color=report.INK, linewidth=0.8)
-    for y, g in enumerate(gains.values()):
-        axes.plot([g["low"], g["high"]], [y, y], color=report.GREY, linewidth=2)
-        axes.plot(g["mean"], y, "o", color=report.ACCENT)
-    axes.set_yticks(range(len(gains)), [name.replace("$", r"\$") for name in gains])
-    axes.set_ylim(len(gains) - 0.5, -0.5)
+    report.draw_gains(axes, gains)
     axes.set_title(f"NDCG over {base}" if len(runs) > 1 else "Gain in NDCG", fontsize=10, color=report.INK, loc="left")
     for place, (key, title) in enumerate(CURVES.items(), 2):
         axes = report.axes_of(figure, 1, len(CURVES) + 1, place)

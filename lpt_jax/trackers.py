@@ -88,9 +88,7 @@ def online(name: str, workdir: Path, config: dict):
     own = {"wandb": {"id": number, "dir": str(workdir)}, "trackio": {"embed": False}}[name]
     try:
         run = module.init(project=project, name=label, config=config, resume="allow", **own)
-        if (
-            name == "wandb"
-        ):  # a resumed run repeats the steps since its last checkpoint: W&B's own count would refuse them
+        if name == "wandb":  # whose own count of steps would refuse those that a resumed run repeats
             run.define_metric("*", step_metric="global_step")
     except Exception as error:  # of any kind: no network, no login, no such project
         reason = " ".join(str(error).split())[:200]
