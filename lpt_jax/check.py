@@ -299,9 +299,8 @@ def programs(run: Run) -> dict[str, Program]:
     users //= settings.minibatches
     layers, head, low, _ = scoring(users, True)
     working = scoring(users // settings.accumulation, True)[-1]
-    down = (
-        2 * spec.hidden * width * (depth * users * (prompt + samples * length) - users * prompt)
-    )  # nobody asks for it again
+    # nobody asks for it again
+    down = 2 * spec.hidden * width * (depth * users * (prompt + samples * length) - users * prompt)
     trains_head = any(name.startswith("head") for name in parts["policy"])
     old = None if settings.epochs * settings.minibatches == 1 else batch(users, samples, length, dtype=f32)
     found["policy update"] = Program(

@@ -9,10 +9,8 @@ from lpt_jax import devices
 from lpt_jax.data import batches
 from lpt_jax.models import encoder
 
-ROOM, FEWEST = (
-    128,
-    16,
-)  # tokens of a line, where no text is longer; texts that a line can have (or a 16th of its tokens)
+ROOM = 128  # tokens of a line, where no text is longer
+FEWEST = 16  # texts that a line can have, or a 16th of its tokens
 
 embed_batch = jax.jit(encoder.embed_packed, static_argnames=("spec", "most", "dtype"))
 

@@ -143,12 +143,11 @@ def _amazon(data):
     meta = _there(data.items_path or meta, f"The metadata of {path}, meta_<name>.json(l).gz,")
     items = functools.partial(_amazon_items, meta)
     short = {role: names for role, names in TAKEN.items() if role != "review"}
-    try:
+    # an odd or broken line stops Arrow: then all are read one by one, more slowly, and what can't be read is named
+    with contextlib.suppress(pa.ArrowInvalid, OSError):
         rows = pa.Table.from_batches(list(_stream(path, short)))
         if rows["user"].null_count < len(rows) > rows["item"].null_count:
             return _raw(rows, path, items, review=functools.partial(_review_texts, path))
-    except (pa.ArrowInvalid, OSError):
-        pass  # an odd or broken line: read line by line, more slowly, and named if it can't be
     return _raw(_json(path, TAKEN), path, items)
 
 

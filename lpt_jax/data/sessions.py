@@ -135,8 +135,8 @@ def from_raw(raw, data_config) -> Dataset:
     sample = _sample(len(user_ids), user[kept], c.max_users)
     counts["users not in the sample"] = int((~sample[np.unique(user[kept])]).sum())
     sessions = _sessions(stays, part, sample, c, counts)
-    for split, share in zip(SPLITS, (1, c.validation_share, c.test_share)):
-        if not sessions[split] and (share or not by_time):
+    for split in SPLITS:
+        if not sessions[split]:
             raise InputError(
                 f"No user is left for {split}: {counts[f'{split} users with too few items']} have "
                 f"too few items; lower --config.data.min_history={c.min_history} or "
@@ -240,17 +240,17 @@ def _users(user):
 
 
 def _split_by_time(user, time, validation_share, test_share):
-    """Int[n] of SPLITS, and the validation and test cuts in unix seconds (inf: there is none)."""
+    """Int[n] of SPLITS, and the validation and test cuts in unix seconds."""
     starts, sizes = _users(user)
     first, n = time[starts], len(starts)
-    test, validation = (max(1, round(s * n)) if s else 0 for s in (test_share, validation_share))
+    test, validation = (max(1, round(share * n)) for share in (test_share, validation_share))
     edges = (n - test - validation, n - test)
     if edges[0] < 1:
         raise InputError(f"{n} users are too few for training, validation and test users.")
     place = np.argsort(first, kind="stable")  # users are numbered by id, so ties are by id
     of_user = np.empty(n, np.int64)
     of_user[place] = np.searchsorted(edges, np.arange(n), side="right")
-    cuts = np.r_[first[place], np.inf][list(edges)]
+    cuts = first[place][list(edges)]
     return np.repeat(of_user, sizes), cuts
 
 
@@ -363,7 +363,7 @@ def _protocol(c, counts, cuts):
             "interactions (leakage can't be excluded)"
         )
     else:
-        day = ["the end" if np.isinf(t) else f"{np.datetime64(int(t), 's')}Z" for t in cuts]
+        day = [f"{np.datetime64(int(t), 's')}Z" for t in cuts]
         split = (
             f"split by the time of users' first interaction: {of[0]}, all before {day[0]}; "
             f"{of[1]}, all before {day[1]}; {of[2]}, all from then on"

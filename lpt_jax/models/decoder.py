@@ -400,10 +400,8 @@ def decode_step(spec: DecoderSpec, layers: list[dict], x: jax.Array, t: jax.Arra
     """
     position = jnp.sum(context_mask, 1)[:, None] + t  # [B, 1]
     tables = rope_tables(spec, position)
-    mesh, spec = (
-        spec.mesh,
-        dataclasses.replace(spec, mesh=None),
-    )  # few rows: they move to the weights, not these to them
+    # few rows: they move to the weights, not these to them
+    mesh, spec = spec.mesh, dataclasses.replace(spec, mesh=None)
     windows = spec.windows or (0,) * spec.layers
     kept = []
     for i, (w, (ck, cv), (ok, ov)) in enumerate(zip(layers, context, own, strict=True)):
