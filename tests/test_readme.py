@@ -55,7 +55,7 @@ def test_every_metric_is_explained(tmp_path):
 
 
 def test_the_reward_of_the_readme_works(tmp_path, monkeypatch):
-    code = README[README.index("def short_and_good") - len("import numpy as np\n\n") :].split("```")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
     (tmp_path / "my_reward.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     found = rewards.metric("my_reward:short_and_good", np.array([[[1], [3]]]), np.zeros((1, 2, 1)), [["a b", "c"]], 9)
