@@ -66,6 +66,8 @@ def _stepper(weights, loss_of):
     """A PyTorch step of AdamW on the loss that loss_of() computes; returns the loss."""
     import torch
 
+    from benchmarks import torch_peers
+
     optimiser = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
 
     def run():
@@ -73,6 +75,7 @@ def _stepper(weights, loss_of):
         loss = loss_of()
         loss.backward()
         optimiser.step()
+        torch_peers.wait()
         return loss.item()
 
     return run
@@ -91,12 +94,12 @@ def sentence_step(options, cast: bool):
 
     from benchmarks import torch_peers
 
-    torch_peers.use_threads(options.threads)
-    model = SentenceTransformer(str(options.folder / "encoder"), device="cpu").eval()
+    torch_peers.use(options)
+    model = SentenceTransformer(str(options.folder / "encoder"), device=options.device).eval()
     objective, columns = MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE), []
     for texts, limit in zip(pairs(options), LIMITS):
         model.max_seq_length = limit
-        columns.append(model.preprocess(texts))
+        columns.append({k: v.to(options.device) if hasattr(v, "to") else v for k, v in model.preprocess(texts).items()})
 
     def loss():
         with _casting(cast):
@@ -111,7 +114,7 @@ def torch_step(options, cast: bool):
 
     from benchmarks import torch_peers
 
-    torch_peers.use_threads(options.threads)
+    torch_peers.use(options)
     encoder = torch_peers.Encoder(options.folder)
     columns = [encoder.tokens(texts, limit) for texts, limit in zip(pairs(options), LIMITS)]
 
@@ -150,9 +153,9 @@ def sentence_catalogue(options, cast: bool):
 
     from benchmarks import torch_peers
 
-    torch_peers.use_threads(options.threads)
+    torch_peers.use(options)
     model, texts = (
-        SentenceTransformer(str(options.folder / "encoder"), device="cpu"),
+        SentenceTransformer(str(options.folder / "encoder"), device=options.device),
         inputs.read(options.folder)["catalogue"],
     )
     model.max_seq_length = LIMITS[1]
@@ -168,12 +171,12 @@ def torch_catalogue(options, cast: bool):
     """The same batches with BertModel."""
     from benchmarks import torch_peers
 
-    torch_peers.use_threads(options.threads)
+    torch_peers.use(options)
     encoder, texts = torch_peers.Encoder(options.folder), inputs.read(options.folder)["catalogue"]
 
     def run():
         with _casting(cast):
-            return encoder.embed_texts(texts, LIMITS[1], BATCH).float().numpy()
+            return encoder.embed_texts(texts, LIMITS[1], BATCH).float().cpu().numpy()
 
     return run
 

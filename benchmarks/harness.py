@@ -77,28 +77,41 @@ def _fastest(run: Callable, times: int = 6) -> float:
     return min(seconds)
 
 
-def rates() -> dict[str, float]:
-    """Operations a second of 2048³ products by library and type, and bytes a second of a copy (read and written)."""
+def rates(device: str = "cpu") -> dict[str, float]:
+    """Operations a second of 2048³ products by library and type, and bytes a second of a copy (read and written).
+
+    Of 8192³ on an accelerator, with what JAX and PyTorch take for float32 by themselves.
+    """
     import jax
     import jax.numpy as jnp
 
-    size, found = 2048, {}
+    size, found = 2048 if device == "cpu" else 8192, {}
     multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     source = np.ones(1 << 26, np.float32)
     target = np.empty_like(source)
     copies = [lambda: np.copyto(target, source)]
     for dtype in ("float32", "bfloat16"):
-        a = jnp.ones((size, size), dtype)
+        a = jax.random.normal(jax.random.key(0), (size, size), dtype)
         found[f"jax {dtype}"] = 2 * size**3 / _fastest(lambda a=a: multiply(a, a).block_until_ready())
     try:
         import torch
     except ModuleNotFoundError:
         torch = None
     if torch:
+        from benchmarks import torch_peers
+
         for dtype in ("float32", "bfloat16"):
-            a = torch.ones((size, size), dtype=getattr(torch, dtype))
-            found[f"torch {dtype}"] = 2 * size**3 / _fastest(lambda a=a: torch.matmul(a, a))
+            a = torch.randn((size, size), dtype=getattr(torch, dtype), device=device)
+
+            def square(a=a):
+                torch.matmul(a, a)
+                torch_peers.wait()
+
+            found[f"torch {dtype}"] = 2 * size**3 / _fastest(square)
         copies.append(lambda: torch.from_numpy(target).copy_(torch.from_numpy(source)))
+    if device != "cpu":
+        there = jax.device_put(np.tile(source, 4))
+        source, copies = there, [lambda: jax.lax.neg(there).block_until_ready()]
     found["copy"] = max(2 * source.nbytes / _fastest(copy, 3) for copy in copies)
     return found
 
@@ -115,7 +128,17 @@ def machine(options) -> dict:
             pass
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"processor": model, "threads": options.threads, "random weights": options.random, "versions": versions}
+    if options.device != "cpu":
+        import jax
+
+        model = jax.devices()[0].device_kind
+    return {
+        "processor": model,
+        "device": options.device,
+        "threads": options.threads,
+        "random weights": options.random,
+        "versions": versions,
+    }
 
 
 # ---- one case
@@ -151,6 +174,9 @@ class Side:
         self.pipe, theirs = spawn.Pipe()
         spawn.Process(target=_serve, args=(theirs, make, repeats), daemon=True).start()
         theirs.close()
+
+    def wait(self) -> None:
+        """Until it is built; raises what went wrong."""
         self.note = self._answer()
 
     def _answer(self):
@@ -181,6 +207,8 @@ def _serve(pipe, make: Callable, repeats: int) -> None:
     """A side's process: builds it, and does what it is asked until nobody is there to ask."""
 
     def peak():
+        if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu":
+            return peak_on_device(run)
         if not Path("/proc/self/status").exists():
             return None
         forget()
@@ -208,15 +236,19 @@ def _serve(pipe, make: Callable, repeats: int) -> None:
             tell(peak if asked == "peak" else lambda: _call(run, repeats))
 
 
-def build(case: Case, names) -> tuple[dict[str, Side], list[str]]:
+def build(case: Case, names, device: str) -> tuple[dict[str, Side], list[str]]:
     """The sides that can be had here, and a line for each that can't."""
     built, left_out = {}, []
+    if device != "cpu":  # a machine with an accelerator has cores enough to build them all at once
+        built = {name: Side(case.sides()[name], case.repeats) for name in names}
     for name in names:
         try:
-            built[name] = Side(case.sides()[name], case.repeats)
+            built[name] = built.get(name) or Side(case.sides()[name], case.repeats)
+            built[name].wait()
         except ModuleNotFoundError as error:
             if name == "ours":
                 raise
+            built.pop(name).close()
             left_out.append(f"{name}: {error.name} is not installed")
             print(f"  {left_out[-1]}; this peer is left out (pip install -e '.[test,bench]')", flush=True)
     return built, left_out
@@ -225,7 +257,7 @@ def build(case: Case, names) -> tuple[dict[str, Side], list[str]]:
 def compare(case: Case, options) -> dict:
     """Builds, warms up and times the sides in turns; returns what results.json holds of the case."""
     print(f"{case.name}:", flush=True)
-    built, left_out = build(case, case.sides())
+    built, left_out = build(case, case.sides(), options.device)
     outputs = {}
     for name in list(built):
         try:
@@ -241,7 +273,7 @@ def compare(case: Case, options) -> dict:
     for name, far in apart.items():
         if case.alike is not None and far is not None and not far <= case.alike:
             print(f"  WARNING: ours and {name} differ by {far:.2g}, more than {case.alike:g}", flush=True)
-    before, taken, parts = rates(), {name: [] for name in built}, {name: [] for name in built}
+    before, taken, parts = rates(options.device), {name: [] for name in built}, {name: [] for name in built}
     alive = list(built)
     for number in range(options.rounds or case.rounds):
         for name in alive:
@@ -252,7 +284,7 @@ def compare(case: Case, options) -> dict:
         if number == 0 and len(alive) > 2:
             best = min(taken[name][0] for name in alive if name != "ours")
             alive = [name for name in alive if name == "ours" or taken[name][0] <= SLOWER * best]
-    after = rates()
+    after = rates(options.device)
     found = {name: max(before[name], after[name]) for name in before}
     sides = {name: _summary(taken[name], parts[name]) for name in built}
     for name, side in sides.items():
@@ -303,6 +335,21 @@ def resident() -> int:
     raise RuntimeError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
 
 
+def peak_on_device(run: Callable) -> int:
+    """Peak memory of one call on the accelerator; of jax since the process began, as it can't be told to forget."""
+    import sys
+
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        cuda = sys.modules["torch"].cuda
+        cuda.reset_peak_memory_stats()
+        run()
+        return cuda.max_memory_allocated()
+    import jax
+
+    run()
+    return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+
+
 def forget() -> None:
     """The high-water mark falls to what is resident now: what building a side took for a while does not count."""
     gc.collect()
@@ -311,7 +358,7 @@ def forget() -> None:
 
 def alone(case: Case, name: str, options) -> dict:
     """One side by itself: its times and its peak memory in bytes."""
-    built, left_out = build(case, [name])
+    built, left_out = build(case, [name], options.device)
     if left_out:
         return {"left out": left_out}
     side = built[name]
@@ -325,7 +372,7 @@ def alone(case: Case, name: str, options) -> dict:
 
 
 def keep(found: dict) -> None:
-    """Puts new results ({"cases", "startup", "growth", "preparation", "catalogue"}) among those of benchmarks/results.json, and into the README."""
+    """Puts new results ({"cases", "accelerator", "startup", "growth", "preparation", "catalogue"}) among those of benchmarks/results.json, and into the README."""
     path, readme = HERE / "results.json", HERE / "README.md"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, part in found.items():
@@ -385,15 +432,17 @@ def table(results: dict) -> str:
             f"On {about['processor']}, {about['threads']} threads{', random weights' * about['random weights']}; "
             f"{versions}. The machine's own rates beside the cases: {', '.join(said)}.",
         ]
-        lines += ["", "| case | peer | asked | measured | floor reached |", "|:--|:--|--:|--:|--:|"]
-        for name, (asked, start) in TARGETS.items():
-            if case := cases.get(name):
-                sides = {peer: of for peer, of in case["sides"].items()
-                         if peer.startswith(start or peer) and not (start and CAST in peer) and peer != "ours"}  # fmt: skip
-                ours, peer = case["sides"]["ours"]["median"], min(sides, key=lambda peer: sides[peer]["median"])
-                ratio, floor = sides[peer]["median"] / ours, case["floor"]["seconds"] / ours
-                missed = " (missed)" * (ratio < asked)
-                lines.append(f"| {name} | {peer} | {asked} × | {ratio:.2f} ×{missed} | {floor:.0%} |")
+        asked_here = {name: of for name, of in TARGETS.items() if name in cases and about.get("device", "cpu") == "cpu"}
+        if asked_here:
+            lines += ["", "| case | peer | asked | measured | floor reached |", "|:--|:--|--:|--:|--:|"]
+        for name, (asked, start) in asked_here.items():
+            case = cases[name]
+            sides = {peer: of for peer, of in case["sides"].items()
+                     if peer.startswith(start or peer) and not (start and CAST in peer) and peer != "ours"}  # fmt: skip
+            ours, peer = case["sides"]["ours"]["median"], min(sides, key=lambda peer: sides[peer]["median"])
+            ratio, floor = sides[peer]["median"] / ours, case["floor"]["seconds"] / ours
+            missed = " (missed)" * (ratio < asked)
+            lines.append(f"| {name} | {peer} | {asked} × | {ratio:.2f} ×{missed} | {floor:.0%} |")
     if startup := results.get("startup"):
         lines += ["", "| start-up | cold cache, s | warm cache, s |", "|:--|--:|--:|"]
         for mark, cold in startup["seconds"]["cold"].items():
@@ -414,6 +463,9 @@ def table(results: dict) -> str:
                 if part in of_parts else "–" for part in parts
             ]  # fmt: skip
             lines.append(f"| {axis} | {' | '.join(cells)} |")
+    if there := results.get("accelerator"):
+        lines += ["", "On an accelerator (`--device=cuda`; 64 users an update, 256 profiles written at once, 12,000 texts "
+                  "embedded; peak memory is the device's):", "", table({"cases": there})]  # fmt: skip
     if large := results.get("preparation"):
         rows, size = large["parse"]["rows"]["Movies_and_TV.jsonl"], large["read"]["bytes"] / 1e9
         lines += ["", f"Preparing {rows:,} reviews ({size:.1f} GB with the metadata):", ""]

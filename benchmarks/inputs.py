@@ -13,7 +13,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +41,11 @@ def have_carriers() -> bool:
 
 def settings(options) -> dict[str, str]:
     """Overrides of configs/movielens.py: 16 users × G = 4, prompts of about 200 tokens, profiles of 48, 4 epochs."""
+    users = "4" if options.tiny else "16" if options.device == "cpu" else "64"
     found = {
         "decoder.source": str(options.folder / "decoder"), "encoder.source": str(options.folder / "encoder"),
         "prompt.max_tokens": "208", "prompt.history_items": "12", "prompt.buckets": "1", "prompt.start": "",
-        "profile.max_tokens": "8" if options.tiny else "48", "policy.users": "4" if options.tiny else "16",
+        "profile.max_tokens": "8" if options.tiny else "48", "policy.users": users,
         "policy.samples": "4", "policy.epochs": "4", "policy.last_layers": "4", "policy.reward": "ndcg",
         "policy.kl_coef": "0.2", "policy.baseline": "batch", "policy.temperature": "1.0", "evaluation.baselines": "",
     }  # fmt: skip
@@ -88,7 +88,7 @@ def recommender(options, changes=()):
 
 def make(options) -> Path:
     """Writes the folder by a process of its own."""
-    flags = [f"--{name}" for name in ("random", "tiny") if getattr(options, name)]
+    flags = [f"--device={options.device}"] + [f"--{name}" for name in ("random", "tiny") if getattr(options, name)]
     command = [sys.executable, "-m", "benchmarks.inputs", str(options.folder), *flags]
     subprocess.run(command, cwd=ROOT, check=True)
     return options.folder
@@ -149,7 +149,7 @@ def write(options) -> None:
         low, high = (10, 16) if options.tiny else (190, 208)
         rows = [rng.integers(FIRST_WORD, r.spec.vocab, n).tolist() for n in rng.integers(low, high + 1, len(train))]
         profiles, chosen = [words(40, 96) for _ in range(pairs)], [words(10, 40) for _ in range(pairs)]
-        texts = [words(10, 40) for _ in range(50 if options.tiny else 1327)]
+        texts = [words(10, 40) for _ in range(50 if options.tiny else 1327 if options.device == "cpu" else 12_000)]
     found = {
         "prompts": rows, "length": -(-max(map(len, rows)) // 16) * 16, "pad": r.writer.pad, "eos": list(r.writer.eos),
         "histories": [s.history for s in train], "targets": [s.targets for s in train], "items": catalogue.texts,
@@ -165,9 +165,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--random", action="store_true")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    write(types.SimpleNamespace(folder=given.folder.resolve(), random=given.random or given.tiny, tiny=given.tiny))
+    given.folder, given.random = given.folder.resolve(), given.random or given.tiny
+    write(given)
 
 
 if __name__ == "__main__":

@@ -39,12 +39,14 @@ def ours(items: int):
     return lambda: np.asarray(ranking.target_ranks(profiles, catalogue, targets, hidden))
 
 
-def in_torch(items: int, threads: int, sort: bool):
+def in_torch(items: int, options, sort: bool):
     """The product and the history hidden, then counting (returns the ranks), or the top 100."""
     import torch
 
-    torch.set_num_threads(threads)
-    profiles, catalogue, targets, hidden = (torch.from_numpy(a) for a in drawn(items))
+    from benchmarks import torch_peers
+
+    torch_peers.use(options)
+    profiles, catalogue, targets, hidden = map(torch_peers.tensor, drawn(items))
     targets, hidden = targets.long(), hidden.long()
 
     @torch.no_grad()
@@ -54,8 +56,8 @@ def in_torch(items: int, threads: int, sort: bool):
         scores.scatter_(1, hidden, -torch.inf)
         if sort:
             torch.topk(scores, BEST)
-            return None
-        return (1 + (scores > wanted).sum(1, keepdim=True)).numpy()
+            return torch_peers.wait()
+        return (1 + (scores > wanted).sum(1, keepdim=True)).cpu().numpy()
 
     return run
 
@@ -87,8 +89,8 @@ def cases(options) -> list[harness.Case]:
     found = []
     for items in (2_000,) if options.tiny else SIZES:
         peers = {
-            "torch, counting": functools.partial(in_torch, items, options.threads, False),
-            "torch, top 100": functools.partial(in_torch, items, options.threads, True),
+            "torch, counting": functools.partial(in_torch, items, options, False),
+            "torch, top 100": functools.partial(in_torch, items, options, True),
             "faiss flat, 100 best": functools.partial(in_faiss, items, options.threads),
         }
         mine, least = functools.partial(ours, items), functools.partial(needs, items=items)

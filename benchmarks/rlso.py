@@ -52,7 +52,7 @@ class Peer:
         from benchmarks import torch_peers
 
         self.torch, self.peers = torch, torch_peers
-        torch_peers.use_threads(options.threads)
+        torch_peers.use(options)
         self.given, self.config = inputs.read(options.folder), inputs.config(options)
         self.at_once, self.step = at_once, 0
         self.tokenizer = AutoTokenizer.from_pretrained(options.folder / "decoder")
@@ -108,6 +108,7 @@ class Peer:
 
         def lap(name):
             nonlocal clock
+            self.peers.wait()
             seconds[name], clock = time.perf_counter() - clock, time.perf_counter()
 
         rows, prompts, mask = self.prompts()
@@ -169,9 +170,8 @@ def needs(options) -> dict:
 def cases(options) -> list[harness.Case]:
     """One case; of the peers the best counts."""
     users = inputs.config(options).policy.users
-    peers = {
-        "bfloat16": functools.partial(Peer, options, "bfloat16", users),
-        "bfloat16, 4 users at once": functools.partial(Peer, options, "bfloat16", 4),
-        "float32": functools.partial(Peer, options, "float32", users),
-    }
+    peers = {"bfloat16": functools.partial(Peer, options, "bfloat16", users)}
+    if options.device == "cpu":
+        peers["bfloat16, 4 users at once"] = functools.partial(Peer, options, "bfloat16", 4)
+        peers["float32"] = functools.partial(Peer, options, "float32", users)
     return [harness.Case("rlso", "auto", functools.partial(ours, options), peers, needs, rounds=3, warm_up=0)]

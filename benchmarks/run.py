@@ -33,6 +33,10 @@ def parse(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=0, help="how often each side is timed; default: the case's own")
     parser.add_argument("--threads", type=int, default=0, help="of every side; default: the cores this process may use")
+    parser.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda"],
+        help="cuda: on a GPU, with more users at once; peers as there",
+    )  # fmt: skip
     parser.add_argument("--side", default="", help="one side alone: ours, or a peer's name")
     parser.add_argument("--random", action="store_true", help="random weights and words")
     parser.add_argument("--tiny", action="store_true", help="random and very small")
@@ -59,7 +63,10 @@ def equal_threads(options) -> None:
         os.environ[name] = str(options.threads)
     cache = os.path.expanduser(os.environ.get("LPT_JAX_CACHE") or "~/.cache/lpt_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "jax"))
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the peers run on it
+    if options.device == "cpu":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    else:
+        os.environ |= {"JAX_PLATFORMS": f"{options.device},cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes that stays
 
@@ -106,7 +113,7 @@ def main() -> None:
             if options.tiny:
                 print(harness.table({"cases": {case.name: result}}), flush=True)
             else:
-                harness.keep({"cases": {case.name: result}})
+                harness.keep({"cases" if options.device == "cpu" else "accelerator": {case.name: result}})
         for part in MEASURED:
             if chosen(options.names, part):
                 result = importlib.import_module(f"benchmarks.{part}").measure(options)

@@ -1,6 +1,5 @@
 """The PyTorch side: transformers' models as a user would call them; nothing of jax is imported here."""
 
-import functools
 import time
 
 import numpy as np
@@ -13,14 +12,30 @@ from lpt_jax.data import batches
 CACHES = ("dynamic cache", "static cache", "static cache, compiled", "prompts prefilled once")
 
 
-def use_threads(count: int) -> None:
-    """As many threads as XLA has."""
-    torch.set_num_threads(count)
+def use(options) -> None:
+    """As many threads as XLA has, and what is made from now on lies on the device that is compared."""
+    torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
+
+
+def wait() -> None:
+    """Until the device has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def tensor(array):
+    """A numpy array on the device."""
+    return torch.from_numpy(array).to(torch.get_default_device())
 
 
 def decoder(folder, dtype: str):
     """The language model in one type throughout, as from_pretrained gives it, ready to write."""
-    return AutoModelForCausalLM.from_pretrained(folder / "decoder", dtype=getattr(torch, dtype)).eval()
+    return (
+        AutoModelForCausalLM.from_pretrained(folder / "decoder", dtype=getattr(torch, dtype))
+        .eval()
+        .to(torch.get_default_device())
+    )
 
 
 def positions(mask):
@@ -30,7 +45,7 @@ def positions(mask):
 
 def left_padded(rows, length: int, pad: int):
     """Prompts and mask, int64 tensors [B, length]."""
-    return tuple(torch.from_numpy(a.astype(np.int64)) for a in batches.pad_left(rows, length, pad))
+    return tuple(tensor(a.astype(np.int64)) for a in batches.pad_left(rows, length, pad))
 
 
 @torch.no_grad()
@@ -65,9 +80,12 @@ def best_cache(model, prompts, mask, *others) -> str:
         seconds = {}
         for cache in CACHES:
             try:
-                for _ in range(2 if cache.endswith("compiled") else 1):  # the first time compiles
+                for _ in range(
+                    2 if "static" in cache or torch.cuda.is_initialized() else 1
+                ):  # the first time may compile
                     started = time.perf_counter()
                     generate(model, prompts, mask, cache, *others)
+                    wait()
                     seconds[cache] = time.perf_counter() - started
             except Exception as error:  # a compiler that is missing or fails
                 seconds.pop(cache, None)
@@ -82,14 +100,19 @@ class Encoder:
 
     def __init__(self, folder):
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
-        self.model = BertModel.from_pretrained(folder / "encoder", add_pooling_layer=False, dtype=torch.float32).eval()
+        self.model = (
+            BertModel.from_pretrained(folder / "encoder", add_pooling_layer=False, dtype=torch.float32)
+            .eval()
+            .to(torch.get_default_device())
+        )
 
     def tokens(self, texts: list[str], limit: int) -> dict:
         """Padded to the longest text."""
-        return self.tokenizer(
+        found = self.tokenizer(
             texts, padding=True, truncation=True, max_length=limit, return_tensors="pt",
             return_token_type_ids=False,
         )  # fmt: skip
+        return found.to(torch.get_default_device())
 
     def embed(self, tokens: dict):
         """Embeddings [B, D]."""
@@ -106,4 +129,6 @@ class Encoder:
         return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
 
 
-autocast = functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+def autocast():
+    """bfloat16 products where PyTorch finds them safe."""
+    return torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16)

@@ -70,8 +70,8 @@ def peer(options, dtype: str):
 
     from benchmarks import torch_peers
 
-    torch_peers.use_threads(options.threads)
-    model, tokens = torch_peers.decoder(options.folder, dtype).train(), torch.from_numpy(drawn(options))
+    torch_peers.use(options)
+    model, tokens = torch_peers.decoder(options.folder, dtype).train(), torch_peers.tensor(drawn(options))
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
     def run():
@@ -80,6 +80,7 @@ def peer(options, dtype: str):
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
         optimiser.step()
+        torch_peers.wait()
         return loss.item()
 
     return run
