@@ -60,11 +60,11 @@ def long(c):
 
 
 def short(c):
-    """Shorter prompts and profiles, RLSO of 2,560 profiles; two sessions of every test user, and popularity beside them."""
+    """Shorter prompts and profiles, RLSO of 10,240 profiles; two sessions of every test user, and popularity beside them."""
     c.name = "movielens_short"
     c.data.eval_windows = 2
     c.prompt.max_tokens = 160
-    c.profile.max_tokens = 24
-    c.policy.update(steps=40, users=8, samples=8, warmup=4, evaluate_every=20, keep_best=False)
+    c.profile.update(max_tokens=24, batch=128)
+    c.policy.update(steps=40, users=32, samples=8, warmup=4, evaluate_every=20, keep_best=False)
     c.evaluation.update(max_users=32, baselines="popularity", bootstrap=2000)
     return c

@@ -2,7 +2,7 @@
 
     python -m lpt_jax.sweep experiments/loss.py --run
 
-All begin from the same CL, sample 2,560 profiles and see the same users in the same order. Two epochs over each rollout
+All begin from the same CL, sample 10,240 profiles and see the same users in the same order. Two epochs over each rollout
 batch, as with one epoch REBEL and RLOO have the same direction.
 """
 

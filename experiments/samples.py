@@ -2,7 +2,7 @@
 
     python -m lpt_jax.sweep experiments/samples.py --run
 
-All begin from the same CL; every update has 64 profiles, of 64 / G users.
+All begin from the same CL; every update has 256 profiles, of 256 / G users.
 """
 
 CONFIG, SEEDS = "configs/movielens.py:short", (0, 1, 2)
@@ -10,7 +10,7 @@ FIRST = {"phases": "contrastive"}
 CHANGES = {"phases": "policy"}
 RUNS = {
     "G = 8": {},
-    "G = 2": {"policy.samples": 2, "policy.users": 32},
-    "G = 4": {"policy.samples": 4, "policy.users": 16},
-    "G = 16": {"policy.samples": 16, "policy.users": 4},
+    "G = 2": {"policy.samples": 2, "policy.users": 128},
+    "G = 4": {"policy.samples": 4, "policy.users": 64},
+    "G = 16": {"policy.samples": 16, "policy.users": 16},
 }

@@ -15,8 +15,8 @@ import numpy as np
 from lpt_jax import devices
 from lpt_jax.array_types import Embeddings, HiddenItems, ItemEmbeddings, Ranks, Scores, Targets
 
-CHUNK = 4096  # items of a large catalogue that a device scores at once: what they give stays in a CPU's cache
-FEW = 64  # chunks, below which all scores at once are as fast and take little memory
+CHUNK, LARGE_CHUNK = 1 << 12, 1 << 16  # items that a device scores at once: a CPU's cache holds what they give
+FEW = 16  # chunks, below which all scores at once are as fast and take little memory
 
 
 def score(profiles: Embeddings, items: ItemEmbeddings | None) -> Scores:
@@ -83,8 +83,12 @@ def _ranks_of_scores(scores, targets, hidden, valid):
 
 
 @partial(jax.jit, static_argnames=("ways", "chunk"))
-def counted(profiles, items, targets, hidden, valid=None, ways: int = 1, chunk: int = CHUNK):
-    """target_ranks of items whose rows lie on so many devices: many items are scored chunk by chunk on each of them."""
+def counted(profiles, items, targets, hidden, valid=None, ways: int = 1, chunk: int | None = None):
+    """target_ranks of items whose rows lie on so many devices: many items are scored chunk by chunk on each of them.
+
+    chunk None: CHUNK on a CPU, LARGE_CHUNK on an accelerator, which wants few and large products.
+    """
+    chunk = chunk or (CHUNK if jax.default_backend() == "cpu" else LARGE_CHUNK)
     hidden = jnp.concatenate([hidden, targets], axis=1)  # none is ahead of itself: it may be there
     (n, width), users = items.shape, jnp.arange(len(profiles))
     each, size = n // ways, ways * chunk
