@@ -12,3 +12,8 @@ RUNS = {
     "RLSO, CL": {"phases": "policy,contrastive"},
     "twice CL, RLSO": {"iterations": 2, "contrastive.steps": 40, "policy.steps": 20},
 }
+WORDS = """On one H200 that eleven runs shared; profiles in bfloat16. Two seeds of CL, RLSO, one of the others. CL gives
+four times what RLSO gives alone; both are worth having in either order. The order matters more than expected:
+RLSO first, against the untrained embedder, and CL on what it then writes ends highest, .011 above the paper's
+order; two rounds of half the steps come next. The embedder that is trained last has seen the profiles it is
+tested with. To be repeated with more seeds before anybody leans on it."""

@@ -14,3 +14,6 @@ RUNS = {
     "G = 4": {"policy.samples": 4, "policy.users": 64},
     "G = 16": {"policy.samples": 16, "policy.users": 16},
 }
+WORDS = """On one H200 that eleven runs shared; profiles in bfloat16. One seed, and only two of the four so far: two
+profiles a user gain less than eight and move three times as far from the reference. The difference is not clear
+of zero."""

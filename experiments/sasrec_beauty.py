@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--losses", default="bce,softmax")
     parser.add_argument("--block", default="paper", choices=["paper", "bert"])
+    parser.add_argument("--b2", default=0.98, type=float, help="Adam's; PyTorch's own default is 0.999")
     options = parser.parse_args()
     users, items = read(options.data / "raw/sequential.txt")
     shuffled = np.random.default_rng(0).permutation(items)
@@ -151,6 +152,7 @@ def main() -> None:
         settings.update(heads=2, batch=256)
         sasrec.init_weights, sasrec.forward = bert_weights, bert_forward
         sasrec._forward = jax.jit(bert_forward, static_argnames=("heads",))
+    sasrec.ADAM["b2"] = options.b2
     path = HERE / "sasrec_beauty.json"
     found = json.loads(path.read_text()) if path.exists() else {"runs": []}
     settled = {"rules": rules, "protocol": (
@@ -162,7 +164,11 @@ def main() -> None:
     found |= settled
     for loss in options.losses.split(","):
         for seed in range(options.seeds):
-            row = loss if options.block == "paper" else f"{loss}, BERT's blocks"
+            row = (
+                loss
+                + ", BERT's blocks" * (options.block == "bert")
+                + f", Adam's b2 {options.b2}" * (options.b2 != 0.98)
+            )
             if any((run["loss"], run["seed"]) == (row, seed) for run in found["runs"]):
                 continue
             started, settings.loss = time.monotonic(), loss

@@ -22,6 +22,8 @@ from lpt_jax.data import batches
 from lpt_jax.errors import InputError
 from lpt_jax.ranking import session_ranks
 
+ADAM = {"b2": 0.98}  # as the paper's code has it
+
 
 def init_weights(items: int, settings, seed: int) -> dict[str, np.ndarray]:
     """Weights by name: item [N,D], position [items of a history,D], and the blocks' with a first axis of blocks."""
@@ -92,7 +94,7 @@ def _update(w, optimiser, batch, key, heads, dropout, rate):
         return loss(w, states, batch["texts"] > 0, batch["targets"], batch.get("negatives"))
 
     value, gradient = jax.value_and_grad(of)(w)
-    step, optimiser = optax.adam(rate, b2=0.98).update(gradient, optimiser)
+    step, optimiser = optax.adam(rate, **ADAM).update(gradient, optimiser)
     return optax.apply_updates(w, step), optimiser, value
 
 
@@ -158,7 +160,7 @@ def train(
     positions = settings.max_items - (np.repeat(ends, sizes) - np.arange(ends[-1]))
     users = np.repeat(np.arange(len(sequences)), sizes)
     w = jax.device_put(init_weights(items, settings, seed))
-    optimiser = optax.adam(settings.learning_rate, b2=0.98).init(w)
+    optimiser = optax.adam(settings.learning_rate, **ADAM).init(w)
     best, note, steps = None, {"epochs": 0, "best_epoch": 0, "validation": -1.0}, -(-len(sequences) // settings.batch)
     key, bar = jax.random.key(seed), tqdm(total=settings.epochs, desc="sasrec", unit="epoch", disable=quiet)
     who = [s.user for s in validation]
