@@ -66,7 +66,7 @@ def _stepper(weights, loss_of):
     """A PyTorch step of AdamW on the loss that loss_of() computes; returns the loss."""
     import torch
 
-    from benchmarks import torch_peers
+    from benchmarks import torch_device
 
     optimiser = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
 
@@ -75,16 +75,16 @@ def _stepper(weights, loss_of):
         loss = loss_of()
         loss.backward()
         optimiser.step()
-        torch_peers.wait()
+        torch_device.wait()
         return loss.item()
 
     return run
 
 
 def _casting(cast: bool):
-    from benchmarks import torch_peers
+    from benchmarks import torch_device
 
-    return torch_peers.autocast() if cast else contextlib.nullcontext()
+    return torch_device.autocast() if cast else contextlib.nullcontext()
 
 
 def sentence_step(options, cast: bool):
@@ -92,9 +92,9 @@ def sentence_step(options, cast: bool):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    from benchmarks import torch_peers
+    from benchmarks import torch_device
 
-    torch_peers.use(options)
+    torch_device.use(options)
     model = SentenceTransformer(str(options.folder / "encoder"), device=options.device).eval()
     objective, columns = MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE), []
     for texts, limit in zip(pairs(options), LIMITS):
@@ -112,9 +112,9 @@ def torch_step(options, cast: bool):
     """The same loss with BertModel."""
     import torch
 
-    from benchmarks import torch_peers
+    from benchmarks import torch_device, torch_peers
 
-    torch_peers.use(options)
+    torch_device.use(options)
     encoder = torch_peers.Encoder(options.folder)
     columns = [encoder.tokens(texts, limit) for texts, limit in zip(pairs(options), LIMITS)]
 
@@ -122,7 +122,7 @@ def torch_step(options, cast: bool):
         with _casting(cast):
             profiles, items = (encoder.embed(column) for column in columns)
             scores = profiles @ items.T / TEMPERATURE
-            return torch.nn.functional.cross_entropy(scores, torch.arange(len(scores)))
+            return torch.nn.functional.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
     return _stepper(encoder.model.parameters(), loss)
 
@@ -151,9 +151,9 @@ def sentence_catalogue(options, cast: bool):
     """SentenceTransformer.encode."""
     from sentence_transformers import SentenceTransformer
 
-    from benchmarks import torch_peers
+    from benchmarks import torch_device
 
-    torch_peers.use(options)
+    torch_device.use(options)
     model, texts = (
         SentenceTransformer(str(options.folder / "encoder"), device=options.device),
         inputs.read(options.folder)["catalogue"],
@@ -169,9 +169,9 @@ def sentence_catalogue(options, cast: bool):
 
 def torch_catalogue(options, cast: bool):
     """The same batches with BertModel."""
-    from benchmarks import torch_peers
+    from benchmarks import torch_device, torch_peers
 
-    torch_peers.use(options)
+    torch_device.use(options)
     encoder, texts = torch_peers.Encoder(options.folder), inputs.read(options.folder)["catalogue"]
 
     def run():

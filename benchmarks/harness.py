@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,13 +81,18 @@ def _fastest(run: Callable, times: int = 6) -> float:
 def rates(device: str = "cpu") -> dict[str, float]:
     """Operations a second of 2048³ products by library and type, and bytes a second of a copy (read and written).
 
-    Of 8192³ on an accelerator, with what JAX and PyTorch take for float32 by themselves.
+    Of 8192³ on an accelerator. float32 is that, and not what some accelerators put in its place.
     """
     import jax
     import jax.numpy as jnp
 
     size, found = 2048 if device == "cpu" else 8192, {}
-    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+
+    @jax.jit
+    def multiply(a, b):
+        precision = "highest" if a.dtype == jnp.float32 else None
+        return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32)
+
     source = np.ones(1 << 26, np.float32)
     target = np.empty_like(source)
     copies = [lambda: np.copyto(target, source)]
@@ -98,14 +104,14 @@ def rates(device: str = "cpu") -> dict[str, float]:
     except ModuleNotFoundError:
         torch = None
     if torch:
-        from benchmarks import torch_peers
+        from benchmarks import torch_device
 
         for dtype in ("float32", "bfloat16"):
             a = torch.randn((size, size), dtype=getattr(torch, dtype), device=device)
 
             def square(a=a):
                 torch.matmul(a, a)
-                torch_peers.wait()
+                torch_device.wait()
 
             found[f"torch {dtype}"] = 2 * size**3 / _fastest(square)
         copies.append(lambda: torch.from_numpy(target).copy_(torch.from_numpy(source)))
@@ -169,14 +175,11 @@ def _difference(ours, theirs) -> float | None:
 class Side:
     """One side, built in a process of its own."""
 
-    def __init__(self, make: Callable, repeats: int = 1):
+    def __init__(self, make: Callable, device: str = "cpu", repeats: int = 1):
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        spawn.Process(target=_serve, args=(theirs, make, repeats), daemon=True).start()
+        spawn.Process(target=_serve, args=(theirs, make, device, repeats), daemon=True).start()
         theirs.close()
-
-    def wait(self) -> None:
-        """Until it is built; raises what went wrong."""
         self.note = self._answer()
 
     def _answer(self):
@@ -203,11 +206,11 @@ class Side:
         self.pipe.close()
 
 
-def _serve(pipe, make: Callable, repeats: int) -> None:
+def _serve(pipe, make: Callable, device: str, repeats: int) -> None:
     """A side's process: builds it, and does what it is asked until nobody is there to ask."""
 
     def peak():
-        if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu":
+        if device != "cpu":
             return peak_on_device(run)
         if not Path("/proc/self/status").exists():
             return None
@@ -239,16 +242,12 @@ def _serve(pipe, make: Callable, repeats: int) -> None:
 def build(case: Case, names, device: str) -> tuple[dict[str, Side], list[str]]:
     """The sides that can be had here, and a line for each that can't."""
     built, left_out = {}, []
-    if device != "cpu":  # a machine with an accelerator has cores enough to build them all at once
-        built = {name: Side(case.sides()[name], case.repeats) for name in names}
     for name in names:
         try:
-            built[name] = built.get(name) or Side(case.sides()[name], case.repeats)
-            built[name].wait()
+            built[name] = Side(case.sides()[name], device, case.repeats)
         except ModuleNotFoundError as error:
             if name == "ours":
                 raise
-            built.pop(name).close()
             left_out.append(f"{name}: {error.name} is not installed")
             print(f"  {left_out[-1]}; this peer is left out (pip install -e '.[test,bench]')", flush=True)
     return built, left_out
@@ -339,19 +338,14 @@ def resident() -> int:
     raise RuntimeError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
 
 
-def peak_on_device(run: Callable) -> int:
+def peak_on_device(run: Callable) -> int | None:
     """Peak memory of one call on the accelerator; of jax since the process began, as it can't be told to forget."""
-    import sys
-
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
-        cuda = sys.modules["torch"].cuda
-        cuda.reset_peak_memory_stats()
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
         run()
-        return cuda.max_memory_allocated()
-    import jax
-
-    run()
-    return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+        return torch.cuda.max_memory_allocated()
+    return jax.devices()[0].memory_stats()["peak_bytes_in_use"] if jax else None
 
 
 def forget() -> None:

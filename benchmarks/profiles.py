@@ -49,9 +49,9 @@ def ours(options):
 
 def peer(options, dtype: str, cache: str):
     """transformers' generate."""
-    from benchmarks import torch_peers
+    from benchmarks import torch_device, torch_peers
 
-    torch_peers.use(options)
+    torch_device.use(options)
     given, length = inputs.read(options.folder), inputs.config(options).profile.max_tokens
     model = torch_peers.decoder(options.folder, dtype)
     rows = given["prompts"][: users(options)]
@@ -59,7 +59,7 @@ def peer(options, dtype: str, cache: str):
 
     def write(length):
         torch_peers.generate(model, prompts, mask, cache, 1, length, 0.0, given["eos"], given["pad"])
-        torch_peers.wait()
+        torch_device.wait()
 
     return lambda: in_two(write, length)
 
@@ -122,10 +122,10 @@ def peer_prefill(options, dtype: str):
     """A forward pass with use_cache, the head at the last position only."""
     import torch
 
-    from benchmarks import torch_peers
+    from benchmarks import torch_device, torch_peers
 
-    torch_peers.use(options)
-    model, tokens = torch_peers.decoder(options.folder, dtype), torch_peers.tensor(drawn(options))
+    torch_device.use(options)
+    model, tokens = torch_peers.decoder(options.folder, dtype), torch_device.tensor(drawn(options))
 
     @torch.no_grad()
     def run():

@@ -34,19 +34,18 @@ def ours(items: int):
 
     from lpt_jax import ranking
 
-    profiles, catalogue, targets, hidden = drawn(items)
-    catalogue = jax.device_put(catalogue)
-    return lambda: np.asarray(ranking.target_ranks(profiles, catalogue, targets, hidden))
+    there = [jax.device_put(array) for array in drawn(items)]
+    return lambda: np.asarray(ranking.target_ranks(*there))
 
 
 def in_torch(items: int, options, sort: bool):
     """The product and the history hidden, then counting (returns the ranks), or the top 100."""
     import torch
 
-    from benchmarks import torch_peers
+    from benchmarks import torch_device
 
-    torch_peers.use(options)
-    profiles, catalogue, targets, hidden = map(torch_peers.tensor, drawn(items))
+    torch_device.use(options)
+    profiles, catalogue, targets, hidden = map(torch_device.tensor, drawn(items))
     targets, hidden = targets.long(), hidden.long()
 
     @torch.no_grad()
@@ -56,7 +55,7 @@ def in_torch(items: int, options, sort: bool):
         scores.scatter_(1, hidden, -torch.inf)
         if sort:
             torch.topk(scores, BEST)
-            return torch_peers.wait()
+            return torch_device.wait()
         return (1 + (scores > wanted).sum(1, keepdim=True)).cpu().numpy()
 
     return run

@@ -49,10 +49,10 @@ class Peer:
         import torch
         from transformers import AutoTokenizer
 
-        from benchmarks import torch_peers
+        from benchmarks import torch_device, torch_peers
 
-        self.torch, self.peers = torch, torch_peers
-        torch_peers.use(options)
+        self.torch, self.peers, self.wait = torch, torch_peers, torch_device.wait
+        torch_device.use(options)
         self.given, self.config = inputs.read(options.folder), inputs.config(options)
         self.at_once, self.step = at_once, 0
         self.tokenizer = AutoTokenizer.from_pretrained(options.folder / "decoder")
@@ -94,7 +94,7 @@ class Peer:
         """NDCG of each profile [B * G]: the catalogue ranked by its embedding, without history and other targets."""
         torch, samples = self.torch, self.config.policy.samples
         scores = self.encoder.embed_texts(texts, self.config.encoder.max_profile_tokens) @ self.items.T
-        found = torch.zeros(len(texts))
+        found = torch.zeros(len(texts), device=scores.device)
         for at, text in enumerate(texts):
             history, targets = (self.given[name][rows[at // samples]] for name in ("histories", "targets"))
             wanted = scores[at, targets]
@@ -108,12 +108,12 @@ class Peer:
 
         def lap(name):
             nonlocal clock
-            self.peers.wait()
+            self.wait()
             seconds[name], clock = time.perf_counter() - clock, time.perf_counter()
 
         rows, prompts, mask = self.prompts()
         own = self.peers.generate(self.model, prompts, mask, self.cache, *self.how())
-        ends = torch.isin(own, torch.tensor(self.given["eos"])).long()
+        ends = torch.isin(own, torch.tensor(self.given["eos"], device=own.device)).long()
         kept = (ends.cumsum(1) - ends == 0).long()  # up to and including the first end
         texts = self.tokenizer.batch_decode(
             [row[k.bool()].tolist() for row, k in zip(own, kept)], skip_special_tokens=True

@@ -79,7 +79,7 @@ def chosen(names: list[str], part: str) -> bool:
 def cases(options) -> list:
     """The cases asked for: all of a part that is named, or those named."""
     found = []
-    for part in COMPARED:
+    for part in COMPARED[: -1 if options.device != "cpu" else None]:  # evaluation's peers have no other device
         if chosen(options.names, part):
             made = importlib.import_module(f"benchmarks.{part}").cases(options)
             found += [case for case in made if not options.names or {part, case.name} & set(options.names)]
@@ -114,7 +114,7 @@ def main() -> None:
                 print(harness.table({"cases": {case.name: result}}), flush=True)
             else:
                 harness.keep({"cases" if options.device == "cpu" else "accelerator": {case.name: result}})
-        for part in MEASURED:
+        for part in MEASURED if options.device == "cpu" else ():
             if chosen(options.names, part):
                 result = importlib.import_module(f"benchmarks.{part}").measure(options)
                 print(harness.table({part: result})) if options.tiny else harness.keep({part: result})

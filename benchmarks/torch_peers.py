@@ -6,27 +6,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel, CompileConfig
 
+from benchmarks import torch_device
 from lpt_jax.data import batches
 
 # how generate may keep its cache; the last runs each prompt once and repeats its cache for the samples
 CACHES = ("dynamic cache", "static cache", "static cache, compiled", "prompts prefilled once")
-
-
-def use(options) -> None:
-    """As many threads as XLA has, and what is made from now on lies on the device that is compared."""
-    torch.set_num_threads(options.threads)
-    torch.set_default_device(options.device)
-
-
-def wait() -> None:
-    """Until the device has done what it was given."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-def tensor(array):
-    """A numpy array on the device."""
-    return torch.from_numpy(array).to(torch.get_default_device())
 
 
 def decoder(folder, dtype: str):
@@ -34,7 +18,7 @@ def decoder(folder, dtype: str):
     return (
         AutoModelForCausalLM.from_pretrained(folder / "decoder", dtype=getattr(torch, dtype))
         .eval()
-        .to(torch.get_default_device())
+        .to(torch_device.device())
     )
 
 
@@ -45,7 +29,7 @@ def positions(mask):
 
 def left_padded(rows, length: int, pad: int):
     """Prompts and mask, int64 tensors [B, length]."""
-    return tuple(tensor(a.astype(np.int64)) for a in batches.pad_left(rows, length, pad))
+    return tuple(torch_device.tensor(a.astype(np.int64)) for a in batches.pad_left(rows, length, pad))
 
 
 @torch.no_grad()
@@ -81,11 +65,11 @@ def best_cache(model, prompts, mask, *others) -> str:
         for cache in CACHES:
             try:
                 for _ in range(
-                    2 if "static" in cache or torch.cuda.is_initialized() else 1
+                    2 if "static" in cache or torch_device.device().type == "cuda" else 1
                 ):  # the first time may compile
                     started = time.perf_counter()
                     generate(model, prompts, mask, cache, *others)
-                    wait()
+                    torch_device.wait()
                     seconds[cache] = time.perf_counter() - started
             except Exception as error:  # a compiler that is missing or fails
                 seconds.pop(cache, None)
@@ -103,7 +87,7 @@ class Encoder:
         self.model = (
             BertModel.from_pretrained(folder / "encoder", add_pooling_layer=False, dtype=torch.float32)
             .eval()
-            .to(torch.get_default_device())
+            .to(torch_device.device())
         )
 
     def tokens(self, texts: list[str], limit: int) -> dict:
@@ -112,7 +96,7 @@ class Encoder:
             texts, padding=True, truncation=True, max_length=limit, return_tensors="pt",
             return_token_type_ids=False,
         )  # fmt: skip
-        return found.to(torch.get_default_device())
+        return found.to(torch_device.device())
 
     def embed(self, tokens: dict):
         """Embeddings [B, D]."""
@@ -126,9 +110,4 @@ class Encoder:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         parts = [[texts[i] for i in order[at : at + batch]] for at in range(0, len(texts), batch)]
         found = torch.cat([self.embed(self.tokens(part, limit)) for part in parts])
-        return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
-
-
-def autocast():
-    """bfloat16 products where PyTorch finds them safe."""
-    return torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16)
+        return torch.empty_like(found).index_copy_(0, torch.tensor(order, device=found.device), found)

@@ -68,10 +68,10 @@ def peer(options, dtype: str):
     """The same step in PyTorch; returns the loss."""
     import torch
 
-    from benchmarks import torch_peers
+    from benchmarks import torch_device, torch_peers
 
-    torch_peers.use(options)
-    model, tokens = torch_peers.decoder(options.folder, dtype).train(), torch_peers.tensor(drawn(options))
+    torch_device.use(options)
+    model, tokens = torch_peers.decoder(options.folder, dtype).train(), torch_device.tensor(drawn(options))
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
     def run():
@@ -80,7 +80,7 @@ def peer(options, dtype: str):
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
         optimiser.step()
-        torch_peers.wait()
+        torch_device.wait()
         return loss.item()
 
     return run

@@ -1,59 +1,96 @@
-"""Where ours spends a call: the profiler's time of every operation of the compiled programs, by kind, over all threads.
+"""Where a call of ours goes: the profiler's time of every operation of the compiled programs, by what it computes.
 
-    python -m benchmarks.where_time_goes [--cases=profiles-write,training-float32]
+    python -m benchmarks.where_time_goes [--cases=profiles-prefill-bfloat16,training-float32]
 
-For the cases that miss their target. XLA names an operation after what it computes; those that only hold others (loops,
-calls) are left out. "products" are the matrix products with whatever XLA has fused into them; "moved" are copies, conversions,
-transposes and slices; "waiting" is what is left of the threads' time: one thread's work where there is no more for the other, and
-Python. Beside the products stands the rate at which they ran, against this machine's best for 2048³ products.
+Traced with one thread: XLA's profiler sees an operation only on the thread that starts it, and with one every second is some
+operation's. Beside the shares stand the rate of the matrix products against this machine's best with one thread, and what the
+other threads bring: the same call's time with one thread over that with all of them. What an operation computes is read in the
+compiled program's text: a fusion with a product in it (dot) is "products", one with arithmetic or a reduction "computed", the
+rest (copies, conversions, transposes, slices) "moved"; "between" is what no operation took: Python, and XLA's own bookkeeping.
 """
 
+import argparse
 import glob
+import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-KINDS = {  # by the first that fits an operation's name
-    "products": r"^(ynn|onednn|dot|.*_dot_|custom-call|__cpu\$onednn|cublas|.*gemm)",
-    "moved": r"(copy|convert|transpose|bitcast|concatenate|slice|gather|scatter|broadcast|pad|reshape|iota)",
-    "computed": r"",
-}
-HOLDERS = re.compile(
-    r"^(end: |\$|while|call|conditional|ThunkExecutor|Thunk|PjitFunction|CommonPjRt|PjRt|D2D|Device|Parse|Wait)"
-)
-CASES = "profiles-prefill-float32,profiles-prefill-bfloat16,profiles-write,training-float32,rlso"
+CASES = "profiles-prefill-float32,profiles-prefill-bfloat16,profiles-write,training-float32,training-bfloat16"
+KINDS = ("products", "computed", "moved")
+MOVES = (
+    "parameter constant bitcast convert copy transpose reshape broadcast slice dynamic-slice dynamic-update-slice "
+    "concatenate gather pad iota tuple get-tuple-element select compare scatter reverse and or"
+).split()
+HOLDERS = ("while", "call", "conditional", "parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 
 
-def kind(name: str) -> str:
-    """The kind of an operation.
+def kinds_of(text: str) -> dict[str, str]:
+    """The kind of every operation of a compiled program's text, by name; those that only hold others are left out.
 
-    >>> kind("ynn_fusion.12"), kind("convert_bitcast_fusion.3"), kind("exponential_reduce_fusion")
-    ('products', 'moved', 'computed')
+    >>> kinds_of('''fused_computation (p: f32[2]) -> f32[2] {
+    ...   %p = f32[2] parameter(0)
+    ...   ROOT %r = f32[2] exponential(%p)
+    ... }
+    ... ENTRY main (a: f32[2]) -> f32[2] {
+    ...   %dot.1 = f32[2,2] dot(%a, %b)
+    ...   ROOT %wrapped.2 = f32[2] fusion(%a), kind=kLoop, calls=%fused_computation
+    ... }''')
+    {'r': 'computed', 'dot.1': 'products', 'wrapped.2': 'computed'}
     """
-    found = next(kind for kind, pattern in KINDS.items() if re.search(pattern, name))
-    return found if found != "moved" or not re.search(r"(reduce|exponential|tanh|rsqrt|divide)", name) else "computed"
+    blocks, name = {}, ""
+    for line in text.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
+            name, blocks[head[1]] = head[1], []
+        elif found := re.match(r"\s+(?:ROOT )?%([\w.-]+) = (.*?[\])}]|\(.*?\)) ([\w-]+)\(", line):
+            blocks.setdefault(name, []).append((found[1], found[3], line))
+
+    def kind(operation: str, line: str) -> str:
+        if operation in ("dot", "convolution"):
+            return "products"
+        if operation in ("fusion", "custom-call", "call") and (
+            inner := re.search(r"(?:calls|to_apply)=%?([\w.-]+)", line)
+        ):
+            inside = [kind(of, text) for _, of, text in blocks.get(inner[1], [])]
+            return next((of for of in KINDS if of in inside), "moved")
+        return "moved" if operation in MOVES else "computed"
+
+    return {
+        name: kind(operation, line)
+        for block in blocks.values() for name, operation, line in block
+        if operation not in HOLDERS or operation == "call" and "to_apply" not in line
+    }  # fmt: skip
 
 
-def seconds_by_kind(folder: str) -> tuple[dict[str, float], list]:
-    """Thread-seconds by kind of all traces in a folder, and the ten operations that took longest."""
+def seconds_by_kind(trace: str, programs: str) -> tuple[dict[str, float], list]:
+    """Seconds by kind of all operations that a trace shows, and the ten that took longest with their kinds."""
     import jax
 
+    kinds = {}
+    for file in glob.glob(f"{programs}/*after_optimizations.txt"):
+        text = Path(file).read_text()
+        module = re.match(r"HloModule ([\w.-]+)", text)[1]
+        kinds |= {(module, name): of for name, of in kinds_of(text).items()}
     found, single = dict.fromkeys(KINDS, 0.0), {}
-    for file in glob.glob(f"{folder}/**/*.xplane.pb", recursive=True):
+    for file in glob.glob(f"{trace}/**/*.xplane.pb", recursive=True):
         for plane in jax.profiler.ProfileData.from_file(file).planes:
             for line in plane.lines:
-                if "XLA" not in line.name:  # Python's own threads
-                    continue
                 for event in line.events:
-                    if not HOLDERS.match(event.name):
-                        found[kind(event.name)] += event.duration_ns / 1e9
-                        single[event.name] = single.get(event.name, 0.0) + event.duration_ns / 1e9
+                    stats = dict(event.stats)
+                    place = stats.get("hlo_module"), stats.get("hlo_op")
+                    if place in kinds and event.name == place[1]:
+                        found[kinds[place]] += event.duration_ns / 1e9
+                        key = f"{' '.join(place)}: {kinds[place]}"
+                        single[key] = single.get(key, 0.0) + event.duration_ns / 1e9
     return found, sorted(single.items(), key=lambda item: -item[1])[:10]
 
 
-def measure(case, options) -> dict:
-    """Of one call of ours: its seconds, thread-seconds by kind, and the products' operations."""
+def trace(case, options, programs: str) -> dict:
+    """Of one call of ours with this process's threads: its seconds, seconds by kind, the products' operations and best rate."""
     import jax
 
     from benchmarks import harness
@@ -66,47 +103,81 @@ def measure(case, options) -> dict:
             started = time.perf_counter()
             run()
             seconds = time.perf_counter() - started
-        kinds, longest = seconds_by_kind(folder)
-    floor = harness.floor(case, best, options)
-    operations = sum(part["operations"] for part in floor["parts"].values())
-    rate = max(value for name, value in best.items() if name.endswith(f" {floor['dtype']}"))
-    return {"seconds": seconds, "threads": options.threads, "kinds": kinds, "longest": longest,
-            "operations": operations, "rate": rate, "dtype": floor["dtype"]}  # fmt: skip
+        kinds, longest = seconds_by_kind(folder, programs)
+    parts = harness.floor(case, best, options)
+    operations = sum(part["operations"] for part in parts["parts"].values())
+    if case.name == "profiles-write":  # a call of its writes one token, and then all
+        operations += parts["parts"]["prefill"]["operations"]
+    rate = max(value for name, value in best.items() if name.endswith(f" {parts['dtype']}"))
+    return {"seconds": seconds, "kinds": kinds, "longest": longest, "operations": operations, "rate": rate}
+
+
+def seconds_with_all(case) -> float:
+    """Seconds of a call of ours, the third."""
+    run = case.ours()
+    for _ in range(2):
+        run()
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def table(found: dict) -> list[str]:
-    """Markdown's lines: a case's seconds, and the shares of its threads' time."""
-    lines = ["", "Where a call of ours spends its threads' time (`python -m benchmarks.where_time_goes`):", ""]
+    """Markdown's lines: a case's seconds, and the shares of them."""
+    lines = ["", "Where a call of ours goes, with one thread (`python -m benchmarks.where_time_goes`):", ""]
     lines += [
-        "| case | s | products | at, of the best rate | computed | moved | waiting |",
-        "|:--|--:|--:|--:|--:|--:|--:|",
+        "| case | s | products | at, of the best rate | computed | moved | between | all threads, s | times as fast |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, of in found.items():
-        whole = of["seconds"] * of["threads"]
-        shares = {kind: seconds / whole for kind, seconds in of["kinds"].items()}
-        rate = of["operations"] / (of["kinds"]["products"] / of["threads"]) / of["rate"]
-        cells = [f"{of['seconds']:.3g}", f"{shares['products']:.0%}", f"{rate:.0%}", f"{shares['computed']:.0%}",
-                 f"{shares['moved']:.0%}", f"{max(0.0, 1 - sum(shares.values())):.0%}"]  # fmt: skip
+        whole, kinds = of["seconds"], of["kinds"]
+        rate = of["operations"] / kinds["products"] / of["rate"]
+        shares = [f"{kinds[kind] / whole:.0%}" for kind in KINDS]
+        cells = [f"{whole:.3g}", shares[0], f"{rate:.0%}", *shares[1:], f"{1 - sum(kinds.values()) / whole:.0%}",
+                 f"{of['all threads']:.3g}", f"{whole / of['all threads']:.2f} ×"]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
 def main() -> None:
-    """Runs what the command line says."""
+    """Runs what the command line says; each case in processes of its own."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from benchmarks import run as run_lib
 
-    options = run_lib.parse()
+    part = argparse.ArgumentParser(add_help=False)
+    part.add_argument("--programs")
+    own, rest = part.parse_known_args()
+    options = run_lib.parse(rest)
     options.names = options.names or CASES.split(",")
-    run_lib.equal_threads(options)
+    if own.programs is not None:  # one case, asked by the process below
+        run_lib.equal_threads(options)
+        (case,) = run_lib.cases(options)
+        print("\n" + json.dumps(trace(case, options, own.programs) if own.programs else seconds_with_all(case)))
+        return
     from benchmarks import harness, inputs
 
     with tempfile.TemporaryDirectory(prefix="lpt_jax_benchmarks_") as made:
-        options.folder = Path(made)
+        options.folder, found = Path(made), {}
         inputs.make(options)
-        found = {}
-        for case in run_lib.cases(options):
-            found[case.name] = measure(case, options)
-            print("\n".join(table(found)), *found[case.name]["longest"], sep="\n", flush=True)
+        for name in options.names:
+
+            def ask(programs: str, threads: int, name=name):
+                command = [sys.executable, "-m", "benchmarks.where_time_goes", f"--cases={name}", f"--folder={made}",
+                           f"--threads={threads}", f"--programs={programs}", *["--tiny"] * options.tiny]  # fmt: skip
+                dump = f"--xla_dump_to={programs} --xla_dump_hlo_as_text" if programs else ""
+                env = os.environ | {
+                    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {dump}".strip(),
+                    "JAX_PLATFORMS": "cpu",
+                }
+                env |= {"JAX_ENABLE_COMPILATION_CACHE": "0"} if programs else {}
+                return json.loads(
+                    subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
+                )
+
+            with tempfile.TemporaryDirectory() as programs:
+                found[name] = ask(programs, 1)
+            found[name]["all threads"] = ask("", 0)
+            print("\n".join(table(found)), *found[name]["longest"], sep="\n", flush=True)
     if not options.tiny:
         harness.keep({"where": found})
 

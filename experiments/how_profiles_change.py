@@ -48,9 +48,9 @@ MEASURES = {
 
 WORDS = """RLSO makes profiles denser, not more abstract: they drop the closing phrase about taste ("but their preferences
 are more diverse"), add years to the titles, as the items' own texts have them, and run on to the limit. More of their words
-are the history's, as many titles are named as before, and profiles stay different from user to user. That is what this
-reward asks for: the embedder matches texts, and titles with years match best. Who wants prose must ask for it, by the
-reward or by the KL term."""
+are the history's, as many titles are named as before, and profiles stay different from user to user. One reading: the
+embedder matches texts, and titles as the items have them come closest. Who wants prose must ask for it, by the reward or by
+the KL term."""
 
 
 def words_of(text: str) -> list[str]:
@@ -144,7 +144,8 @@ def main() -> None:
         __doc__.strip(),
         to.table(["", "before", *(f"after, {to.text(name.strip(',') or 'NDCG')}" for name in alike)], rows),
     ]
-    blocks += [WORDS, "Means over test users, ± s.d. over seeds. Four users of the first run:"]
+    seeds = max(map(len, alike.values()))
+    blocks += [WORDS, f"Means over test users{', ± s.d. over seeds' * (seeds > 1)}. Four users of the first run:"]
     for example in found[0]["examples"]:
         blocks += [to.text(f"User {example['user']}, latest: {'; '.join(example['history'])}")]
         blocks += [to.quotes({"Before": example["before"], "After": example["after"]})]

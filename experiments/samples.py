@@ -14,6 +14,8 @@ RUNS = {
     "G = 4": {"policy.samples": 4, "policy.users": 64},
     "G = 16": {"policy.samples": 16, "policy.users": 16},
 }
-WORDS = """On one H200 that eleven runs shared; profiles in bfloat16. One seed, and only two of the four so far: two
-profiles a user gain less than eight and move three times as far from the reference. The difference is not clear
-of zero."""
+WORDS = """On one H200 that eleven runs shared; profiles in bfloat16. One seed so far; intervals are over its 189 test
+users alone. What they don't hold: the same CL and RLSO with the same seed, run twice, gained .0050 and .0086 (a
+GPU's sums have no fixed order), so that single runs may differ by .004 for no reason. Only two of the four have
+been run: two profiles a user gain less than eight and move three times as far from the reference. The
+difference is not clear of zero."""

@@ -350,7 +350,7 @@ def programs(run: Run) -> dict[str, Program]:
         ranking.counted,
         (batch(profiles, enc.width, dtype=f32), parts["items"], batch(profiles, c.data.targets),
          batch(profiles, HISTORY), jax.ShapeDtypeStruct((), jnp.int32)),
-        {"ways": run.mesh.size, "chunk": ranking.LARGE_CHUNK}, ("items",), 2.0 * profiles * ITEMS * enc.width, 0.0,
+        {"ways": run.mesh.size, "room": ranking.ACCELERATOR}, ("items",), 2.0 * profiles * ITEMS * enc.width, 0.0,
         2 * 4 * profiles * ITEMS / run.mesh.size, "policy.users",
     )  # fmt: skip
     return found

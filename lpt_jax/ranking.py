@@ -15,8 +15,8 @@ import numpy as np
 from lpt_jax import devices
 from lpt_jax.array_types import Embeddings, HiddenItems, ItemEmbeddings, Ranks, Scores, Targets
 
-CHUNK, LARGE_CHUNK = 1 << 12, 1 << 16  # items that a device scores at once: a CPU's cache holds what they give
-FEW = 16  # chunks, below which all scores at once are as fast and take little memory
+# bytes of scores that a device has at once, and else the items of a chunk: a CPU is fastest where its cache holds them
+CPU, ACCELERATOR = (1 << 24, 1 << 12), (1 << 30, 1 << 16)
 
 
 def score(profiles: Embeddings, items: ItemEmbeddings | None) -> Scores:
@@ -82,17 +82,18 @@ def _ranks_of_scores(scores, targets, hidden, valid):
     return ranks(score(scores, None), targets, jnp.concatenate([hidden, targets], axis=1), valid)
 
 
-@partial(jax.jit, static_argnames=("ways", "chunk"))
-def counted(profiles, items, targets, hidden, valid=None, ways: int = 1, chunk: int | None = None):
+@partial(jax.jit, static_argnames=("ways", "room"))
+def counted(profiles, items, targets, hidden, valid=None, ways: int = 1, room: tuple[int, int] | None = None):
     """target_ranks of items whose rows lie on so many devices: many items are scored chunk by chunk on each of them.
 
-    chunk None: CHUNK on a CPU, LARGE_CHUNK on an accelerator, which wants few and large products.
+    room: the bytes of scores that a device may have at once, and the items of a chunk where all are more; None: as is best
+    for the device.
     """
-    chunk = chunk or (CHUNK if jax.default_backend() == "cpu" else LARGE_CHUNK)
+    most, chunk = room or (CPU if jax.default_backend() == "cpu" else ACCELERATOR)
     hidden = jnp.concatenate([hidden, targets], axis=1)  # none is ahead of itself: it may be there
     (n, width), users = items.shape, jnp.arange(len(profiles))
     each, size = n // ways, ways * chunk
-    if each < FEW * chunk:
+    if each <= chunk or 4 * len(profiles) * each <= most:
         return ranks(score(profiles, items), targets, hidden, valid)
     hidden, once = _once(hidden)
     # equal items must tie: the targets' own scores come from products of the same shape as the items'

@@ -50,10 +50,10 @@ def test_equals_a_sort(seed):
 def test_chunk_by_chunk_equals_a_sort(chunk, n):
     """Also where the last chunk overlaps the one before."""
     profiles, items, targets, hidden, valid = world(chunk, n=n, valid=n - 5)
-    found = ranking.counted(profiles, items, targets, hidden, valid, chunk=chunk)
+    found = ranking.counted(profiles, items, targets, hidden, valid, room=(0, chunk))
     np.testing.assert_array_equal(found, brute(profiles @ items.T, targets, hidden, valid))
     items[targets[0, 0]] = np.nan
-    found = ranking.counted(profiles, items, targets, hidden, chunk=chunk)
+    found = ranking.counted(profiles, items, targets, hidden, room=(0, chunk))
     np.testing.assert_array_equal(found, brute(profiles @ items.T, targets, hidden, n))
 
 
@@ -64,8 +64,8 @@ def test_equal_items_tie_in_every_chunk():
     profiles, chosen = rng.standard_normal((6, 384)), rng.permutation(len(which))[:60].reshape(6, 10).astype(np.int32)
     expected = brute((profiles @ kinds.T)[:, which], chosen[:, :2], chosen[:, 2:], len(which))
     single = profiles.astype(np.float32), kinds.astype(np.float32)[which]
-    for chunk in (64, 1 << 20):  # in chunks, and all at once
-        found = ranking.counted(*single, chosen[:, :2], chosen[:, 2:], chunk=chunk)
+    for most in (0, 1 << 30):  # in chunks, and all at once
+        found = ranking.counted(*single, chosen[:, :2], chosen[:, 2:], room=(most, 64))
         np.testing.assert_array_equal(found, expected)
 
 
@@ -110,7 +110,7 @@ def test_eight_devices_give_the_same_ranks():
     profiles, items, targets, hidden, valid = world(3, rows=8, n=8 * 130, valid=8 * 130 - 3)
     many = (place(profiles, "data"), place(items, ("data", "fsdp")), place(targets, "data"), place(hidden, "data"))
     expected = brute(profiles @ items.T, targets, hidden, valid)
-    np.testing.assert_array_equal(ranking.counted(*many, valid, ways=8, chunk=2), expected)
+    np.testing.assert_array_equal(ranking.counted(*many, valid, ways=8, room=(0, 2)), expected)
     profiles, items, _, hidden, valid = world(3, rows=8)
     ids, _ = ranking.top_k(spread[0], spread[1], spread[3], 5, valid)
     np.testing.assert_array_equal(ids, ranking.top_k(profiles, items, hidden, 5, valid)[0])

@@ -22,8 +22,6 @@ from lpt_jax.data import batches
 from lpt_jax.errors import InputError
 from lpt_jax.ranking import session_ranks
 
-ADAM = {"b2": 0.98}  # as the paper's code has it
-
 
 def init_weights(items: int, settings, seed: int) -> dict[str, np.ndarray]:
     """Weights by name: item [N,D], position [items of a history,D], and the blocks' with a first axis of blocks."""
@@ -87,14 +85,14 @@ def loss(w: dict, states: Hidden, mask: Mask, targets, negatives=None) -> jax.Ar
     return jnp.sum(each * mask) / jnp.sum(mask)
 
 
-@partial(jax.jit, static_argnames=("heads", "dropout", "rate"), donate_argnums=(0, 1))
-def _update(w, optimiser, batch, key, heads, dropout, rate):
+@partial(jax.jit, static_argnames=("heads", "dropout", "rate", "b2"), donate_argnums=(0, 1))
+def _update(w, optimiser, batch, key, heads, dropout, rate, b2):
     def of(w):
         states = forward(w, batch["tokens"], batch["texts"], batch["positions"], heads, dropout, key)
         return loss(w, states, batch["texts"] > 0, batch["targets"], batch.get("negatives"))
 
     value, gradient = jax.value_and_grad(of)(w)
-    step, optimiser = optax.adam(rate, **ADAM).update(gradient, optimiser)
+    step, optimiser = optax.adam(rate, b2=b2).update(gradient, optimiser)
     return optax.apply_updates(w, step), optimiser, value
 
 
@@ -137,6 +135,7 @@ def train(
     metric: str = "ndcg@10",
     after_epoch: Callable[[], None] = lambda: None,
     quiet: bool = False,
+    b2: float = 0.98,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Trains on users' sequences of the items 0 … N - 1, oldest first, and ends with the best state by validation.
 
@@ -144,6 +143,7 @@ def train(
       validation: Sessions, on whose metric it stops early: after settings.patience validations without a gain.
       settings: config.sasrec.
       after_epoch: called after each, where a run may be stopped.
+      b2: Adam's, as the paper's code has it.
 
     Returns:
       the weights, and {"epochs" trained, "best_epoch", "validation": its metric}.
@@ -160,7 +160,7 @@ def train(
     positions = settings.max_items - (np.repeat(ends, sizes) - np.arange(ends[-1]))
     users = np.repeat(np.arange(len(sequences)), sizes)
     w = jax.device_put(init_weights(items, settings, seed))
-    optimiser = optax.adam(settings.learning_rate, **ADAM).init(w)
+    optimiser = optax.adam(settings.learning_rate, b2=b2).init(w)
     best, note, steps = None, {"epochs": 0, "best_epoch": 0, "validation": -1.0}, -(-len(sequences) // settings.batch)
     key, bar = jax.random.key(seed), tqdm(total=settings.epochs, desc="sasrec", unit="epoch", disable=quiet)
     who = [s.user for s in validation]
@@ -176,7 +176,7 @@ def train(
                 batch["negatives"] = others[at]
             w, optimiser, value = _update(
                 w, optimiser, batch, jax.random.fold_in(key, step),
-                heads=settings.heads, dropout=settings.dropout, rate=settings.learning_rate,
+                heads=settings.heads, dropout=settings.dropout, rate=settings.learning_rate, b2=b2,
             )  # fmt: skip
         if not np.isfinite(value):
             raise InputError(f"SASRec's loss is not finite in epoch {epoch + 1}: lower --config.sasrec.learning_rate.")
