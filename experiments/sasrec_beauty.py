@@ -117,7 +117,7 @@ def table(found: dict) -> str:
     for loss in dict.fromkeys(run["loss"] for run in runs):
         same = [run for run in runs if run["loss"] == loss]
         for run in same:
-            cells = [f"{run['test'][m]:.4f}" for m in SHOWN] + [f"{run['minutes']:.1f}"]
+            cells = [f"{run['test'][m]:.4f}" for m in SHOWN] + [f"{run['minutes']:.1f}, {run['device']}"]
             lines.append(
                 f"| {loss}, seed {run['seed']} (best of {run['epochs']} epochs: {run['best_epoch']}) | {' | '.join(cells)} |"
             )
@@ -178,7 +178,16 @@ def main() -> None:
             minutes = (time.monotonic() - started) / 60
             test_values = values(test, sasrec.states(weights, test, settings.heads), weights["item"])
             found = json.loads(path.read_text()) | settled if path.exists() else found  # another call may have written
-            found["runs"].append({"loss": row, "seed": seed, "test": test_values, "minutes": minutes} | note)
+            found["runs"].append(
+                {
+                    "loss": row,
+                    "seed": seed,
+                    "test": test_values,
+                    "minutes": minutes,
+                    "device": jax.devices()[0].device_kind,
+                }
+                | note
+            )
             trackers.write_file(path, json.dumps(found, indent=1) + "\n")
             trackers.write_file(path.with_suffix(".md"), table(found))
     print(table(found))

@@ -88,6 +88,7 @@ def test(
         "seed": config.seed,
         "config": json.loads(config.to_json_best_effort()),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "transformers")},
+        "devices": f"{r.mesh.size} × {r.mesh.devices.flat[0].device_kind}",
         "seconds": round(sum(note["seconds"].values()), 1),
         "seconds_of_phases": {name: round(s, 1) for name, s in note["seconds"].items()},
         "peak_memory_gib": max(peak, before.get("peak_memory_gib", 0)),

@@ -295,7 +295,8 @@ def _blocks(to, results, curves, samples):
     versions = ", ".join(f"{name} {v}" for name, v in results.get("versions", {}).items())
     each = results.get("seconds_of_phases") or {"in all": results.get("seconds") or 0}
     spent = ", ".join(f"{name} {s / 60:.1f} min" for name, s in each.items())
-    yield to.paragraph(f"Seed {results.get('seed')}. Time: {spent}. Versions: {versions}.")
+    where = f" on {results['devices']}" if "devices" in results else ""
+    yield to.paragraph(f"Seed {results.get('seed')}. Time{where}: {spent}. Versions: {versions}.")
     yield to.code("All settings", json.dumps(plain(config), indent=1, ensure_ascii=False))
 
 

@@ -52,7 +52,7 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
     expected = "random popularity last_item bm25 history_text history_trained sasrec zero_shot cl cl_rlso"
     assert set(results["rows"]) == set(expected.split())
     assert set(results["gains"]) == {"zero_shot->cl", "cl->cl_rlso", "zero_shot->cl_rlso"}
-    assert {"protocol", "seed", "config", "versions", "seconds"} <= set(results)
+    assert {"protocol", "seed", "config", "versions", "devices", "seconds"} <= set(results)
     assert (workdir / "report.html").stat().st_size > 1000
 
 
