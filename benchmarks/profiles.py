@@ -16,7 +16,7 @@ from benchmarks import harness, inputs
 
 def users(options) -> int:
     """How many users' profiles are written at once."""
-    return 4 if options.tiny else 128 if options.device == "cpu" else 256
+    return 4 if options.tiny else 32 if options.device == "cpu" else 256
 
 
 def in_two(write, length: int) -> dict:
