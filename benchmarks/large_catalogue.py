@@ -8,6 +8,7 @@ Writes benchmarks/results.json and the table of benchmarks/README.md.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,7 @@ def main(items: int) -> None:
 
 if __name__ == "__main__":
     use_huge_pages()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if sys.argv[1:2] == ["--embed"]:
         embed(Path(sys.argv[2]))
     else:
