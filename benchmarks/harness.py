@@ -5,8 +5,8 @@ so that whatever else the machine does hits all alike; the median and the quarti
 sleeps while another is called, and a virtual machine then takes back the memory that it has freed: the contrastive
 step's first call after a pause takes 2.7 s, those that follow it 1.5. What is a step of a loop is therefore called
 several times in a turn, and the first call is not counted. All sides have the same number of threads. A peer that takes
-over 1.3 times as long as the best peer in the first round sits the others out, unless a target names it. The machine's own rates are measured
-just before and just after the rounds. Peak memory is the largest resident memory of a side's process during one more call.
+over 1.3 times as long as the best peer in the first round sits the others out, unless a target names it. The machine's
+own rates are measured just before and just after the rounds. Peak memory is the largest resident memory of a side's process during one more call.
 """
 
 import contextlib
@@ -370,7 +370,10 @@ def alone(case: Case, name: str, options) -> dict:
 
 
 def keep(found: dict) -> None:
-    """Puts new results ({"cases", "accelerator", "startup", "where", "growth", "preparation", "catalogue"}) among those of benchmarks/results.json, and into the README."""
+    """Puts new results among those of benchmarks/results.json, and into the README.
+
+    By "cases", "accelerator" (the cases on one), "startup", "where", "growth", "preparation" and "catalogue".
+    """
     path, readme = HERE / "results.json", HERE / "README.md"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, part in found.items():

@@ -22,6 +22,7 @@ from lpt_jax.huge_pages import use_huge_pages
 
 COMPARED = ("rlso", "profiles", "training", "embedding", "ranking", "evaluation")  # files with cases
 MEASURED = ("startup", "growth")  # files that measure ours alone
+ON_CPU = ("evaluation", *MEASURED)  # whose peers, or figures, are a CPU's only
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -49,6 +50,8 @@ def parse(argv=None) -> argparse.Namespace:
     for name in options.names:
         if name.split("-")[0] not in COMPARED + MEASURED:
             parser.error(f"there is no case {name}; the parts are {', '.join(COMPARED + MEASURED)}")
+        if name.split("-")[0] in ON_CPU and options.device != "cpu":
+            parser.error(f"{name} is measured on a CPU only: leave out --device={options.device}")
     return options
 
 
@@ -79,8 +82,8 @@ def chosen(names: list[str], part: str) -> bool:
 def cases(options) -> list:
     """The cases asked for: all of a part that is named, or those named."""
     found = []
-    for part in COMPARED[: -1 if options.device != "cpu" else None]:  # evaluation's peers have no other device
-        if chosen(options.names, part):
+    for part in COMPARED:
+        if chosen(options.names, part) and (options.device == "cpu" or part not in ON_CPU):
             made = importlib.import_module(f"benchmarks.{part}").cases(options)
             found += [case for case in made if not options.names or {part, case.name} & set(options.names)]
     return found

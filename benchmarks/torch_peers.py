@@ -64,9 +64,8 @@ def best_cache(model, prompts, mask, *others) -> str:
         seconds = {}
         for cache in CACHES:
             try:
-                for _ in range(
-                    2 if "static" in cache or torch_device.device().type == "cuda" else 1
-                ):  # the first time may compile
+                compiles = cache.endswith("compiled") or torch_device.device().type == "cuda"
+                for _ in range(2 if compiles else 1):  # the first time compiles
                     started = time.perf_counter()
                     generate(model, prompts, mask, cache, *others)
                     torch_device.wait()
