@@ -220,23 +220,12 @@ CHOICES = {
     "sasrec.loss": ("bce", "softmax"),
     "data.year": (2014, 2018, 2023),
 }
-POSITIVE = """
-    iterations data.best_rating data.windows data.targets data.eval_windows data.eval_targets data.min_history
-    encoder.batch
-    encoder.max_profile_tokens encoder.max_item_tokens prompt.max_tokens prompt.history_items prompt.buckets
-    profile.max_tokens profile.batch contrastive.batch contrastive.temperature contrastive.learning_rate
-    contrastive.clip contrastive.evaluate_every contrastive.profiles_per_session policy.users
-    policy.temperature policy.eta policy.epochs policy.minibatches policy.accumulation policy.learning_rate policy.clip
-    policy.evaluate_every policy.logits_chunk policy.last_layers policy.lora.rank policy.lora.alpha
-    checkpoint.every checkpoint.keep evaluation.bootstrap sasrec.width sasrec.blocks sasrec.heads sasrec.max_items
-    sasrec.batch sasrec.learning_rate sasrec.epochs sasrec.evaluate_every sasrec.patience
-""".split()
-NOT_NEGATIVE = """
+ZERO = """
     seed data.core data.max_users data.validation_share data.test_share contrastive.steps contrastive.warmup
     contrastive.weight_decay contrastive.hard_negatives contrastive.sampling_temperature policy.steps
     policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio evaluation.max_users
     evaluation.max_test_sessions evaluation.samples sasrec.dropout
-""".split()
+""".split()  # numbers that may be 0; all others but the mesh's are greater
 LISTS = {  # comma-separated settings: what they may name
     "phases": ("contrastive", "policy"),
     "trackers": ("tensorboard", "wandb", "trackio"),
@@ -340,6 +329,9 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             wrong(name, f"of type {type(example).__name__}")
         if isinstance(value, float) and not math.isfinite(value):
             wrong(name, "a finite number")
+        if type(value) in (int, float) and name not in CHOICES and not name.startswith("mesh."):
+            if value < 0 or (value == 0 and name not in ZERO):
+                wrong(name, "0 or more" if name in ZERO else "greater than 0")
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
             wrong(name, "one of " + ", ".join(map(str, choices)))
@@ -347,12 +339,6 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         chosen = listed(get(config, name))
         if set(chosen) - set(choices) or len(set(chosen)) < len(chosen):
             wrong(name, "a comma-separated list of " + ", ".join(choices) + ", each once at most")
-    for name in POSITIVE:
-        if not get(config, name) > 0:
-            wrong(name, "greater than 0")
-    for name in NOT_NEGATIVE:
-        if not get(config, name) >= 0:
-            wrong(name, "0 or more")
     if not listed(config.phases):
         wrong("phases", "contrastive, policy, or both with a comma between them")
     if config.policy.samples < 2:
