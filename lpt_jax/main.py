@@ -68,6 +68,8 @@ def run(argv: list[str]) -> int | None:
     from lpt_jax.systems import profiles
 
     if f.mode == "check":
+        if f.processes:
+            raise InputError("--processes is not for --mode=check: one process compiles for all, without any device.")
         return 1 - check.check(config, f.topology or "v5e:2x4")
     asked = f.mode == "recommend" and recommend.asked(f.user, f.history, f.profile, f.profile_file)
     with devices.together(f.processes), config_lib.claimed(workdir, config, new=f.mode == "train"):

@@ -68,7 +68,7 @@ class Silent:
     def log(self, *record):
         """Nothing."""
 
-    sample = resume = close = log
+    sample = resume = written = close = log
 
 
 def online(name: str, workdir: Path, config: dict):
@@ -146,27 +146,17 @@ class Tracker:
         """Writes one sample: a user's history, profile, ranks and reward parts."""
         self._write("samples", (iteration, phase, step), plain(values))
 
-    def resume(self, iteration: int = -1, phase: str = "", step: int = -1):
-        """Drops what was written after that step, so that a resumed run writes nothing twice.
+    def written(self) -> dict[str, int]:
+        """The bytes of either file so far: what resume() goes back to."""
+        return {name: os.fstat(file.fileno()).st_size for name, file in self.files.items()}
 
-        Without arguments everything goes. What came before is read from metrics.jsonl, which is in the order of time:
-        an iteration may come after a later one's (the control's), and a phase may have no samples.
-        """
+    def resume(self, written: dict[str, int], global_step: int = -1):
+        """Cuts the files back to what was `written` up to that global step, so that a resumed run writes nothing twice."""
+        sizes = self.written()
         self._close()
-        metrics, place = read_jsonl(self.workdir / "metrics.jsonl"), (iteration, phase)
-
-        def at(record):
-            return record["iteration"], record["phase"]
-
-        end = max([i + 1 for i, record in enumerate(metrics) if at(record) == place], default=0)
-        begun, purge_step = {at(record) for record in metrics[:end]}, 0
-        for name in self.files:
-            path = self.workdir / f"{name}.jsonl"
-            records = metrics[:end] if name == "metrics" else read_jsonl(path)
-            kept = [r for r in records if at(r) in begun and (at(r) != place or r["step"] <= step)]
-            write_file(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
-            purge_step = max([purge_step] + [r["global_step"] + 1 for r in kept if name == "metrics"])
-        self._open(purge_step)
+        for name, size in sizes.items():
+            os.truncate(self.workdir / f"{name}.jsonl", min(size, written.get(name, size)))
+        self._open(purge_step=global_step + 1)
 
     def close(self):
         """Closes files and runs; a closed tracker logs no more."""

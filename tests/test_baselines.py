@@ -56,12 +56,14 @@ def by_hand(query, texts):
     return found
 
 
-def test_bm25_is_its_formula_and_words_have_any_script():
+def test_bm25_is_its_formula_and_words_have_any_script(caplog):
+    caplog.set_level("DEBUG")
     queries = ["Title: Red nail polish\n\nTitle: Nail file", "LÈVRES à 口紅", "?", "unheard of"]
     scores = simple.BM25(queries, TEXTS)
     for row, query in enumerate(queries):
         np.testing.assert_allclose(scores[np.array([row])][0], by_hand(query, TEXTS), rtol=1e-5, atol=1e-7)
     assert simple.words_of("Rouge À lèvres, 50ml: 口紅_x") == ["rouge", "à", "lèvres", "50ml", "口紅_x"]
+    assert not [r for r in caplog.records if r.name == "bm25s"]  # whose own talk is none of ours
 
 
 def test_bm25_ranks_by_words_without_the_history_ties_in_catalogue_order():

@@ -74,6 +74,8 @@ def test_a_missing_compiler_is_told():
 def test_topology_is_for_check_alone(capsys):
     assert main(["main", f"--config={ROOT}/configs/movielens.py:tiny", "--topology=v5e:2x4"]) == 2
     assert "--topology is for --mode=check, and the mode is train" in capsys.readouterr().err
+    assert main(["main", f"--config={ROOT}/configs/movielens.py:tiny", "--mode=check", "--processes=auto"]) == 2
+    assert "--processes is not for --mode=check" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["movies_tv_gemma.py", "movies_tv_gemma.py:colab", "movies_tv_llama.py"])

@@ -4,6 +4,7 @@ So they rank as everything else does: the full catalogue without the history and
 order. Only `random` draws the ranks themselves.
 """
 
+import logging
 import re
 
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ class BM25:
     def __init__(self, queries: list[str], texts: list[str]):
         import bm25s  # here, as it starts jax
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG, which a root handler would print
         self.queries, self.words = queries, {}
         known = [[self.words.setdefault(word, len(self.words)) for word in words_of(text)] for text in texts]
         self.count, self.index = len(texts), bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float32")

@@ -82,19 +82,16 @@ def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, inte
     note = {"position": 0, "step": 0, "global_step": 0, "best": None, "best_step": 0, "seconds": {}}
     number = last.latest()
     if number is None:
-        tracker.resume()
+        tracker.resume({"metrics": 0, "samples": 0})
     else:
         note = last.note(number)
         state = last.restore(number, state)
-        place = schedule[note["position"]] if note["position"] < len(schedule) else schedule[-1]
-        if note["step"]:
-            tracker.resume(place.iteration, place.name, note["step"])
-        elif note["position"]:
-            before = schedule[note["position"] - 1]
-            tracker.resume(before.iteration, before.name, before.settings.steps)
+        place = schedule[min(note["position"], len(schedule) - 1)]
+        tracker.resume(note.get("written", {}), note["global_step"])
         print(f"lpt_jax: going on from checkpoint {number} ({place.name}, step {note['step']})", flush=True)
 
     def save():
+        note["written"] = tracker.written()
         last.save(note["global_step"] + note["position"], state, note)  # a new number at a phase's end too
 
     for position, phase in enumerate(schedule):
