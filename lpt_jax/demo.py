@@ -71,6 +71,7 @@ class Desk:
         fresh = {"policy": r.fresh_policy(), "encoder": r.fresh_encoder()}
         self.stages = {"before": fresh, "after": {part: state.get(part, fresh[part]) for part in fresh}}
         self.items = {name: r.embed_catalogue(stage["encoder"]) for name, stage in self.stages.items()}
+        self.average = {name: devices.fetch(items[: r.count].mean(0)) for name, items in self.items.items()}
         self.width = 1 << int(np.bincount(r.data.rows.user).max()).bit_length()  # of the hidden items: one shape again
         self.users = list(dict.fromkeys(s.user for s in r.sessions["test"]))[:USERS]
         self.writing = ""  # the stage whose policy the writer has
@@ -126,7 +127,8 @@ class Desk:
         own = found[:1], self.items[stage]
         hidden = ranking.padded([history], max(self.width, len(history)))
         ids, scores, before, vectors = devices.fetch(best(*own, *(base or own), hidden, k, len(self.catalogue.ids)))
-        because = [said[i] if len(said) > 1 else "" for i in (found[1:] @ vectors.T).argmax(0)] if said else [""] * k
+        speaks = found[1:] @ (vectors - self.average[stage]).T  # else the words nearest to all items would speak for each
+        because = [said[i] for i in speaks.argmax(0)] if len(said) > 1 else [""] * k
         rows = zip(ids.tolist(), scores.tolist(), range(1, k + 1), before.tolist(), because)
         return [Row(*row) for row in rows if row[0] >= 0], own
 
