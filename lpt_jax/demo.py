@@ -33,7 +33,8 @@ text = report.Html().text  # everything that comes from data, models or people i
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A recommended item: its rank now and by the profile that is compared with, and the words that speak most for it."""
+    """A recommended item: its rank now and by the profile that is compared with, and the words that speak most for it:
+    those to which it is nearest, compared with how near all items are to them."""
 
     item: int
     score: float
@@ -62,6 +63,12 @@ def best(profile, items, base, base_items, hidden, k: int, valid: int):
     return ids[0], scores[0], ranks[0], items[ids[0]]
 
 
+def mean_and_covariance(items) -> tuple[np.ndarray, np.ndarray]:
+    """Of the items' embeddings [N, D]: for any text's, what its cosines to the items are on average and how they vary."""
+    mean = items.mean(0)
+    return devices.fetch((mean, (items - mean).T @ (items - mean) / len(items)))
+
+
 class Desk:
     """What the page asks of a run's models, as they were before training and are after it."""
 
@@ -71,7 +78,7 @@ class Desk:
         fresh = {"policy": r.fresh_policy(), "encoder": r.fresh_encoder()}
         self.stages = {"before": fresh, "after": {part: state.get(part, fresh[part]) for part in fresh}}
         self.items = {name: r.embed_catalogue(stage["encoder"]) for name, stage in self.stages.items()}
-        self.average = {name: devices.fetch(items[: r.count].mean(0)) for name, items in self.items.items()}
+        self.usual = {name: mean_and_covariance(items[: r.count]) for name, items in self.items.items()}
         self.width = 1 << int(np.bincount(r.data.rows.user).max()).bit_length()  # of the hidden items: one shape again
         self.users = list(dict.fromkeys(s.user for s in r.sessions["test"]))[:USERS]
         self.writing = ""  # the stage whose policy the writer has
@@ -127,8 +134,12 @@ class Desk:
         own = found[:1], self.items[stage]
         hidden = ranking.padded([history], max(self.width, len(history)))
         ids, scores, before, vectors = devices.fetch(best(*own, *(base or own), hidden, k, len(self.catalogue.ids)))
-        speaks = found[1:] @ (vectors - self.average[stage]).T  # else the words nearest to all items would speak for each
-        because = [said[i] for i in speaks.argmax(0)] if len(said) > 1 else [""] * k
+        (mean, covariance), words = self.usual[stage], found[1:]
+        nearer = (
+            words @ (vectors - mean).T
+        )  # in standard deviations, or the words nearest to all items would speak for each
+        nearer /= np.sqrt(np.maximum(np.sum(words @ covariance * words, 1, keepdims=True), 1e-12))
+        because = [said[i] for i in nearer.argmax(0)] if len(said) > 1 else [""] * k
         rows = zip(ids.tolist(), scores.tolist(), range(1, k + 1), before.tolist(), because)
         return [Row(*row) for row in rows if row[0] >= 0], own
 

@@ -77,12 +77,12 @@ def test_the_words_that_speak_most_for_an_item(desk):
     assert {row.because for row in desk.rank("before", "films", ())[0]} == {""}  # nothing to choose from
 
 
-def test_words_speak_for_an_item_by_what_they_say_of_it_more_than_of_the_average_one(desk):
+def test_words_speak_for_an_item_that_is_nearer_to_them_than_items_are(desk):
     said = ["space films and aliens.", "western films with a sheriff.", "a.", "romance in paris."]
     encoder = desk.stages["after"]["encoder"]
     items = desk.r.embed(encoder, desk.catalogue.texts, desk.r.item_limit)[0]
     cosines = desk.r.embed_profiles(encoder, said)[0] @ items.T
-    best = (cosines - cosines.mean(1, keepdims=True)).argmax(0)
+    best = ((cosines - cosines.mean(1, keepdims=True)) / cosines.std(1, keepdims=True)).argmax(0)
     rows, _ = desk.rank("after", " ".join(said), (), k=len(items))
     assert [row.because for row in rows] == [said[best[row.item]] for row in rows]
     assert len(set(cosines.argmax(0))) < len(set(best))  # by cosines alone some are never heard
