@@ -221,10 +221,9 @@ CHOICES = {
     "data.year": (2014, 2018, 2023),
 }
 ZERO = """
-    seed data.core data.max_users data.validation_share data.test_share contrastive.steps contrastive.warmup
-    contrastive.weight_decay contrastive.hard_negatives contrastive.sampling_temperature policy.steps
-    policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio evaluation.max_users
-    evaluation.max_test_sessions evaluation.samples sasrec.dropout
+    seed data.core data.max_users contrastive.steps contrastive.warmup contrastive.weight_decay
+    contrastive.hard_negatives contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay
+    policy.kl_coef policy.clip_ratio evaluation.max_users evaluation.max_test_sessions evaluation.samples sasrec.dropout
 """.split()  # numbers that may be 0; all others but the mesh's are greater
 LISTS = {  # comma-separated settings: what they may name
     "phases": ("contrastive", "policy"),
@@ -343,8 +342,8 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         wrong("phases", "contrastive, policy, or both with a comma between them")
     if config.policy.samples < 2:
         wrong("policy.samples", "at least 2: every loss compares profiles of one user")
-    if not (min(shares := (config.data.validation_share, config.data.test_share)) > 0 and sum(shares) < 1):
-        wrong("data.test_share", "such that it and validation_share are above 0, and together below 1")
+    if config.data.validation_share + config.data.test_share >= 1:
+        wrong("data.test_share", "less than 1 together with data.validation_share")
     for name in ("user", "item"):
         if not config.data.columns[name]:
             wrong(f"data.columns.{name}", "the name of a column")

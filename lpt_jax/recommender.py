@@ -166,13 +166,17 @@ class ProfileRecommender:
                     "begin from one on the same data and models."
                 )
         found = self._begun(Path(theirs["begin_from"])) if theirs.get("begin_from") else {}
-        for kind, part in (("contrastive", "encoder"), ("policy", "policy")):
+        for kind in config_lib.listed(theirs["phases"]):
+            part = {"contrastive": "encoder", "policy": "policy"}[kind]
             ends = sorted(workdir.glob(f"checkpoints/*-{kind}"), key=lambda folder: int(folder.name.partition("-")[0]))
-            if ends:
-                kept = Checkpoints(ends[-1], 1)
-                end = kept.restore(kept.latest(), {part: self.part({}, part)})[part]
-                found[part] = jax.tree.map(np.array, devices.fetch(end))
-                kept.close()
+            if not ends:
+                raise InputError(
+                    f"--config.begin_from={workdir} has results but not their models: there is no checkpoints/*-{kind}."
+                )
+            kept = Checkpoints(ends[-1], 1)
+            end = kept.restore(kept.latest(), {part: self.part({}, part)})[part]
+            found[part] = jax.tree.map(np.array, devices.fetch(end))
+            kept.close()
         return found
 
     def print_data(self) -> None:

@@ -92,6 +92,11 @@ def finished(one: Order) -> bool:
     return True
 
 
+def trained(one: Order) -> bool:
+    """Whether a run's models are there, so that others can begin from it."""
+    return (one.workdir / "checkpoints").is_dir()
+
+
 def run(asked: list[Order]) -> None:
     """Runs what has not finished, one after the other; InputError at the first that fails or is stopped."""
     for number, one in enumerate(asked, 1):
@@ -116,8 +121,9 @@ def gain(before: list, after: list) -> dict:
 
 
 def collect(runs: dict[str, list[Order]]) -> dict:
-    """What the finished runs show, by name: seeds, the rows' metrics by seed, each step's gain, the gain over the first
-    name's last row, and how long the profiles and how far from the reference the policy were at the end of training.
+    """What the finished runs show, by name: seeds, the rows' metrics by seed, each step's gain, how much more was gained
+    than by the first name (in all, or since `start`: the same CL, trained again elsewhere, is not quite the same), and how
+    long the profiles and how far from the reference the policy were at the end of training.
     InputError where none has finished, or where they were tested differently.
     """
     found, users, protocols = {}, {}, {}
@@ -129,7 +135,8 @@ def collect(runs: dict[str, list[Order]]) -> dict:
         protocols |= {result["protocol"]: None for result in results}
         values = [dict(np.load(workdir / "per_user.npz", allow_pickle=False)) for workdir in done]
         of_row = {row: [arrays[f"{row}/ndcg"] for arrays in values] for row in results[0]["rows"]}
-        users[name] = dict(zip((r["seed"] for r in results), of_row[list(of_row)[-1]], strict=True))
+        last, starts = of_row[list(of_row)[-1]], of_row.get("start", [0.0] * len(done))
+        users[name] = {r["seed"]: after - start for r, after, start in zip(results, last, starts, strict=True)}
         records = [trackers.read_jsonl(workdir / "metrics.jsonl") for workdir in done]
         steps = [[r for r in of_run if "reward" in r] for of_run in records]  # of the policy phases, all iterations
         ends = {key: [[r[key] for r in of_run if key in r][-1:] for of_run in steps] for key in ENDS}
@@ -243,6 +250,10 @@ def main(argv: list[str] | None = None) -> int:
         experiment = read(file)
         first, runs = orders(experiment)
         asked = [one for group in (first, *zip(*runs.values(), strict=True)) for one in group]  # seed by seed
+        if not f.collect and (bare := [one.workdir for one in first if finished(one) and not trained(one)]):
+            raise InputError(
+                f"{bare[0]} has results but not their models (checkpoints/): remove it, to train it again."
+            )
         if f.run:
             run(asked)
         if f.run or f.collect:

@@ -147,7 +147,9 @@ class Tracker:
         self._write("samples", (iteration, phase, step), plain(values))
 
     def written(self) -> dict[str, int]:
-        """The bytes of either file so far: what resume() goes back to."""
+        """The bytes of either file that lie on the disk by now, whatever happens to the power: what resume() goes back to."""
+        for file in self.files.values():
+            os.fsync(file.fileno())
         return {name: os.fstat(file.fileno()).st_size for name, file in self.files.items()}
 
     def resume(self, written: dict[str, int], global_step: int = -1):
@@ -155,7 +157,7 @@ class Tracker:
         sizes = self.written()
         self._close()
         for name, size in sizes.items():
-            os.truncate(self.workdir / f"{name}.jsonl", min(size, written.get(name, size)))
+            os.truncate(self.workdir / f"{name}.jsonl", min(size, written[name]))
         self._open(purge_step=global_step + 1)
 
     def close(self):

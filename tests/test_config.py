@@ -37,12 +37,17 @@ def test_every_rule_names_a_setting_that_exists():
     assert set(rules) <= known and len(rules) == len(set(rules))
 
 
-def test_every_number_has_a_lower_bound():
-    for name, value in flat(default().to_dict()).items():
-        if type(value) in (int, float):
-            place = "mesh: each axis" if name.startswith("mesh.") else f"{name}=-2"
-            with pytest.raises(InputError, match=re.escape(f"--config.{place}")):
-                finish(changed(**{name.replace(".", "__"): type(value)(-2)}))
+@pytest.mark.parametrize("name", [n for n, v in flat(default().to_dict()).items() if type(v) in (int, float)])
+def test_every_number_has_a_lower_bound(name):
+    for number in (-2, 0):
+        value = type(get(default(), name))(number)
+        config = changed(**{name.replace(".", "__"): value})
+        if number == 0 and name in config_lib.ZERO:
+            finish(config)
+        else:
+            said = "mesh: each axis" if name.startswith("mesh.") else f"{name}={value} won't do"
+            with pytest.raises(InputError, match=re.escape(f"--config.{said}")):
+                finish(config)
 
 
 WRONG = [

@@ -201,6 +201,28 @@ def test_wrong_starts_are_told(folder):
         ProfileRecommender(config, folder / "new")
 
 
+def test_gains_are_compared_where_starts_differ(folder):
+    workdir, _, users = runs_of(folder, 0)
+    _, runs = sweep.orders(sweep.read(folder / "reward.py"))
+    before = sweep.collect(runs)["runs"]["MRR"]["over"]["mean"]
+    kept, users = (workdir / "per_user.npz").read_bytes(), dict(users)
+    np.savez(workdir / "per_user.npz", **users | {"start/ndcg": users["start/ndcg"] - 0.5})
+    assert sweep.collect(runs)["runs"]["MRR"]["over"]["mean"] == pytest.approx(before + 0.25)  # one of two seeds
+    (workdir / "per_user.npz").write_bytes(kept)
+
+
+def test_a_start_whose_models_were_removed_is_told(folder, capsys):
+    first = sweep.orders(sweep.read(folder / "reward.py"))[0][0].workdir
+    (first / "checkpoints").rename(first / "away")
+    for flags in ([], ["--run"]):
+        assert sweep.main(["sweep", "reward.py", *flags]) == 2
+        assert f"{first} has results but not their models" in capsys.readouterr().err
+    assert sweep.main(["sweep", "reward.py", "--collect"]) == 0
+    with pytest.raises(InputError, match=r"has results but not their models: there is no checkpoints/\*-contrastive"):
+        ProfileRecommender(config_lib.load("small.py", {"begin_from": str(first)}), folder / "new")
+    (first / "away").rename(first / "checkpoints")
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.py")), ids=lambda file: file.stem)
 def test_the_experiments_have_settings_that_are_known(file, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -65,7 +65,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     path.write_text(whole + '\n{"iteration": 0, "ph')
     assert len(trackers.read_jsonl(path)) == 1
     tracker = trackers.Tracker(tmp_path)
-    tracker.resume({"metrics": len(whole) + 1}, 1)
+    tracker.resume({"metrics": len(whole) + 1, "samples": 0}, 1)
     tracker.log(0, "policy", 2, 2, {})
     assert [p[2] for p in places(path)] == [1, 2]
     tracker.close()

@@ -87,7 +87,7 @@ def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, inte
         note = last.note(number)
         state = last.restore(number, state)
         place = schedule[min(note["position"], len(schedule) - 1)]
-        tracker.resume(note.get("written", {}), note["global_step"])
+        tracker.resume(note["written"], note["global_step"])
         print(f"lpt_jax: going on from checkpoint {number} ({place.name}, step {note['step']})", flush=True)
 
     def save():
