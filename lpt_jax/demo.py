@@ -34,7 +34,7 @@ text = report.Html().text  # everything that comes from data, models or people i
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A recommended item: its rank now and by the profile that is compared with, and the words that speak most for it:
-    those to which it is nearest, compared with how near all items are to them."""
+    those to which it is nearest, compared with the average item and in standard deviations over the catalogue."""
 
     item: int
     score: float
@@ -63,10 +63,11 @@ def best(profile, items, base, base_items, hidden, k: int, valid: int):
     return ids[0], scores[0], ranks[0], items[ids[0]]
 
 
-def mean_and_covariance(items) -> tuple[np.ndarray, np.ndarray]:
-    """Of the items' embeddings [N, D]: for any text's, what its cosines to the items are on average and how they vary."""
-    mean = items.mean(0)
-    return devices.fetch((mean, (items - mean).T @ (items - mean) / len(items)))
+@functools.partial(jax.jit, static_argnames="count")
+def mean_and_covariance(items, count: int):
+    """Of the first `count` items' embeddings: mean [D] and covariance [D, D], and so of any text's cosines to them."""
+    items, mean = items[:count], items[:count].mean(0)
+    return mean, items.T @ items / count - mean[:, None] * mean
 
 
 class Desk:
@@ -78,7 +79,7 @@ class Desk:
         fresh = {"policy": r.fresh_policy(), "encoder": r.fresh_encoder()}
         self.stages = {"before": fresh, "after": {part: state.get(part, fresh[part]) for part in fresh}}
         self.items = {name: r.embed_catalogue(stage["encoder"]) for name, stage in self.stages.items()}
-        self.usual = {name: mean_and_covariance(items[: r.count]) for name, items in self.items.items()}
+        self.usual = {name: devices.fetch(mean_and_covariance(items, r.count)) for name, items in self.items.items()}
         self.width = 1 << int(np.bincount(r.data.rows.user).max()).bit_length()  # of the hidden items: one shape again
         self.users = list(dict.fromkeys(s.user for s in r.sessions["test"]))[:USERS]
         self.writing = ""  # the stage whose policy the writer has
@@ -135,9 +136,7 @@ class Desk:
         hidden = ranking.padded([history], max(self.width, len(history)))
         ids, scores, before, vectors = devices.fetch(best(*own, *(base or own), hidden, k, len(self.catalogue.ids)))
         (mean, covariance), words = self.usual[stage], found[1:]
-        nearer = (
-            words @ (vectors - mean).T
-        )  # in standard deviations, or the words nearest to all items would speak for each
+        nearer = words @ (vectors - mean).T  # in standard deviations: else words near to all items spoke for each
         nearer /= np.sqrt(np.maximum(np.sum(words @ covariance * words, 1, keepdims=True), 1e-12))
         because = [said[i] for i in nearer.argmax(0)] if len(said) > 1 else [""] * k
         rows = zip(ids.tolist(), scores.tolist(), range(1, k + 1), before.tolist(), because)

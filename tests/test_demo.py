@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import sys
+import types
 
 import jax
 import numpy as np
@@ -131,10 +132,28 @@ def test_all_that_is_not_ours_is_escaped(desk):
     assert "User: x: no user of" in demo.sentence(InputError("--user=x: no user of this id."))
 
 
+def test_a_host_that_others_reach_is_told(monkeypatch, capsys):
+    page = types.SimpleNamespace(launch=lambda **how: launched.append(how), local_url="http://there")
+    monkeypatch.setattr(demo, "build", lambda desk: page)
+    for host, open_to_others in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("::", True)):
+        launched = []
+        demo.serve(None, host, 7860, block=False)
+        assert launched[0]["server_name"] == host and not launched[0]["share"]
+        assert ("nothing asks for a password" in capsys.readouterr().out) == open_to_others
+
+
 def test_what_is_missing_or_wrong_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     for port in ("abc", "0", "70000", "-1"):
         with pytest.raises(InputError, match=f"--port='{port}' won't do: it must be a number from 1 to 65535"):
             demo.run(None, tmp_path, port=port)
+    asked = []
+    for given, used in ((None, "127.0.0.1"), ("::1", "::1")):
+        asked.clear()
+        monkeypatch.setattr(demo.profiles, "trained", lambda *of_run: (None, None, None, None))
+        monkeypatch.setattr(demo, "Desk", lambda *of_run: types.SimpleNamespace(warm_up=lambda: None))
+        monkeypatch.setattr(demo, "serve", lambda desk, *address: asked.append(address))
+        demo.run(None, tmp_path, given)
+        assert asked == [(used, 7860)]
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(InputError, match=r'--mode=demo needs gradio: pip install "lpt_jax\[demo\]"'):
         demo.run(None, tmp_path)

@@ -77,12 +77,12 @@ class Run:
             theirs = model.eval()(torch.tensor(self.tokens)).logits.float().numpy()
         np.testing.assert_allclose(theirs, self.logits(), atol=2e-4)
 
-    def profiles(self, model):
-        """Greedy profiles of the first test prompts by transformers' generate(), with the folder's own settings."""
+    def profiles(self, model, **settings):
+        """Greedy profiles of the first test prompts by transformers' generate(), by default with the folder's own settings."""
         found = []
         for ids in self.r.prompts["test"][:8]:
             ids = torch.tensor([ids])
-            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :]
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :]
             found.append(self.r.writer.tokenizer.decode(out, skip_special_tokens=True).strip())
         return found
 
@@ -135,6 +135,8 @@ def test_the_adapter_in_peft(run):
     model = peft.PeftModel.from_pretrained(causal(base), folder)
     assert not model.peft_config["default"].target_modules ^ {"q_proj", "v_proj", "down_proj", "lm_head"}
     run.equal(model)
+    settings = {"max_new_tokens": run.r.config.profile.max_tokens, "eos_token_id": 5, "do_sample": False}
+    assert run.profiles(model, **settings) == run.r.writer.write(run.r.prompts["test"][:8], range(8), run.r.key)
     with model.disable_adapter(), pytest.raises(AssertionError):
         run.equal(model)
     card = (folder / "README.md").read_text()
