@@ -372,7 +372,7 @@ def alone(case: Case, name: str, options) -> dict:
 def keep(found: dict) -> None:
     """Puts new results among those of benchmarks/results.json, and into the README.
 
-    By "cases", "accelerator" (the cases on one), "startup", "where", "growth", "preparation" and "catalogue".
+    By "cases", "accelerator" (the cases on one), "startup", "where", "growth", "preparation", "catalogue" and "page".
     """
     path, readme = HERE / "results.json", HERE / "README.md"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -486,6 +486,12 @@ def table(results: dict) -> str:
             f"A catalogue of {large['items']:,} items in {large['shards']} shards, killed after {large['shards_kept']} and gone on "
             f"with: the others took {number(large['seconds'])} s, ranking {large['profiles']} profiles {number(large['ranking'])} s; "
             f"{number(large['before_gib'])} GiB with models and data ready, {number(large['peak_gib'])} at the peak.",
+        ]
+    if page := results.get("page"):
+        lines += [
+            "",
+            f"The page, {page['items']:,} items, medians (90 %) of {page['edits']}: from the click to the new list "
+            "{:.3f} s ({:.3f}), from an edit {:.3f} s ({:.3f}).".format(*page["click"], *page["edit"]),
         ]
     return "\n".join(lines)
 
