@@ -3,7 +3,7 @@
     python -m lpt_jax.sweep experiments/reward.py --run
     python experiments/how_profiles_change.py                 # reads those runs; or name workdirs
 
-Compares the greedy profiles of a run's test users before and after training. Writes how_profiles_change.json and .md.
+Compares the greedy profiles of a run's test users before and after training. Writes how_profiles_change.json, .md and .png.
 """
 
 import argparse
@@ -13,29 +13,14 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+from matplotlib.figure import Figure
 
 from lpt_jax import report, sweep, trackers
 from lpt_jax.data import sessions
 from lpt_jax.recommender import used_sessions
 
 HERE = Path(__file__).resolve().parent
-COMMON = {
-    "this",
-    "person",
-    "likes",
-    "movies",
-    "such",
-    "as",
-    "and",
-    "the",
-    "a",
-    "of",
-    "in",
-    "to",
-    "with",
-    "also",
-    "that",
-}
+COMMON = set("this person likes movies such as and the a of in to with also that".split())
 MEASURES = {
     "words": "words",
     "ended": "share that ended by itself",
@@ -116,6 +101,24 @@ def examples(lines, found, catalogue, number: int = 4) -> list[dict]:
              "before": before[row], "after": after[row]} for row in rows]  # fmt: skip
 
 
+def picture(alike: dict[str, list[dict]]) -> bytes:
+    """A PNG: for each reward some measures before (grey) and after, means over its runs."""
+    shown = {"words": "Words", "ended": "Ended by itself", "copied": "Words from the history", "pairs": "distinct-2"}
+    figure = Figure(figsize=(12, 0.9 + 0.4 * len(alike)), layout="constrained")
+    for place, (name, title) in enumerate(shown.items(), 1):
+        axes = report.axes_of(figure, 1, len(shown), place)
+        for row, runs in enumerate(alike.values()):
+            before, after = (np.mean([one[side][name] for one in runs]) for side in ("before", "after"))
+            axes.plot([before, after], [row, row], color=report.FAINT, linewidth=2, zorder=1)
+            axes.scatter([before], [row], color=report.GREY, label="before" if row == 0 else None)
+            axes.scatter([after], [row], color=report.ACCENT, label="after" if row == 0 else None)
+        axes.set_title(title, fontsize=10, color=report.INK, loc="left")
+        axes.set_yticks(range(len(alike)), list(alike) if place == 1 else [""] * len(alike))
+        axes.set_ylim(len(alike) - 0.5, -0.5)
+    axes.legend(fontsize=8, frameon=False)
+    return report.png(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdirs", nargs="*", type=Path, help="finished runs; default: those of experiments/reward.py")
@@ -130,9 +133,8 @@ def main() -> None:
     found = [read(workdir) for workdir in given]
     to, alike = report.Markdown(HERE), {}
     for one in found:
-        alike.setdefault(re.sub(r"^\w+?-|,?(begin_from|phases|seed)=[^,]*", "", Path(one["workdir"]).name), []).append(
-            one
-        )
+        name = re.sub(r"^\w+?-|,?(begin_from|phases|seed)=[^,]*|policy\.reward=", "", Path(one["workdir"]).name)
+        alike.setdefault(name.strip(",") or "ndcg", []).append(one)
     rows = []
     for name, measures in MEASURES.items():
         cells = [f"{np.mean([one['before'][name] for one in found]):.2f}"]
@@ -140,16 +142,15 @@ def main() -> None:
             values = [one["after"][name] for one in runs]
             cells.append(f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""))
         rows.append([to.text(measures), *cells])
-    blocks = [
-        __doc__.strip(),
-        to.table(["", "before", *(f"after, {to.text(name.strip(',') or 'NDCG')}" for name in alike)], rows),
-    ]
+    blocks = [__doc__.strip(), to.table(["", "before", *(f"after, {to.text(name)}" for name in alike)], rows)]
     seeds = max(map(len, alike.values()))
-    blocks += [WORDS, f"Means over test users{', ± s.d. over seeds' * (seeds > 1)}. Four users of the first run:"]
+    blocks += [WORDS, "![Before and after, by reward](how_profiles_change.png)"]
+    blocks += [f"Means over test users{', ± s.d. over seeds' * (seeds > 1)}. Four users of the first run:"]
     for example in found[0]["examples"]:
         blocks += [to.text(f"User {example['user']}, latest: {'; '.join(example['history'])}")]
         blocks += [to.quotes({"Before": example["before"], "After": example["after"]})]
     trackers.write_file(HERE / "how_profiles_change.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    trackers.write_file(HERE / "how_profiles_change.png", picture(alike))
     trackers.write_file(HERE / "how_profiles_change.md", "\n\n".join(blocks) + "\n")
     print("\n\n".join(blocks[:3]))
 

@@ -1,5 +1,6 @@
 """What the README says can be typed, and what it links to is there."""
 
+import json
 import re
 import shlex
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from lpt_jax import rewards, trackers
-from lpt_jax.main import parse
+from lpt_jax.main import main, parse
 from lpt_jax.systems import profiles
 from tests.conftest import ROOT
 from tests.systems.tiny_run import small_config
@@ -61,6 +62,22 @@ def test_the_reward_of_the_readme_works(tmp_path, monkeypatch):
     found = rewards.metric("my_reward:short_and_good", np.array([[[1], [3]]]), np.zeros((1, 2, 1)), [["a b", "c"]], 9)
     assert found.tolist()[0] == pytest.approx([1 - 0.002, 0.5 - 0.001])
     sys.modules.pop("my_reward")
+
+
+def test_ones_own_data_as_the_readme_names_its_columns(tmp_path, monkeypatch):
+    """A file with those columns, read by that command, with the tiny models."""
+    (command,) = [command for command in COMMANDS if "source=table" in command]
+    monkeypatch.chdir(tmp_path)
+    rng, lines = np.random.default_rng(0), ["reader,isbn,date,stars,title"]
+    for reader in range(40):
+        books = enumerate(rng.permutation(30)[:10], 1)
+        lines += [f"r{reader},b{b},2020-{1 + reader // 4:02d}-{day:02d},{1 + b % 5},Book {b}" for day, b in books]
+    (tmp_path / "ratings.csv").write_text("\n".join(lines) + "\n")
+    arguments = [a.replace("configs/movielens.py", f"{ROOT}/configs/movielens.py:tiny") for a in shlex.split(command)]
+    small = ["contrastive.steps=1", "policy.steps=1", "evaluation.bootstrap=20", "evaluation.baselines=popularity"]
+    assert main(["main", *arguments, *(f"--config.{one}" for one in small), "--workdir=run"]) == 0
+    assert (tmp_path / "run/results.json").exists()
+    assert "books" in json.loads((tmp_path / "run/results.json").read_text())["protocol"]
 
 
 def test_make_targets_and_links_are_there():
