@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from lpt_jax import devices, ranking, recommend, report, similarity
-from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.recommender import ProfileRecommender
@@ -105,17 +104,12 @@ class Desk:
             raise InputError("Choose a user, or give a history of titles.")
         return recommend.known_session(self.r.data, str(user).strip()), []
 
-    def prompt(self, session: Session) -> tuple[list[int], int]:
-        """The prompt's token ids, and how many of the latest items it shows."""
-        settings = self.config.data, self.config.prompt, self.r.writer.tokenizer
-        return prompts.encode_prompt(session, self.catalogue, *settings)
-
     def write(self, stage: str, session: Session):
         """The profile by a stage's language model, ever longer."""
         if stage != self.writing:
             self.r.use_policy(self.stages[stage]["policy"])
             self.writing = stage
-        yield from self.r.writer.grow(self.prompt(session)[0], self.r.key)
+        yield from self.r.writer.grow(self.r.prompt(session)[0], self.r.key)
 
     def rank(self, stage: str, profile: str, history, base=None, k: int = K) -> tuple[list[Row], tuple]:
         """The best k items without the history, and what a later call takes as `base`: the ranking to compare with.
@@ -146,7 +140,7 @@ class Desk:
 
     def history_html(self, session: Session) -> str:
         """A person's items with their ratings, newest first; those that the model doesn't read are paler."""
-        n, (_, read) = len(session.history), self.prompt(session)
+        n, (_, read) = len(session.history), self.r.prompt(session)
         ratings, best, lines = session.ratings or [None] * n, self.config.data.best_rating, []
         for age, (item, rating) in enumerate(zip(session.history[::-1], ratings[::-1])):
             rated = "" if rating is None or rating != rating else f"<b title='of {best:g}'>{rating:g}<i>★</i></b>"

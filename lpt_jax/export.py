@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from lpt_jax import devices, report, trackers
-from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.learning import policy
@@ -145,7 +144,7 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
     rated, said = (value and (best,) * len(items)
                    for value, best in ((train.ratings, config.data.best_rating), (train.reviews, "…")))  # fmt: skip
     example = Session("", items, rated, said, (), float("nan"))  # of no user
-    ids, _ = prompts.encode_prompt(example, r.data.catalogue, config.data, config.prompt, r.writer.tokenizer)
+    ids, _ = r.prompt(example)
     values = {
         "prompt": r.writer.tokenizer.decode(ids, clean_up_tokenization_spaces=False),
         "start": r.writer.start,

@@ -9,7 +9,6 @@ import textwrap
 import numpy as np
 
 from lpt_jax import devices, ranking
-from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.systems import profiles
@@ -109,26 +108,25 @@ def table(catalogue, ids, scores) -> str:
     return "\n".join(lines)
 
 
-def recommend(dataset, items, kind: str, text: str, k: int, *, write, embed, tokens, limit: int) -> str:
-    """The answer in words to asked()'s kind and text: the profile, and the best k of `items`.
-
-    write(session) gives a profile's text, embed(text) its Float[D] and tokens(text) its length for
-    the embedder, which reads `limit`; items is Float[≥N, D]. The history is not recommended.
+def recommend(r, encoder: dict, kind: str, text: str, k: int) -> str:
+    """The answer in words to asked()'s kind and text: the profile by the policy of r, a ProfileRecommender, and the best k
+    items by an encoder. The history is not recommended.
     """
-    catalogue, session, notes = dataset.catalogue, None, []
+    catalogue, session, notes = r.data.catalogue, None, []
     if kind == "user":
-        session = known_session(dataset, text)
+        session = known_session(r.data, text)
     elif kind == "history":
         history, notes = find_items(text, catalogue)
         session = Session("", history, None, None, (), float("nan"))
-    profile = write(session) if session else text
-    length = tokens(profile)
+    profile = r.writer.write([r.prompt(session)[0]], [0], r.key)[0] if session else text
+    length, limit = length_of(r, profile), r.profile_limit
     if length > limit and not session:
         raise too_long(length, limit)
     if length > limit:
         notes.append(f"The profile has {length} tokens, of which the embedder reads {limit}.")
     hidden = ranking.padded([session.history if session else ()])
-    ids, scores = devices.fetch(ranking.top_k(embed(profile)[None], items, hidden, k, len(catalogue.ids)))
+    embedded, items = r.embed_profiles(encoder, [profile])[0], r.embed_catalogue(encoder)
+    ids, scores = devices.fetch(ranking.top_k(embedded, items, hidden, k, r.count))
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
     return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, ids[0], scores[0])])
 
@@ -146,16 +144,6 @@ def too_long(length: int, limit: int) -> InputError:
 def run(config, workdir, kind: str, text: str, k: int) -> str:
     """recommend() with the models and data of the run in `workdir`."""
     r, _, state, _ = profiles.trained(config, workdir)
-    encoder = r.part(state, "encoder")
     longest = -(-config.prompt.max_tokens // 16) * 16
     r.writer.lengths = (*r.writer.lengths, longest)  # a history may be longer than all in the data
-
-    def write(session):
-        settings = config.data, config.prompt, r.writer.tokenizer
-        ids, _ = prompts.encode_prompt(session, r.data.catalogue, *settings)
-        return r.writer.write([ids], [0], r.key)[0]
-
-    return recommend(
-        r.data, r.embed_catalogue(encoder), kind, text, k, write=write, tokens=lambda text: length_of(r, text),
-        embed=lambda text: r.embed_profiles(encoder, [text])[0][0], limit=r.profile_limit,
-    )  # fmt: skip
+    return recommend(r, r.part(state, "encoder"), kind, text, k)

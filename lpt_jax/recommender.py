@@ -130,23 +130,15 @@ class ProfileRecommender:
         self.reference = {} if config.policy.trains == "lora" else devices.place(trainable, self.mesh)
         self._start = {"policy": jax.tree.map(lambda a: np.array(a, np.float32), trainable), "encoder": ranker.weights}
         self._embedded = None, None  # an encoder's word table, and the catalogue embedded by it
+        start = prompts.start_of(config.data, config.prompt)
+        self.writer = generation.Writer(writer, self.spec, self.trunk, (), self.mesh, config.profile, start)
         self.prompts, lengths = {}, []
         for split, found in self.sessions.items():
-            rows = [prompts.encode_prompt(s, self.data.catalogue, config.data, config.prompt, writer.tokenizer)
-                    for s in found]  # fmt: skip
+            rows = [self.prompt(s) for s in found]
             self.data.counts[f"{split} prompts without room for an item"] = sum(kept == 0 for _, kept in rows)
             self.prompts[split] = [ids for ids, _ in rows]
             lengths += [len(ids) for ids, _ in rows]
-        lengths = batches.bucket_lengths(lengths, config.prompt.buckets)
-        self.writer = generation.Writer(
-            writer,
-            self.spec,
-            self.trunk,
-            lengths,
-            self.mesh,
-            config.profile,
-            prompts.start_of(config.data, config.prompt),
-        )
+        self.writer.lengths = batches.bucket_lengths(lengths, config.prompt.buckets)
         self.item_rows, cut = batches.tokenise(ranker.tokenizer, self.data.catalogue.texts, self.item_limit)
         self.data.counts["item texts cut to the window"] = int(cut.sum())
         if config.begin_from:
@@ -186,6 +178,11 @@ class ProfileRecommender:
         print(f"protocol: {self.data.protocol}", flush=True)
 
     # ---- parts of the way from prompts to ranks
+
+    def prompt(self, session) -> tuple[list[int], int]:
+        """A session's prompt: its token ids, and how many of the latest items it shows (prompts.encode_prompt)."""
+        settings = self.config.data, self.config.prompt, self.writer.tokenizer
+        return prompts.encode_prompt(session, self.data.catalogue, *settings)
 
     def fresh_encoder(self, loaded: bool = False) -> dict:
         """The recommender decoder's weights as the run begins with them (or as loaded), on the mesh, as float32 masters."""

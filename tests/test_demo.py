@@ -102,7 +102,7 @@ def test_empty_and_too_long_profiles_get_a_sentence(desk):
 def test_the_profile_grows_to_what_is_written_at_once(desk):
     session, _ = desk.session(desk.users[0], "")
     pieces = list(desk.write("after", session))
-    assert len(pieces) > 1 and pieces[-1] == desk.r.writer.write([desk.prompt(session)[0]], [0], desk.r.key)[0]
+    assert len(pieces) > 1 and pieces[-1] == desk.r.writer.write([desk.r.prompt(session)[0]], [0], desk.r.key)[0]
     assert all(later.startswith(piece) for piece, later in zip(pieces, pieces[1:]))
 
 

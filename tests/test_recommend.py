@@ -1,5 +1,7 @@
 """Recommending: who is asked for, items by id or title, and the table that is printed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -101,10 +103,15 @@ def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
     """Items on the unit circle; the profile looks along the x axis; the last row is padding."""
     angles = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     items = np.vstack([np.stack([np.cos(angles), np.sin(angles)], 1), [[1.0, 0.0]]]).astype(np.float32)
-    return recommend.recommend(
-        DATASET, items, kind, text, k, write=write, tokens=lambda text: len(text.split()), limit=limit,
-        embed=lambda profile: np.array([1.0, 0.0], np.float32),
+    r = SimpleNamespace(
+        data=DATASET, count=len(IDS), key=None, profile_limit=limit, prompt=lambda session: (session, 1),
+        writer=SimpleNamespace(write=lambda sessions, rows, key: [write(sessions[0])]),
+        encoder_spec=SimpleNamespace(query_prefix="For: "),
+        ranker=SimpleNamespace(tokenizer=lambda text, verbose: {"input_ids": text.split()[1:]}),
+        embed_profiles=lambda encoder, texts: (np.array([[1.0, 0.0]], np.float32), [True]),
+        embed_catalogue=lambda encoder: items,
     )  # fmt: skip
+    return recommend.recommend(r, {}, kind, text, k)
 
 
 def test_the_answer_hides_the_history_and_has_aligned_columns():
