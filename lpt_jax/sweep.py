@@ -181,12 +181,24 @@ def _interval(g: dict) -> str:
     return f"{g['mean']:+.4f} ({g['low']:+.4f} … {g['high']:+.4f})"
 
 
+def shared_rows(runs: dict[str, dict]) -> dict[str, dict[int, dict]]:
+    """The rows that all runs have and agree on: row -> seed -> metrics, of all seeds that any of them has."""
+    found = {}
+    for row in set.intersection(*(set(one["rows"]) for one in runs.values())):
+        all_seeds = [(seed, {m: of[i] for m, of in one["rows"][row].items()})
+                     for one in runs.values() for i, seed in enumerate(one["seeds"])]  # fmt: skip
+        by_seed = dict(sorted(all_seeds, key=lambda pair: pair[0]))
+        if all(by_seed[seed] == metrics_of for seed, metrics_of in all_seeds):
+            found[row] = by_seed
+    return found
+
+
 def table(experiment: dict, found: dict, to) -> str:
     """The answer as Markdown: the question, the rows that all runs share and those that differ, the gains, the words."""
     runs, base = found["runs"], next(iter(found["runs"]))
-    shared = {row: values for row, values in runs[base]["rows"].items()
-              if all(one["rows"].get(row) == values for one in runs.values())}  # fmt: skip
-    rows = [(to.text(row), runs[base]["seeds"], values) for row, values in shared.items()]
+    shared = shared_rows(runs)
+    rows = [(to.text(row), list(shared[row]), {m: [of[m] for of in shared[row].values()] for m in SHOWN})
+            for row in runs[base]["rows"] if row in shared]  # fmt: skip
     rows += [(to.text(f"{name}: {row}" if len(runs) > 1 else row), one["seeds"], values)
              for name, one in runs.items() for row, values in one["rows"].items() if row not in shared]  # fmt: skip
     rows = [[label, ", ".join(map(str, seeds)), *(_spread(of[m]) for m in SHOWN)] for label, seeds, of in rows]
@@ -195,10 +207,12 @@ def table(experiment: dict, found: dict, to) -> str:
         over = _interval(one["over"]) if "over" in one else "–"
         end = [f"{np.mean(values):.3g}" if values else "–" for values in one["end"].values()]
         minutes = f"{np.mean(one['seconds']) / 60:.1f}"
-        gains += [
-            [to.text(name), to.text(step.replace("->", " → ")), _interval(g), over, *end, minutes]
-            for step, g in one["gains"].items()
-        ]
+        whole = [over, *end, minutes]  # of the run, and so beside its last gain alone
+        for step, g in one["gains"].items():
+            last = step == list(one["gains"])[-1]
+            gains.append(
+                [to.text(name), to.text(step.replace("->", " → ")), _interval(g), *(of * last for of in whole)]
+            )
     ends = [f"{title} at the end" for title in ENDS.values()]
     head = ["", "step", "its gain", f"over {to.text(base)}", *ends, "minutes"]
     return "\n\n".join([

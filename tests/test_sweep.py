@@ -116,6 +116,13 @@ def test_what_is_collected(folder):
     assert (folder / "reward.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_rows_that_all_runs_agree_on():
+    one = {"seeds": [0, 1], "rows": {"popularity": {"ndcg": [0.1, 0.2]}, "start": {"ndcg": [0.3, 0.4]}}}
+    other = {"seeds": [2, 1], "rows": {"popularity": {"ndcg": [0.5, 0.2]}, "start": {"ndcg": [0.3, 0.5]}, "x": {}}}
+    shared = {"popularity": {0: {"ndcg": 0.1}, 1: {"ndcg": 0.2}, 2: {"ndcg": 0.5}}}
+    assert sweep.shared_rows({"a": one, "b": other}) == shared  # of seed 1 the starts differ
+
+
 def test_curves_of_several_iterations_go_on(folder):
     (folder / "twice.py").write_text(
         'CONFIG, RUNS = "small.py", {"twice": {"iterations": 2, "policy.kl_coef": 0.0, "policy.evaluate_every": 9}}'
