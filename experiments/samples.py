@@ -14,8 +14,10 @@ RUNS = {
     "G = 4": {"policy.samples": 4, "policy.users": 64},
     "G = 16": {"policy.samples": 16, "policy.users": 16},
 }
-WORDS = """On one H200 that eleven runs shared; profiles in bfloat16. One seed so far; intervals are over its 189 test
-users alone. What they don't hold: the same CL and RLSO with the same seed, run twice, gained .0050 and .0086 (a
-GPU's sums have no fixed order), so that single runs may differ by .004 for no reason. Only two of the four have
-been run: two profiles a user gain less than eight and move three times as far from the reference. The
-difference is not clear of zero."""
+WORDS = """G of 8 and 2 were run on one H200 that eleven runs shared, 4 and 16 on two CPU cores, one each, from a CL of the
+same seed that was trained there and starts .0035 higher: so gains since the start are compared, not ends. One
+seed; intervals are over its 189 test users alone, and don't hold that the same CL and RLSO, run twice, gained
+.0050 and .0086 (sums have no fixed order). Between 4 and 16 profiles a user there is nothing to choose: +.0079
+to +.0100, all clear of zero. Two a user gain half of that, not clear of zero, and move two to three times as
+far from the reference. Time speaks for many: the same 256 profiles of 16 users are 16 prompts to read instead
+of 64, and the run took 25 minutes on a core instead of 42."""
