@@ -121,11 +121,10 @@ def table(found: dict) -> str:
             lines.append(
                 f"| {loss}, seed {run['seed']} (best of {run['epochs']} epochs: {run['best_epoch']}) | {' | '.join(cells)} |"
             )
-        spread = [
-            f"**{np.mean(v):.4f}** ± {np.std(v, ddof=len(v) > 1):.4f}"
-            for v in ([r["test"][m] for r in same] for m in SHOWN)
-        ]
-        lines.append(f"| **{loss}, mean ± s.d. of {len(same)} seeds** | {' | '.join(spread)} | |")
+        if len(same) > 1:
+            of = ([r["test"][m] for r in same] for m in SHOWN)
+            spread = [f"**{np.mean(v):.4f}** ± {np.std(v, ddof=1):.4f}" for v in of]
+            lines.append(f"| **{loss}, mean ± s.d. of {len(same)} seeds** | {' | '.join(spread)} | |")
     for name, row in found["rules"].items():
         lines.append(f"| {name} | {' | '.join(f'{row[m]:.4f}' for m in SHOWN)} | |")
     return "\n".join(lines) + "\n"
@@ -138,6 +137,9 @@ def main() -> None:
     parser.add_argument("--losses", default="bce,softmax")
     parser.add_argument("--block", default="paper", choices=["paper", "bert"])
     parser.add_argument("--b2", default=0.98, type=float, help="Adam's; PyTorch's own default is 0.999")
+    parser.add_argument(
+        "--held_out", action="store_true", help="held-out items are no negatives, as in S3-Rec's repository"
+    )
     options = parser.parse_args()
     users, items = read(options.data / "raw/sequential.txt")
     shuffled = np.random.default_rng(0).permutation(items)
@@ -155,6 +157,9 @@ def main() -> None:
         settings.update(heads=2, batch=256)
         sasrec.init_weights, sasrec.forward = bert_weights, bert_forward
         sasrec._forward = jax.jit(bert_forward, static_argnames=("heads",))
+    if options.held_out:
+        known = np.unique(np.concatenate([shuffled[taken] + u * items for u, taken in enumerate(users)]))
+        sasrec.negatives = lambda users, _, *rest, draw=sasrec.negatives: draw(users, known, *rest)
     path = HERE / "sasrec_beauty.json"
     found = json.loads(path.read_text()) if path.exists() else {"runs": []}
     settled = {"rules": rules, "protocol": (
@@ -170,6 +175,7 @@ def main() -> None:
                 loss
                 + ", BERT's blocks" * (options.block == "bert")
                 + f", Adam's b2 {options.b2}" * (options.b2 != 0.98)
+                + ", no negatives of the held-out" * options.held_out
             )
             if any((run["loss"], run["seed"]) == (row, seed) for run in found["runs"]):
                 continue
