@@ -220,11 +220,11 @@ CHOICES = {
     "sasrec.loss": ("bce", "softmax"),
     "data.year": (2014, 2018, 2023),
 }
-ZERO = """
+MAY_BE_ZERO = """
     seed data.core data.max_users contrastive.steps contrastive.warmup contrastive.weight_decay
     contrastive.hard_negatives contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay
     policy.kl_coef policy.clip_ratio evaluation.max_users evaluation.max_test_sessions evaluation.samples sasrec.dropout
-""".split()  # numbers that may be 0; all others but the mesh's are greater
+""".split()  # all other numbers but the mesh's are greater
 LISTS = {  # comma-separated settings: what they may name
     "phases": ("contrastive", "policy"),
     "trackers": ("tensorboard", "wandb", "trackio"),
@@ -329,8 +329,8 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if isinstance(value, float) and not math.isfinite(value):
             wrong(name, "a finite number")
         if type(value) in (int, float) and name not in CHOICES and not name.startswith("mesh."):
-            if value < 0 or (value == 0 and name not in ZERO):
-                wrong(name, "0 or more" if name in ZERO else "greater than 0")
+            if value < 0 or (value == 0 and name not in MAY_BE_ZERO):
+                wrong(name, "0 or more" if name in MAY_BE_ZERO else "greater than 0")
     for name, choices in CHOICES.items():
         if get(config, name) not in choices:
             wrong(name, "one of " + ", ".join(map(str, choices)))
@@ -343,7 +343,7 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if config.policy.samples < 2:
         wrong("policy.samples", "at least 2: every loss compares profiles of one user")
     if config.data.validation_share + config.data.test_share >= 1:
-        wrong("data.test_share", "less than 1 together with data.validation_share")
+        wrong("data.test_share", "such that it and data.validation_share are together below 1")
     for name in ("user", "item"):
         if not config.data.columns[name]:
             wrong(f"data.columns.{name}", "the name of a column")

@@ -65,8 +65,9 @@ def best(profile, items, base, base_items, hidden, k: int, valid: int):
 @functools.partial(jax.jit, static_argnames="count")
 def mean_and_covariance(items, count: int):
     """Of the first `count` items' embeddings: mean [D] and covariance [D, D], and so of any text's cosines to them."""
-    items, mean = items[:count], items[:count].mean(0)
-    return mean, items.T @ items / count - mean[:, None] * mean
+    mean = items[:count].mean(0)
+    apart = items[:count] - mean
+    return mean, apart.T @ apart / count
 
 
 class Desk:

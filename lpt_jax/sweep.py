@@ -92,11 +92,6 @@ def finished(one: Order) -> bool:
     return True
 
 
-def trained(one: Order) -> bool:
-    """Whether a run's models are there, so that others can begin from it."""
-    return (one.workdir / "checkpoints").is_dir()
-
-
 def run(asked: list[Order]) -> None:
     """Runs what has not finished, one after the other; InputError at the first that fails or is stopped."""
     for number, one in enumerate(asked, 1):
@@ -264,7 +259,8 @@ def main(argv: list[str] | None = None) -> int:
         experiment = read(file)
         first, runs = orders(experiment)
         asked = [one for group in (first, *zip(*runs.values(), strict=True)) for one in group]  # seed by seed
-        if not f.collect and (bare := [one.workdir for one in first if finished(one) and not trained(one)]):
+        bare = [one.workdir for one in first if finished(one) and not (one.workdir / "checkpoints").is_dir()]
+        if bare and (f.run or not f.collect):
             raise InputError(
                 f"{bare[0]} has results but not their models (checkpoints/): remove it, to train it again."
             )

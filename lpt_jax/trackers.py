@@ -157,7 +157,7 @@ class Tracker:
         sizes = self.written()
         self._close()
         for name, size in sizes.items():
-            os.truncate(self.workdir / f"{name}.jsonl", min(size, written[name]))
+            os.truncate(self.workdir / f"{name}.jsonl", min(size, written.get(name, 0)))
         self._open(purge_step=global_step + 1)
 
     def close(self):

@@ -46,7 +46,7 @@ SETTINGS = [
     ("one sample per user", "TINY --config.policy.samples=1", r"policy\.samples=1 .* at least 2"),
     ("unknown reward", "TINY --config.policy.reward=nosuch:f", r"policy\.reward='nosuch:f' .* importable"),
     ("unknown metric", "TINY --config.evaluation.metric=auc", r"evaluation\.metric='auc' .* ndcg, mrr"),
-    ("shares of 1", "TINY --config.data.test_share=1.0", r"data\.test_share=1\.0 .* less than 1 together"),
+    ("shares of 1", "TINY --config.data.test_share=1.0", r"data\.test_share=1\.0 .* together below 1"),
     ("users not divisible", "TINY --config.policy.minibatches=3", r"policy\.minibatches=3 .* divisor of policy\.users"),
     ("mesh of 0", "TINY --config.mesh.model=0", r"mesh: each axis must be 1 or more"),
 ]

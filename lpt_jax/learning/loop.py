@@ -82,7 +82,7 @@ def run(schedule: list[Phase], state: dict, config, workdir: Path, tracker, inte
     note = {"position": 0, "step": 0, "global_step": 0, "best": None, "best_step": 0, "seconds": {}}
     number = last.latest()
     if number is None:
-        tracker.resume({"metrics": 0, "samples": 0})
+        tracker.resume({})
     else:
         note = last.note(number)
         state = last.restore(number, state)
