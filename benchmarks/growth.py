@@ -166,8 +166,8 @@ def picture(axis: str, curves: dict) -> None:
     """growth_<axis>.png: seconds and GiB of each part over the sizes."""
     from matplotlib.figure import Figure
 
+    from lpt_jax.files import write_file
     from lpt_jax.report import ACCENT, GREY, INK, SECOND, axes_of, png
-    from lpt_jax.trackers import write_file
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     panels = (("seconds", "Seconds", 1), ("bytes", "GiB", harness.GIB))

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 
-from lpt_jax import report, sweep, trackers
+from lpt_jax import files, report, sweep
 from lpt_jax.data import sessions
 from lpt_jax.recommender import used_sessions
 
@@ -80,10 +80,10 @@ def read(workdir: Path) -> dict:
     config = ml_collections.ConfigDict(results["config"])
     data = sessions.prepare(config.data)
     found, stages = used_sessions(data, config.evaluation)["test"], list(results["gains"])[-1].split("->")
-    files = [next((workdir / "profiles").glob(f"{stage}-*-test.jsonl"), None) for stage in stages]
-    if None in files:
+    written = [next((workdir / "profiles").glob(f"{stage}-*-test.jsonl"), None) for stage in stages]
+    if None in written:
         raise SystemExit(f"how_profiles_change: {workdir} has no policy phase, its profiles stay the same.")
-    lines = [trackers.read_jsonl(file) for file in files]
+    lines = [files.read_jsonl(file) for file in written]
     sides = [measure(of, found, data.catalogue, config.prompt.history_items) for of in lines]
     return {
         "workdir": str(workdir),
@@ -149,9 +149,9 @@ def main() -> None:
     for example in found[0]["examples"]:
         blocks += [to.text(f"User {example['user']}, latest: {'; '.join(example['history'])}")]
         blocks += [to.quotes({"Before": example["before"], "After": example["after"]})]
-    trackers.write_file(HERE / "how_profiles_change.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    trackers.write_file(HERE / "how_profiles_change.png", picture(alike))
-    trackers.write_file(HERE / "how_profiles_change.md", "\n\n".join(blocks) + "\n")
+    files.write_file(HERE / "how_profiles_change.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    files.write_file(HERE / "how_profiles_change.png", picture(alike))
+    files.write_file(HERE / "how_profiles_change.md", "\n\n".join(blocks) + "\n")
     print("\n\n".join(blocks[:3]))
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax import metrics, ranking, trackers
+from lpt_jax import files, metrics, ranking
 from lpt_jax.baselines import sasrec, simple
 from lpt_jax.data.sessions import Session
 
@@ -194,8 +194,8 @@ def main() -> None:
                 }
                 | note
             )
-            trackers.write_file(path, json.dumps(found, indent=1) + "\n")
-            trackers.write_file(path.with_suffix(".md"), table(found))
+            files.write_file(path, json.dumps(found, indent=1) + "\n")
+            files.write_file(path.with_suffix(".md"), table(found))
     print(table(found))
 
 

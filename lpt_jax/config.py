@@ -12,7 +12,7 @@ import runpy
 
 import ml_collections
 
-from lpt_jax import trackers
+from lpt_jax import files
 from lpt_jax.errors import InputError
 
 
@@ -420,7 +420,7 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
             raise InputError(f"There is no run in {workdir}: train first, with --mode=train and the same config.")
         workdir.mkdir(parents=True, exist_ok=True)
         if fresh:
-            trackers.write_file(path, json.dumps(config.to_dict(), indent=1) + "\n")
+            files.write_file(path, json.dumps(config.to_dict(), indent=1) + "\n")
         there = flat(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         if isinstance(error, InputError):

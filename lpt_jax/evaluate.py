@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, metrics, ranking, report, trackers
+from lpt_jax import devices, files, metrics, ranking, report
 from lpt_jax.baselines import sasrec, simple
 from lpt_jax.data import sessions
 from lpt_jax.errors import InputError
@@ -97,7 +97,7 @@ def test(
     if devices.first():
         shown = samples(r, names, texts, ranks)
         report.write_results(r.workdir, results, values)
-        report.write(r.workdir, results, trackers.read_jsonl(r.workdir / "metrics.jsonl"), shown)
+        report.write(r.workdir, results, files.read_jsonl(r.workdir / "metrics.jsonl"), shown)
     print(f"\n{results['protocol']}\n\n{report.results_table(results['rows'])}\n")
     for name, gain in gains.items():
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
@@ -180,8 +180,8 @@ def score_run(config, workdir: Path, file: str) -> dict:
             )
     if devices.first():
         (workdir / "trec").mkdir(exist_ok=True)
-        text = json.dumps(trackers.plain(results), indent=1, ensure_ascii=False)
-        trackers.write_file(workdir / f"trec/{Path(file).name}.json", text + "\n")
+        text = json.dumps(files.plain(results), indent=1, ensure_ascii=False)
+        files.write_file(workdir / f"trec/{Path(file).name}.json", text + "\n")
     print(f"\n{data.protocol}\n\n{report.results_table(rows | {name: results['row']})}\n")
     print(*(f"{file}: {count} {what}" for what, count in counts.items() if count), sep="\n")
     if gain := results.get("gain"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpt_jax import devices, report, trackers
+from lpt_jax import devices, files, report
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.learning import policy
@@ -90,7 +90,7 @@ def export(config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> N
         to = part / "recommender_decoder"
         weights.save_encoder(to, ranker.spec, encoder, ranker.tokenizer, ranker.config, shard)
         for to in part.iterdir():
-            trackers.write_file(to / "README.md", card(r, to, results))
+            files.write_file(to / "README.md", card(r, to, results))
         os.rename(part, folder)
     if lora is not None and settings.rank > SERVED:
         print(f"lpt_jax: warning: servers such as vLLM refuse adapters of a rank above {SERVED}, and this one's is "

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from lpt_jax import trackers
+from lpt_jax import files
 from lpt_jax.errors import InputError
 
 CUTOFFS = (1, 5, 10, 20)
@@ -106,7 +106,7 @@ def write_run(path, queries, ranked, name: str = "lpt_jax") -> None:
     The score written is minus the rank: trec_eval ignores the ranks and orders equal scores by
     name. Ids are percent-encoded, as the format is separated by spaces.
     """
-    trackers.write_file(
+    files.write_file(
         path,
         (
             f"{_coded(query)} Q0 {_coded(item)} {rank} {-rank} {_coded(name)}\n"
@@ -119,7 +119,7 @@ def write_run(path, queries, ranked, name: str = "lpt_jax") -> None:
 def write_qrels(path, queries, relevant) -> None:
     """A TREC qrels file: for each query id the ids of its relevant items."""
     pairs = zip(queries, relevant, strict=True)
-    trackers.write_file(path, (f"{_coded(query)} 0 {_coded(item)} 1\n" for query, items in pairs for item in items))
+    files.write_file(path, (f"{_coded(query)} 0 {_coded(item)} 1\n" for query, items in pairs for item in items))
 
 
 def _coded(name):

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, generation, metrics, ranking, similarity, trackers
+from lpt_jax import devices, files, generation, metrics, ranking, similarity
 from lpt_jax.checkpoints import Checkpoints
 from lpt_jax.data import batches, made_up, prompts, sessions
 from lpt_jax.errors import InputError
@@ -266,12 +266,12 @@ class ProfileRecommender:
         Its lines: row (in the split), user, history (items), profile, tokens (of the language model), ended (an end
         token came), empty, and over_long (for the embedder's window).
         """
-        found, lines = self.sessions[split], trackers.read_jsonl(file) if file else []
+        found, lines = self.sessions[split], files.read_jsonl(file) if file else []
         known = {line["row"]: line["profile"] for line in lines}
         devices.wait_for_all(f"read {file}")
         if file and devices.first():
             file.parent.mkdir(parents=True, exist_ok=True)
-            trackers.write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            files.write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
         def keep(rows, texts, tokens, ended):
             queries = [self.encoder_spec.query_prefix + text for text in texts]

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from lpt_jax.files import plain, write_file
 from lpt_jax.metrics import NAMES
-from lpt_jax.trackers import plain, write_file
 
 SHOWN = 20  # items of a sample user's history
 INK, ACCENT, SECOND, GREY, FAINT = "#1d2430", "#1f6f8b", "#c8553d", "#7a8594", "#d9dde3"

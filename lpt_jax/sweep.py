@@ -22,7 +22,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from lpt_jax import config as config_lib
-from lpt_jax import metrics, report, trackers
+from lpt_jax import files, metrics, report
 from lpt_jax.errors import InputError
 
 SHOWN = ("ndcg", "ndcg@10", "recall@10", "mrr")
@@ -132,7 +132,7 @@ def collect(runs: dict[str, list[Order]]) -> dict:
         of_row = {row: [arrays[f"{row}/ndcg"] for arrays in values] for row in results[0]["rows"]}
         last, starts = of_row[list(of_row)[-1]], of_row.get("start", [0.0] * len(done))
         users[name] = {r["seed"]: after - start for r, after, start in zip(results, last, starts, strict=True)}
-        records = [trackers.read_jsonl(workdir / "metrics.jsonl") for workdir in done]
+        records = [files.read_jsonl(workdir / "metrics.jsonl") for workdir in done]
         steps = [[r for r in of_run if "reward" in r] for of_run in records]  # of the policy phases, all iterations
         ends = {key: [[r[key] for r in of_run if key in r][-1:] for of_run in steps] for key in ENDS}
         found[name] = {
@@ -270,9 +270,9 @@ def main(argv: list[str] | None = None) -> int:
             found = collect(runs)
             text = table(experiment, found, report.Markdown(file.parent))
             text += f"\n![Gains, and learning curves, means over seeds]({file.stem}.png)\n"
-            trackers.write_file(file.with_suffix(".json"), json.dumps(trackers.plain(found), indent=1) + "\n")
-            trackers.write_file(file.with_suffix(".png"), picture(found))
-            trackers.write_file(file.with_suffix(".md"), text)
+            files.write_file(file.with_suffix(".json"), json.dumps(files.plain(found), indent=1) + "\n")
+            files.write_file(file.with_suffix(".png"), picture(found))
+            files.write_file(file.with_suffix(".md"), text)
             print(text)
         else:
             later = not all(map(finished, first))

@@ -2,64 +2,12 @@
 
 import importlib
 import json
-import math
 import os
 import secrets
-from collections.abc import Iterable
 from pathlib import Path
 
-import pyarrow as pa
-from pyarrow import json as pa_json
-from pyarrow import parquet
-
 from lpt_jax.errors import InputError
-
-
-def write_file(path, content: str | bytes | Iterable[str]) -> None:
-    """Writes a file (or its lines, one after another) whole or not at all, by one that is renamed; text is UTF-8."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    if isinstance(content, bytes):
-        part.write_bytes(content)
-    else:
-        with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.writelines([content] if isinstance(content, str) else content)
-    os.replace(part, path)
-
-
-def read_jsonl(path) -> list[dict]:
-    """The records of a .jsonl file, [] without one; a last line cut short by a kill is left out."""
-    path = Path(path)
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # not JSON, or not UTF-8
-            if number < len(lines) or line.endswith(b"\n"):
-                raise InputError(f"{path}:{number} is not JSON: remove that line.") from None
-    return records
-
-
-def write_parquet(path, lines, types: dict[str, str]) -> None:
-    """Writes a .parquet file of the records of a .jsonl file, whole or not at all; types: the columns and Arrow's names."""
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()])
-    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-    part = Path(path).with_name(Path(path).name + ".part")
-    parquet.write_table(pa_json.read_json(lines, parse_options=options), part)
-    os.replace(part, path)
-
-
-def plain(value):
-    """What JSON can hold: scalar arrays as numbers, and None for those that are not finite."""
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if isinstance(value, str) or value is None:
-        return value
-    number = value.item() if hasattr(value, "item") else value
-    return number if math.isfinite(number) else None
+from lpt_jax.files import plain, write_file
 
 
 class Silent:

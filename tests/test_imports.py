@@ -4,7 +4,7 @@ import ast
 
 from tests.conftest import ROOT
 
-FLOW = """errors huge_pages array_types trackers checkpoints devices config data models generation similarity
+FLOW = """errors files huge_pages array_types trackers checkpoints devices config data models generation similarity
 ranking metrics rewards learning recommender baselines report evaluate systems recommend demo export check main sweep""".split()
 
 

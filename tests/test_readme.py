@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from lpt_jax import rewards, trackers
+from lpt_jax import files, rewards
 from lpt_jax.main import main, parse
 from lpt_jax.systems import profiles
 from tests.conftest import ROOT
@@ -45,7 +45,7 @@ def test_every_metric_is_explained(tmp_path):
     """Of a run in which everything is measured."""
     config = small_config({"contrastive.steps": 1, "policy.steps": 1, "evaluation.bootstrap": 20})
     results = profiles.train(config, tmp_path)
-    found = {name for record in trackers.read_jsonl(tmp_path / "metrics.jsonl") for name in record}
+    found = {name for record in files.read_jsonl(tmp_path / "metrics.jsonl") for name in record}
     found |= {name for row in results["rows"].values() for name in row}
     found -= {"iteration", "phase", "step", "global_step"}
     section = README[README.index("## What is measured") :].split("\n## ")[0]

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lpt_jax import metrics, recommender, trackers
+from lpt_jax import files, metrics, recommender
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.learning import loop
 from lpt_jax.recommender import ProfileRecommender
@@ -73,7 +73,7 @@ def test_writing_goes_on_after_a_kill(r, tmp_path):
     assert len(lines) == len(wanted) == len(r.data.sessions["train"])
     file.write_text("".join(lines[:21]) + lines[21][:15])
     assert r.write("train", file, 1, 1.0) == wanted
-    again = trackers.read_jsonl(file)
+    again = files.read_jsonl(file)
     assert sorted(line["row"] for line in again) == list(range(len(wanted)))
     assert [wanted[line["row"]] for line in again] == [line["profile"] for line in again]
     assert again[0]["user"] == r.data.sessions["train"][again[0]["row"]].user
@@ -86,7 +86,7 @@ def test_writing_stops_between_batches_when_asked(r, tmp_path, monkeypatch):
     with pytest.raises(loop.Stop):
         r.write("train", tmp_path / "p.jsonl", 1, 1.0)
     interrupt.close()
-    assert len(trackers.read_jsonl(tmp_path / "p.jsonl")) == r.config.profile.batch
+    assert len(files.read_jsonl(tmp_path / "p.jsonl")) == r.config.profile.batch
 
 
 def oracle(r, encoder, profiles, sessions):

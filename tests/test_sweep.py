@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lpt_jax import config as config_lib
+from lpt_jax import files, sweep
 from lpt_jax import main as main_lib
-from lpt_jax import sweep, trackers
 from lpt_jax.data import made_up
 from lpt_jax.errors import InputError
 from lpt_jax.recommender import ProfileRecommender
@@ -106,7 +106,7 @@ def test_what_is_collected(folder):
     over = np.mean([users["rlso/ndcg"] - other for (_, _, users), other in zip(runs, base, strict=True)])
     assert mrr["over"]["mean"] == pytest.approx(over, abs=1e-12) and "over" not in found["runs"]["NDCG"]
     assert mrr["over"]["low"] <= mrr["over"]["mean"] <= mrr["over"]["high"]
-    records = [trackers.read_jsonl(workdir / "metrics.jsonl") for workdir, _, _ in runs]
+    records = [files.read_jsonl(workdir / "metrics.jsonl") for workdir, _, _ in runs]
     assert mrr["end"]["kl"] == [of_run[-1]["kl"] for of_run in records] and max(map(abs, mrr["end"]["kl"])) > 0
     text = (folder / "reward.md").read_text()
     assert text.startswith("Which <reward> is best?") and "None of them." in text

@@ -6,9 +6,8 @@ import types
 
 import numpy as np
 import pytest
-from pyarrow import parquet
 
-from lpt_jax import trackers
+from lpt_jax import files, trackers
 from lpt_jax.errors import InputError
 
 PLACES = [(0, "contrastive", s, s) for s in (1, 2)] + [(0, "policy", s, 2 + s) for s in (0, 1, 2)]
@@ -17,7 +16,7 @@ PLACES += [(1, "contrastive", 1, 5), (1, "policy", 1, 6)]
 
 def places(path):
     keys = ("iteration", "phase", "step", "global_step")
-    return [tuple(record[key] for key in keys if key in record) for record in trackers.read_jsonl(path)]
+    return [tuple(record[key] for key in keys if key in record) for record in files.read_jsonl(path)]
 
 
 def test_records_are_plain_json(tmp_path):
@@ -30,7 +29,7 @@ def test_records_are_plain_json(tmp_path):
         **{"iteration": 0, "phase": "policy", "step": 1, "global_step": 1},
         **{"loss": 0.5, "bad": None, "kl": None, "tied": 3, "not_finite": ["bad", "kl"]},
     }
-    sample = trackers.read_jsonl(tmp_path / "samples.jsonl")[0]
+    sample = files.read_jsonl(tmp_path / "samples.jsonl")[0]
     assert sample["user"] == "ü\u2028\ud800" and sample["after"] == {"ranks": [3, None]}
     tracker.close()
 
@@ -63,7 +62,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = json.dumps({"iteration": 0, "phase": "policy", "step": 1, "global_step": 1})
     path.write_text(whole + '\n{"iteration": 0, "ph')
-    assert len(trackers.read_jsonl(path)) == 1
+    assert len(files.read_jsonl(path)) == 1
     tracker = trackers.Tracker(tmp_path)
     tracker.resume({"metrics": len(whole) + 1, "samples": 0}, 1)
     tracker.log(0, "policy", 2, 2, {})
@@ -71,7 +70,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     tracker.close()
     path.write_text("{\n" + whole + "\n")
     with pytest.raises(InputError, match="metrics.jsonl:1 is not JSON"):
-        trackers.read_jsonl(path)
+        files.read_jsonl(path)
 
 
 def test_tensorboard_events(tmp_path):
@@ -132,18 +131,3 @@ def test_trackers_that_are_missing_or_fail_say_so(tmp_path, monkeypatch):
         InputError, match=r"wandb can't start its run \(no API key\): log in, or say WANDB_MODE=offline"
     ):
         trackers.Tracker(tmp_path, ["wandb"])
-
-
-def test_write_text_replaces_whole(tmp_path):
-    trackers.write_file(tmp_path / "a.md", "old")
-    trackers.write_file(tmp_path / "a.md", "new")
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.md", "new")]
-
-
-def test_a_table_of_lines_keeps_texts_as_they_are(tmp_path):
-    """Arrow alone would read dates and numbers out of texts."""
-    records = [{"user": "2020-01-01", "n": 1, "ok": True}, {"user": 'ü\n\u2028\t"', "n": 2, "ok": False}]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    trackers.write_parquet(tmp_path / "a.parquet", tmp_path / "a.jsonl", {"user": "string", "n": "int64", "ok": "bool"})
-    assert parquet.read_table(tmp_path / "a.parquet").to_pylist() == records
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "a.parquet"]

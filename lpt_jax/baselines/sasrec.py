@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from lpt_jax import metrics, trackers
+from lpt_jax import files, metrics
 from lpt_jax.array_types import Hidden, Mask, Segments, Tokens
 from lpt_jax.data import batches
 from lpt_jax.errors import InputError
@@ -198,4 +198,4 @@ def train(
 def save(path, weights: dict[str, np.ndarray]) -> None:
     """Writes the weights to an .npz file, which np.load reads."""
     np.savez(buffer := io.BytesIO(), **weights)
-    trackers.write_file(path, buffer.getvalue())
+    files.write_file(path, buffer.getvalue())

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, ranking, rewards, similarity, trackers
+from lpt_jax import devices, files, ranking, rewards, similarity, trackers
 from lpt_jax import evaluate as evaluate_lib
 from lpt_jax.checkpoints import Checkpoints
 from lpt_jax.data import batches
@@ -303,7 +303,7 @@ def write_profiles(config, workdir: Path, output: Path, split: str) -> list[str]
     texts = r.write(split, part, 0, 0.0)
     if devices.first() and output.suffix == ".parquet":
         kinds = {"row": "int64", "user": "string", "history": "int64", "profile": "string", "tokens": "int64"}
-        trackers.write_parquet(output, part, kinds | dict.fromkeys(("ended", "empty", "over_long"), "bool"))
+        files.write_parquet(output, part, kinds | dict.fromkeys(("ended", "empty", "over_long"), "bool"))
         part.unlink()
     elif devices.first():
         part.rename(output)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpt_jax import checkpoints, trackers
+from lpt_jax import checkpoints, files, trackers
 from lpt_jax.config import default
 from lpt_jax.errors import InputError
 from lpt_jax.learning import loop
@@ -83,7 +83,7 @@ def two_phases(happens=nothing, **options):
 
 
 def records(workdir):
-    return trackers.read_jsonl(workdir / "metrics.jsonl")
+    return files.read_jsonl(workdir / "metrics.jsonl")
 
 
 def arrays(state):

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from lpt_jax import trackers
+from lpt_jax import files
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.data import made_up
 from lpt_jax.systems import profiles
@@ -28,5 +28,5 @@ def test_rlso_raises_the_reward_of_users_it_never_saw(loss, tmp_path, monkeypatc
     gain = results["gains"]["zero_shot->rlso"]
     assert gain["low"] > 0.03, gain
     assert results["rows"]["rlso"]["ndcg"] > results["rows"]["popularity"]["ndcg"] + 0.05
-    held_out = [r["val/ndcg"] for r in trackers.read_jsonl(tmp_path / "metrics.jsonl") if "val/ndcg" in r]
+    held_out = [r["val/ndcg"] for r in files.read_jsonl(tmp_path / "metrics.jsonl") if "val/ndcg" in r]
     assert max(held_out) > held_out[0] + 0.04, held_out

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from lpt_jax import trackers
+from lpt_jax import files
 from lpt_jax.main import main
 from tests.conftest import ROOT
 
@@ -55,9 +55,9 @@ def finish(workdir, processes):
 
 def numbers(workdir):
     """Records, profiles and results of a run."""
-    records = trackers.read_jsonl(workdir / "metrics.jsonl")
-    files = sorted((workdir / "profiles").glob("*.jsonl"))
-    return records, [trackers.read_jsonl(f) for f in files], json.loads((workdir / "results.json").read_text())
+    records = files.read_jsonl(workdir / "metrics.jsonl")
+    ours = sorted((workdir / "profiles").glob("*.jsonl"))
+    return records, [files.read_jsonl(f) for f in ours], json.loads((workdir / "results.json").read_text())
 
 
 def compare(ours, theirs):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from lpt_jax import rewards, trackers
+from lpt_jax import files, rewards
 from lpt_jax.data import made_up
 from lpt_jax.errors import InputError
 from lpt_jax.recommender import ProfileRecommender
@@ -229,14 +229,14 @@ def test_whole_runs(world, tmp_path, changes, rows):
     phases = [name.strip() for name in config.phases.strip(",").split(",")] * config.iterations
     assert results["config"]["phases"] == config.phases and results["seconds_of_phases"][phases[-1]] > 0
     phases += ["control"] * ("history_trained" in rows) * config.iterations
-    records = trackers.read_jsonl(tmp_path / "metrics.jsonl")
+    records = files.read_jsonl(tmp_path / "metrics.jsonl")
     assert [(r["phase"], r["step"]) for r in records] == [(name, step) for name in phases for step in (0, 1)]
     assert {"report.html", "report.md", "results.json", "samples.jsonl"} <= {p.name for p in tmp_path.iterdir()}
     again = profiles.evaluate(config, tmp_path)
     assert again["rows"] == results["rows"] and again["gains"] == results["gains"]
     written = profiles.write_profiles(config, tmp_path, tmp_path / "out.jsonl", "test")
-    files = [file for row in reversed(steps) for file in tmp_path.glob(f"profiles/{row}-*-test.jsonl")]
-    kept = {line["row"]: line["profile"] for line in trackers.read_jsonl(files[0])}  # steps of one policy share a file
+    ours = [file for row in reversed(steps) for file in tmp_path.glob(f"profiles/{row}-*-test.jsonl")]
+    kept = {line["row"]: line["profile"] for line in files.read_jsonl(ours[0])}  # steps of one policy share a file
     assert written == [kept[i] for i in range(len(written))]
 
 
@@ -252,7 +252,7 @@ def test_a_table_equals_the_lines_and_a_killed_call_goes_on(r, tmp_path, monkeyp
     monkeypatch.setattr(r, "profile_limit", 4)
     monkeypatch.setattr(profiles, "trained", lambda *a: (r, None, None, {"global_step": 7}))
     texts = profiles.write_profiles(r.config, tmp_path, tmp_path / "out.jsonl", "train")
-    lines, sample, calls = trackers.read_jsonl(tmp_path / "out.jsonl"), r.writer.sample, []
+    lines, sample, calls = files.read_jsonl(tmp_path / "out.jsonl"), r.writer.sample, []
     assert [line["profile"] for line in sorted(lines, key=lambda line: line["row"])] == texts
     for line in lines:
         length = len(r.ranker.tokenizer(r.encoder_spec.query_prefix + line["profile"])["input_ids"])
@@ -270,7 +270,7 @@ def test_a_table_equals_the_lines_and_a_killed_call_goes_on(r, tmp_path, monkeyp
     monkeypatch.setattr(r.writer, "sample", killed)
     with pytest.raises(KeyboardInterrupt):
         profiles.write_profiles(r.config, tmp_path, output, "train")
-    assert trackers.read_jsonl(part) == lines[:32] and not output.exists()
+    assert files.read_jsonl(part) == lines[:32] and not output.exists()
     with open(part, "a", encoding="utf-8") as file:
         file.write('{"row": 3, "user": "us')
     monkeypatch.setattr(r.writer, "sample", lambda *a: calls.append(a) or sample(*a))

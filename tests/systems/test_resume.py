@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lpt_jax import trackers
+from lpt_jax import files
 from lpt_jax.checkpoints import Checkpoints
 from tests.conftest import ROOT
 
@@ -40,7 +40,7 @@ def everything(workdir):
     """All numbers a run leaves: records, samples, profiles, results and the arrays of every checkpoint."""
     found = {}
     for file in [*workdir.glob("*.jsonl"), *workdir.glob("profiles/*.jsonl")]:
-        for i, record in enumerate(trackers.read_jsonl(file)):
+        for i, record in enumerate(files.read_jsonl(file)):
             found[file.name, i] = {k: v for k, v in record.items() if not k.startswith("seconds/")}
     results = json.loads((workdir / "results.json").read_text())
     found["results"] = {name: results[name] for name in ("rows", "gains", "protocol", "config")}

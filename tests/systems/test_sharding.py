@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from lpt_jax import devices, trackers
+from lpt_jax import devices, files
 from lpt_jax.data import made_up
 from lpt_jax.recommender import ProfileRecommender
 from lpt_jax.systems import profiles
@@ -45,9 +45,9 @@ def train(workdir, mesh=None):
     texts = {
         (file.name, line["row"]): line["profile"]
         for file in (workdir / "profiles").iterdir()
-        for line in trackers.read_jsonl(file)
+        for line in files.read_jsonl(file)
     }
-    return trackers.read_jsonl(workdir / "metrics.jsonl"), texts, ranks, results
+    return files.read_jsonl(workdir / "metrics.jsonl"), texts, ranks, results
 
 
 @pytest.fixture(scope="module")
