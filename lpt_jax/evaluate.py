@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, files, metrics, ranking, report
+from lpt_jax import devices, files, metrics, report
 from lpt_jax.baselines import sasrec, simple
 from lpt_jax.data import sessions
 from lpt_jax.errors import InputError
 from lpt_jax.recommender import ProfileRecommender, used_sessions
-
-DEPTH = 1000  # items of a ranking that a TREC run lists
+from lpt_jax.trec import queries, ranks_of_run, read_run, write_best, write_qrels
 
 
 def test(
@@ -48,12 +47,12 @@ def test(
     def add(name, *scored):
         ranks[name] = r.rank("test", *scored)
         if trec:
-            write_run(r, name, *scored)
+            write_best(r.workdir / f"trec/{name}.run", found, r.data.catalogue.ids, *scored)
 
     if trec and devices.first():
         (r.workdir / "trec").mkdir(exist_ok=True)
         relevant = [[r.data.catalogue.ids[i] for i in s.targets] for s in found]
-        metrics.write_qrels(r.workdir / "trec/test.qrels", queries(found), relevant)
+        write_qrels(r.workdir / "trec/test.qrels", queries(found), relevant)
     for name in config_lib.listed(config.evaluation.baselines):
         if name == "random":  # draws ranks, and so has no list
             ranks[name] = simple.random(found, r.count, config.seed)
@@ -130,27 +129,6 @@ def by_ids(r: ProfileRecommender, found: list) -> tuple[np.ndarray, np.ndarray]:
     return sasrec.states(weights, found, settings.heads), weights["item"]
 
 
-def queries(found: list) -> list[str]:
-    """A TREC query id for each session: the user's, with :1, :2, ... after it where users have several sessions.
-
-    >>> queries([sessions.Session(user, (0,), None, None, (1,), 0.0) for user in ("ann", "bob", "bob")])
-    ['ann:1', 'bob:1', 'bob:2']
-    """
-    users, seen = [s.user for s in found], {}
-    if len(set(users)) == len(users):
-        return users
-    return [f"{user}:{seen.setdefault(user, []).append(0) or len(seen[user])}" for user in users]
-
-
-def write_run(r: ProfileRecommender, name: str, profiles, items, valid=True) -> None:
-    """A row's best items of every test session as trec/<name>.run; none by a profile that doesn't count."""
-    found, ids = r.sessions["test"], np.array(r.data.catalogue.ids, object)
-    best = ranking.session_best(profiles, items, found, DEPTH, r.count)
-    best[~np.broadcast_to(valid, len(best))] = -1
-    if devices.first():
-        metrics.write_run(r.workdir / f"trec/{name}.run", queries(found), (ids[row[row >= 0]] for row in best), name)
-
-
 def score_run(config, workdir: Path, file: str) -> dict:
     """Scores another system's TREC run on the test's sessions; prints it beside the workdir's rows and writes trec/<file>.json.
 
@@ -159,13 +137,13 @@ def score_run(config, workdir: Path, file: str) -> dict:
     """
     data = sessions.prepare(config.data)
     found = used_sessions(data, config.evaluation)["test"]
-    names, run = queries(found), metrics.read_run(file)
+    names, run = queries(found), read_run(file)
     if not run.keys() & set(names):
         raise InputError(
             f"--run={file}: none of its {len(run)} queries is one of this test's {len(names)}, such as {names[0]!r}: "
             "--mode=evaluate writes them all to trec/test.qrels."
         )
-    ranks, counts = metrics.ranks_of_run(run, names, found, data.catalogue.ids)
+    ranks, counts = ranks_of_run(run, names, found, data.catalogue.ids)
     _, values = metrics.per_user(ranks, [s.user for s in found])
     results = {"row": metrics.table_row(values), "counts": counts, "protocol": data.protocol}
     name, metric, rows = f"run {Path(file).name}", config.evaluation.metric, {}

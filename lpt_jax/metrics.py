@@ -1,4 +1,4 @@
-"""Ranking metrics per user from the ranks of their targets, intervals for gains, and TREC files.
+"""Ranking metrics per user from the ranks of their targets, and intervals for gains.
 
 Every target is ranked on its own, over the full catalogue without the user's history and other
 targets, so each ranking has one relevant item and a metric is a function of its rank r:
@@ -15,13 +15,8 @@ left out; "mean_rank" is r itself. A user's value is the mean over the user's se
 however many; a table's is the mean over users.
 """
 
-import collections
-import math
-from urllib.parse import quote, unquote
-
 import numpy as np
 
-from lpt_jax import files
 from lpt_jax.errors import InputError
 
 CUTOFFS = (1, 5, 10, 20)
@@ -98,93 +93,3 @@ def paired_bootstrap(before, after, seed: int, samples: int = 10000, metric: str
     means = [gains[rng.integers(gains.size, size=gains.size)].mean() for _ in range(samples)]
     low, high = np.quantile(means, [0.025, 0.975])
     return {"metric": metric, "mean": float(gains.mean()), "low": float(low), "high": float(high)}
-
-
-def write_run(path, queries, ranked, name: str = "lpt_jax") -> None:
-    """A TREC run file: for each query id the item ids in `ranked`, best first.
-
-    The score written is minus the rank: trec_eval ignores the ranks and orders equal scores by
-    name. Ids are percent-encoded, as the format is separated by spaces.
-    """
-    files.write_file(
-        path,
-        (
-            f"{_coded(query)} Q0 {_coded(item)} {rank} {-rank} {_coded(name)}\n"
-            for query, items in zip(queries, ranked, strict=True)
-            for rank, item in enumerate(items, 1)
-        ),
-    )
-
-
-def write_qrels(path, queries, relevant) -> None:
-    """A TREC qrels file: for each query id the ids of its relevant items."""
-    pairs = zip(queries, relevant, strict=True)
-    files.write_file(path, (f"{_coded(query)} 0 {_coded(item)} 1\n" for query, items in pairs for item in items))
-
-
-def _coded(name):
-    return quote(name, safe=":/")
-
-
-def read_trec(path) -> dict[str, dict[str, float]]:
-    """A run's scores (six fields a line) or qrels' relevances (four) as {query: {item: number}}, the ids decoded.
-
-    InputError, which names the line, for other numbers of fields, a value that is no finite number, an item twice.
-    """
-    found, width = {}, None
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                fields = line.split()
-                width = width or len(fields)
-                if len(fields) not in (4, 6) or len(fields) != width:
-                    raise InputError(
-                        f"{path}:{number} has {len(fields)} fields: a TREC run has 6 in each line, qrels 4."
-                    )
-                query, item, text = unquote(fields[0]), unquote(fields[2]), fields[3 if width == 4 else 4]
-                try:
-                    value = int(text) if width == 4 else float(text)
-                except ValueError:
-                    value = math.nan
-                if not math.isfinite(value):
-                    raise InputError(f"{path}:{number}: {text!r} is not a {'relevance' if width == 4 else 'score'}.")
-                items = found.setdefault(query, {})
-                if item in items:
-                    raise InputError(f"{path}:{number} names the item {item} of the query {query} again.")
-                items[item] = value
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}.") from None
-    return found
-
-
-def read_run(path) -> dict[str, dict[str, float]]:
-    """read_trec of a run; InputError where it is qrels, or empty."""
-    found = read_trec(path)
-    if not found:
-        raise InputError(f"{path} is empty: a TREC run has a line for each query and item.")
-    if isinstance(next(iter(next(iter(found.values())).values())), int):
-        raise InputError(f"{path} has 4 fields a line: that is a TREC qrels file, a run has 6.")
-    return found
-
-
-def ranks_of_run(run: dict[str, dict[str, float]], queries, sessions, ids: list[str]) -> tuple[np.ndarray, dict]:
-    """Ranks Int[S,M] of the sessions' targets in another system's run, and counts of what was passed over.
-
-    Items are ordered by score, ties by catalogue index (their place in `ids`), and count without the history, the other
-    targets and items that aren't in the catalogue; a target that isn't listed is last of all. 0: there is no target.
-    """
-    number, counts = {item: i for i, item in enumerate(ids)}, collections.Counter()
-    ranks = np.zeros((len(sessions), max(len(s.targets) for s in sessions)), np.int64)
-    counts["queries that are not in the test"] = len(run.keys() - set(queries))
-    for row, session, query in zip(ranks, sessions, queries, strict=True):
-        listed = run.get(query, {})
-        places = {number[item]: (-score, number[item]) for item, score in listed.items() if item in number}
-        left = [place for i, place in places.items() if i not in {*session.history, *session.targets}]
-        for column, target in enumerate(session.targets):
-            there = target in places
-            row[column] = 1 + sum(place < places[target] for place in left) if there else len(ids)
-            counts["targets not listed, ranked last"] += not there
-        counts["test sessions without a query"] += not listed
-        counts["items that are not in the catalogue"] += len(listed) - len(places)
-        counts["items of the history"] += len(places.keys() & set(session.history))
-    return ranks, dict(counts)

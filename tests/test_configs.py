@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lpt_jax import config as config_lib
-from lpt_jax import metrics
+from lpt_jax import trec
 from lpt_jax.main import main
 from tests.conftest import ROOT
 
@@ -72,10 +72,10 @@ def test_evaluate_gives_the_same_results_again_and_trec_files(trained, tmp_path,
     shown = capsys.readouterr().out
     assert "run cl_rlso.run" in shown and "cl_rlso->run cl_rlso.run: ndcg +0.0000" in shown
     oracle = pytest.importorskip("pytrec_eval", reason="needs pytrec_eval-terrier")
-    qrels = metrics.read_trec(workdir / "trec/test.qrels")
+    qrels = trec.read_trec(workdir / "trec/test.qrels")
     for name in runs:
         theirs = oracle.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.5", "recip_rank"}).evaluate(
-            metrics.read_trec(workdir / f"trec/{name}.run")
+            trec.read_trec(workdir / f"trec/{name}.run")
         )
         for ours, their_name in (("ndcg@10", "ndcg_cut_10"), ("recall@5", "recall_5"), ("mrr", "recip_rank")):
             assert before[name][ours] == pytest.approx(np.mean([v[their_name] for v in theirs.values()]), abs=1e-4)

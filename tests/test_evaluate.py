@@ -1,20 +1,15 @@
 """Another system's run on our split: names of queries, several sessions and targets, and what is told of it."""
 
-import doctest
 import json
 
 import numpy as np
 import pytest
 
-from lpt_jax import evaluate, metrics, ranking
+from lpt_jax import evaluate, metrics, ranking, trec
 from lpt_jax.baselines import simple
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.data import sessions
 from lpt_jax.recommender import used_sessions
-
-
-def test_docstring_examples():
-    assert doctest.testmod(evaluate).failed == 0 < doctest.testmod(evaluate).attempted
 
 
 def test_a_run_by_popularity_scores_as_popularity(tmp_path, capsys):
@@ -25,9 +20,7 @@ def test_a_run_by_popularity_scores_as_popularity(tmp_path, capsys):
     found = used_sessions(data, config.evaluation)["test"]
     assert len({s.user for s in found}) < len(found) and max(len(s.targets) for s in found) == 2
     scores = dict(zip(data.catalogue.ids, data.popularity.tolist()))  # with ties, and each history's own items
-    lines = [
-        f"{query} Q0 {item} 0 {score} other" for query in evaluate.queries(found) for item, score in scores.items()
-    ]
+    lines = [f"{query} Q0 {item} 0 {score} other" for query in trec.queries(found) for item, score in scores.items()]
     (tmp_path / "pop.run").write_text("\n".join(lines))
     result = evaluate.score_run(config, tmp_path, str(tmp_path / "pop.run"))
     ranks = ranking.session_ranks(*simple.popularity(found, data.popularity), found)
@@ -55,7 +48,7 @@ def test_the_gain_of_a_run_that_lists_only_the_best_is_at_a_cut_off(tmp_path, ca
     ids = np.array(data.catalogue.ids, object)
     for depth, metric in ((1000, "ndcg"), (10, "ndcg@10")):
         listed = [ids[row[row >= 0][:depth]] for row in best]
-        metrics.write_run(tmp_path / "pop.run", evaluate.queries(found), listed)
+        trec.write_run(tmp_path / "pop.run", trec.queries(found), listed)
         gain = evaluate.score_run(config, tmp_path, str(tmp_path / "pop.run"))["gain"]
         assert (gain["over"], gain["metric"]) == ("cl", metric)
         assert gain["mean"] == gain["low"] == gain["high"] == 0.0
