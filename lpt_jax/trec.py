@@ -8,7 +8,6 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from lpt_jax import devices, ranking
-from lpt_jax.data import sessions
 from lpt_jax.errors import InputError
 from lpt_jax.files import write_file
 
@@ -18,7 +17,8 @@ DEPTH = 1000  # items of a ranking that a run lists
 def queries(found: list) -> list[str]:
     """A TREC query id for each session: the user's, with :1, :2, ... after it where users have several sessions.
 
-    >>> queries([sessions.Session(user, (0,), None, None, (1,), 0.0) for user in ("ann", "bob", "bob")])
+    >>> from lpt_jax.data.sessions import Session
+    >>> queries([Session(user, (0,), None, None, (1,), 0.0) for user in ("ann", "bob", "bob")])
     ['ann:1', 'bob:1', 'bob:2']
     """
     users, seen = [s.user for s in found], {}
