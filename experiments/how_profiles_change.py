@@ -1,6 +1,6 @@
 """How do profiles change by RLSO: their length, what they copy from the history, how much they differ between users?
 
-    python -m lpt_jax.sweep experiments/reward.py --run
+    python experiments/sweep.py experiments/reward.py --run
     python experiments/how_profiles_change.py                 # reads those runs; or name workdirs
 
 Compares the greedy profiles of a run's test users before and after training. Writes how_profiles_change.json, .md and .png.
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+import sweep  # of this folder
 from matplotlib.figure import Figure
 
-from lpt_jax import files, report, sweep
+from lpt_jax import files, report
 from lpt_jax.data import sessions
 from lpt_jax.recommender import used_sessions
 
@@ -128,7 +129,7 @@ def main() -> None:
         given = [one.workdir for of_name in runs.values() for one in of_name if sweep.finished(one)]
     if not given:
         parser.error(
-            "none of experiments/reward.py's runs has finished: python -m lpt_jax.sweep experiments/reward.py --run"
+            "none of experiments/reward.py's runs has finished: python experiments/sweep.py experiments/reward.py --run"
         )
     found = [read(workdir) for workdir in given]
     to, alike = report.Markdown(HERE), {}

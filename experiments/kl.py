@@ -1,6 +1,6 @@
 """How strongly should the policy be held to the reference, the model as it was loaded?
 
-    python -m lpt_jax.sweep experiments/kl.py --run
+    python experiments/sweep.py experiments/kl.py --run
 
 All begin from the same CL, and see the same users in the same order; the reward is NDCG minus kl_coef times the
 log-ratio of policy and reference, summed over a profile's tokens.

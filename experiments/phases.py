@@ -1,6 +1,6 @@
 """How much does each phase give, alone and after the other, and what does a second iteration add?
 
-    python -m lpt_jax.sweep experiments/phases.py --run
+    python experiments/sweep.py experiments/phases.py --run
 
 Two iterations have half the steps each.
 """

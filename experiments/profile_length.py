@@ -1,6 +1,6 @@
 """How long should profiles be?
 
-    python -m lpt_jax.sweep experiments/profile_length.py --run
+    python experiments/sweep.py experiments/profile_length.py --run
 
 Each length has both phases of its own, as CL reads the profiles.
 """

@@ -1,6 +1,6 @@
 """Which reward should the profile's ranking earn: NDCG, reciprocal rank, or something smoother?
 
-    python -m lpt_jax.sweep experiments/reward.py --run
+    python experiments/sweep.py experiments/reward.py --run
 
 All begin from the same CL, and see the same users in the same order. `dense` is mostly NDCG, with a share of
 the softmax at the targets, `likelihood` the logarithm of that (lpt_jax/rewards.py). Rewards are whitened: their sizes don't matter.

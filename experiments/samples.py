@@ -1,6 +1,6 @@
 """How many profiles G should a user have, when the number of profiles stays the same?
 
-    python -m lpt_jax.sweep experiments/samples.py --run
+    python experiments/sweep.py experiments/samples.py --run
 
 All begin from the same CL; every update has 256 profiles, of 256 / G users.
 """

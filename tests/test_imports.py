@@ -5,7 +5,7 @@ import ast
 from tests.conftest import ROOT
 
 FLOW = """errors files huge_pages array_types trackers checkpoints devices config data models generation similarity
-ranking metrics trec rewards learning recommender baselines report evaluate systems recommend demo export check main sweep""".split()
+ranking metrics trec rewards learning recommender baselines report evaluate systems recommend demo export check main""".split()
 
 
 def test_imports_follow_the_flow():

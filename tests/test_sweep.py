@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import sweep
 from lpt_jax import config as config_lib
-from lpt_jax import files, sweep
+from lpt_jax import files
 from lpt_jax import main as main_lib
 from lpt_jax.data import made_up
 from lpt_jax.errors import InputError

@@ -31,4 +31,4 @@ def test_the_wheel_runs_outside_the_checkout(tmp_path):
     few = ("--config.contrastive.steps=1", "--config.policy.steps=1", "--config.evaluation.baselines=popularity")
     out = call("-m", "lpt_jax.main", "--config=configs/movielens.py:tiny", "--workdir=run", *few, **there)
     assert "zero_shot->cl_rlso" in out and (tmp_path / "run/report.html").exists()
-    assert "--[no]collect" in call("-m", "lpt_jax.sweep", "--help", **there)
+    assert "--[no]collect" in call(str(ROOT / "experiments/sweep.py"), "--help", **there)

@@ -1,4 +1,4 @@
-"""One question, many runs: python -m lpt_jax.sweep experiments/FILE.py [--run | --collect]
+"""One question, many runs: python experiments/sweep.py experiments/FILE.py [--run | --collect]
 
 FILE.py asks a question in its docstring and answers it by runs: CONFIG (a config of configs/), SEEDS, CHANGES (settings
 of all runs, {"policy.steps": 40}), RUNS (name -> what it changes besides; the first is what the others are compared
@@ -46,7 +46,7 @@ def read(file: Path) -> dict:
         raise InputError(f"There is no file {file}: name an experiment, such as experiments/reward.py.")
     found = {"SEEDS": (0,), "CHANGES": {}, "FIRST": None, "WORDS": "", "__doc__": ""} | runpy.run_path(str(file))
     if missing := [name for name in ("CONFIG", "RUNS") if not found.get(name)]:
-        raise InputError(f"{file} has no {missing[0]}: python -m lpt_jax.sweep --help says what it must have.")
+        raise InputError(f"{file} has no {missing[0]}: python experiments/sweep.py --help says what it must have.")
     return found
 
 
@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         except flags.Error as error:
             raise InputError(f"{error}; --help lists the flags.") from None
         if len(names) != 1:
-            raise InputError("Name one experiment, such as python -m lpt_jax.sweep experiments/reward.py.")
+            raise InputError("Name one experiment, such as python experiments/sweep.py experiments/reward.py.")
         file = Path(names[0])
         experiment = read(file)
         first, runs = orders(experiment)
