@@ -43,7 +43,7 @@ def settings(options) -> dict[str, str]:
     """Overrides of configs/movielens.py: 16 users × G = 4, prompts of about 200 tokens, profiles of 48, 4 epochs."""
     users = "4" if options.tiny else "16" if options.device == "cpu" else "64"
     found = {
-        "decoder.source": str(options.folder / "decoder"), "encoder.source": str(options.folder / "encoder"),
+        "lm.source": str(options.folder / "decoder"), "embedder.source": str(options.folder / "encoder"),
         "prompt.max_tokens": "208", "prompt.history_items": "12", "prompt.buckets": "1", "prompt.start": "",
         "profile.max_tokens": "8" if options.tiny else "48", "policy.users": users,
         "policy.samples": "4", "policy.epochs": "4", "policy.last_layers": "4", "policy.reward": "ndcg",

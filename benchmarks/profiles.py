@@ -70,7 +70,7 @@ def needs(options) -> dict:
     from lpt_jax import devices
 
     c, rows = inputs.config(options), inputs.read(options.folder)["prompts"][: users(options)]
-    spec, _ = inputs.specs(options.folder, devices.product_type(c.decoder.dtype))
+    spec, _ = inputs.specs(options.folder, devices.product_type(c.lm.dtype))
     prompt, length = float(np.mean([len(row) for row in rows])) - 1, c.profile.max_tokens
     return {
         "prefill": [floors.prefill(spec, len(rows), prompt), floors.decode(spec, len(rows), prompt, len(rows), 1)],
@@ -98,7 +98,7 @@ def our_prefill(options, dtype: str):
 
     from lpt_jax.models import decoder
 
-    r = inputs.recommender(options, {"decoder.dtype": dtype})
+    r = inputs.recommender(options, {"lm.dtype": dtype})
     r.use_policy(r.fresh_policy())
     upper = {"embed": r.trunk["embed"]} | r.writer.upper
     tokens = drawn(options).astype(np.int32)

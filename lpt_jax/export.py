@@ -52,7 +52,7 @@ TIED = (
 def export(config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> None:
     """Writes the trained models of a run, as its last checkpoint has them, into a new folder, each with a model card.
 
-    profile_encoder: for transformers, LoRA merged, in the type it was loaded in (config.decoder.dtype: a bfloat16 source
+    profile_encoder: for transformers, LoRA merged, in the type it was loaded in (config.lm.dtype: a bfloat16 source
     loaded as float32 is written as float32, of the same values); profile_encoder_adapter: for PEFT, where LoRA was
     trained; recommender_decoder: for sentence-transformers, in float32. `shard`: bytes of a weights file at most.
     Written aside and renamed. InputError if the folder is there, can't be written, or there is no checkpoint.
@@ -84,7 +84,7 @@ def export(config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> N
             config.profile.max_tokens, shard,
         )  # fmt: skip
         if lora is not None:
-            base = named(config.decoder.source)
+            base = named(config.lm.source)
             weights.save_adapter(part / "profile_encoder_adapter", r.spec, lora, settings.rank, settings.alpha, base)
         ranker = r.ranker
         to = part / "recommender_decoder"
@@ -135,7 +135,7 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
     """
     config, name, to = r.config, folder.name, report.Markdown(folder)
     library, pipeline, what, code = CARDS[name]
-    source = config.encoder.source if name == "recommender_decoder" else config.decoder.source
+    source = config.embedder.source if name == "recommender_decoder" else config.lm.source
     head = {"library_name": library, "pipeline_tag": pipeline}
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) and not Path(source).exists():
         head["base_model"] = source.partition("@")[0]
@@ -148,7 +148,7 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
     values = {
         "prompt": r.writer.tokenizer.decode(ids, clean_up_tokenization_spaces=False),
         "start": r.writer.start,
-        "base": named(config.decoder.source).partition("@")[0],
+        "base": named(config.lm.source).partition("@")[0],
         "items": [r.data.catalogue.texts[i][:200] for i in items],
         "limit": r.item_limit,
     }

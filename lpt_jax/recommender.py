@@ -26,31 +26,25 @@ SHARD = 1 << 16  # items whose embeddings are one file, where the catalogue is l
 
 
 def with_settings(spec: decoder_lib.DecoderSpec, config, mesh) -> decoder_lib.DecoderSpec:
-    """A decoder's spec with the config's types, attention and LoRA scale, on a mesh; InputError if it can't have them."""
-    kind, lora, dtype = config.decoder.attention, config.policy.lora, devices.product_type(config.decoder.dtype)
-    if kind == "cudnn" and (spec.attn_softcap or dtype == "float32"):
-        raise InputError(
-            "--config.decoder.attention=cudnn computes in bfloat16 and knows no soft-capping: give chunked, or "
-            "decoder.dtype=bfloat16 and another model than Gemma 2."
-        )
+    """A decoder's spec with the config's types and LoRA scale, on a mesh; InputError if it can't have them."""
+    lora = config.policy.lora
     if config.policy.trains == "last_layers" and config.policy.last_layers > spec.layers:
         raise InputError(
-            f"--config.policy.last_layers={config.policy.last_layers} won't do: {config.decoder.source} has "
+            f"--config.policy.last_layers={config.policy.last_layers} won't do: {config.lm.source} has "
             f"{spec.layers} layers."
         )
     return dataclasses.replace(
         spec,
-        dtype=dtype,
-        attention="chunked" if kind == "auto" else kind,
+        dtype=devices.product_type(config.lm.dtype),
         lora_scale=lora.alpha / lora.rank if config.policy.trains == "lora" else 0.0,
         mesh=mesh,
     )
 
 
 def frozen_listed(config, mesh, platform: str) -> bool:
-    """Whether frozen layers lie in a list (config.decoder.layers)."""
+    """Whether frozen layers lie in a list (config.lm.layers)."""
     alone = platform != "cpu" and mesh.size == 1
-    return config.decoder.layers == "listed" or config.decoder.layers == "auto" and alone
+    return config.lm.layers == "listed" or config.lm.layers == "auto" and alone
 
 
 def with_lists(*parts: dict) -> list[dict]:
@@ -70,20 +64,20 @@ def make_optimisers(config) -> dict:
 
 def load_models(config) -> tuple[weights.Loaded, weights.Loaded]:
     """The profile encoder and the recommender decoder of a config, in their settings' types."""
-    tokenizer = made_up.tiny_tokenizer() if "tiny" in (config.decoder.source, config.encoder.source) else None
+    tokenizer = made_up.tiny_tokenizer() if "tiny" in (config.lm.source, config.embedder.source) else None
     keys = jax.random.split(jax.random.key(config.seed))
-    dtype = devices.product_type(config.decoder.dtype)
-    if config.decoder.source == "tiny":
+    dtype = devices.product_type(config.lm.dtype)
+    if config.lm.source == "tiny":
         spec = decoder_lib.DecoderSpec("llama", len(tokenizer), TINY_WIDTH, 2, 4, 2, 16, 2 * TINY_WIDTH)
         writer = weights.Loaded(spec, decoder_lib.init_weights(spec, keys[0]), tokenizer, tokenizer.pad_token_id,
                                 frozenset({tokenizer.eos_token_id}))  # fmt: skip
     else:
-        writer = weights.load_decoder(config.decoder.source, dtype)
-    if config.encoder.source == "tiny":
+        writer = weights.load_decoder(config.lm.source, dtype)
+    if config.embedder.source == "tiny":
         spec = encoder_lib.EncoderSpec(len(tokenizer), TINY_WIDTH, 1, 4, 2 * TINY_WIDTH, 512)
         ranker = weights.Loaded(spec, encoder_lib.init_weights(spec, keys[1]), tokenizer, tokenizer.pad_token_id)
     else:
-        ranker = weights.load_encoder(config.encoder.source, "float32")
+        ranker = weights.load_encoder(config.embedder.source, "float32")
     return writer, ranker
 
 
@@ -115,9 +109,9 @@ class ProfileRecommender:
         writer, ranker = load_models(config)
         self.spec, self.decoder_config = with_settings(writer.spec, config, self.mesh), writer.config
         self.encoder_spec, self.ranker = dataclasses.replace(ranker.spec, mesh=self.mesh), ranker
-        cap = min(config.encoder.max_profile_tokens, ranker.spec.max_tokens)
-        self.profile_limit, self.item_limit = (cap, min(config.encoder.max_item_tokens, ranker.spec.max_tokens))
-        self.encoder_dtype = devices.product_type(config.encoder.dtype)
+        cap = min(config.embedder.max_profile_tokens, ranker.spec.max_tokens)
+        self.profile_limit, self.item_limit = (cap, min(config.embedder.max_item_tokens, ranker.spec.max_tokens))
+        self.encoder_dtype = devices.product_type(config.embedder.dtype)
         self.optimisers = make_optimisers(config)
         trunk, upper, trainable = policy.split(self.spec, writer.weights, config.policy, self.key)
         trainable = jax.device_get(trainable)  # LoRA's are made on a device
@@ -149,8 +143,13 @@ class ProfileRecommender:
         if not (workdir / "results.json").is_file():
             raise InputError(f"--config.begin_from={workdir} holds no finished run: name the workdir of one.")
         theirs, ours = json.loads((workdir / "config.json").read_text(encoding="utf-8")), self.config.to_dict()
-        same = ("data", "decoder.source", "encoder.source", "policy.trains", "policy.last_layers", "policy.lora")
-        same += ("seed",) if "tiny" in (self.config.decoder.source, self.config.encoder.source) else ()
+        if "decoder" in theirs:  # now "lm"
+            raise InputError(
+                f"--config.begin_from={workdir} is a run of lpt_jax 0.1, whose models this version can't read: name the "
+                "workdir of another."
+            )
+        same = ("data", "lm.source", "embedder.source", "policy.trains", "policy.last_layers", "policy.lora")
+        same += ("seed",) if "tiny" in (self.config.lm.source, self.config.embedder.source) else ()
         for name in same:  # of other data, users who are tested here may have been trained on there
             if config_lib.get(theirs, name) != config_lib.get(ours, name):
                 raise InputError(
@@ -212,7 +211,7 @@ class ProfileRecommender:
     def embed(self, encoder: dict, texts: list[str], limit: int, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Texts to (Embeddings, Bool[n] over-long)."""
         return similarity.embed_texts(
-            self.encoder_spec, encoder, self.ranker.tokenizer, texts, self.config.encoder.batch, limit, prefix,
+            self.encoder_spec, encoder, self.ranker.tokenizer, texts, self.config.embedder.batch, limit, prefix,
             dtype=self.encoder_dtype, mesh=self.mesh,
         )  # fmt: skip
 

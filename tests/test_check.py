@@ -104,7 +104,7 @@ def test_frozen_weights_have_no_gradient_in_the_count():
 @pytest.mark.parametrize("layers", ["stacked", "listed"])
 def test_no_buffer_counts_twice(layers):
     """A program's own arguments and what is held beside them are together all that the run holds, whichever it is."""
-    asked = config.load(f"{ROOT}/configs/movies_tv_gemma.py:tiny", {"decoder.layers": layers})
+    asked = config.load(f"{ROOT}/configs/movies_tv_gemma.py:tiny", {"lm.layers": layers})
     run = check.Run(asked, devices.make_mesh(asked.mesh), "cpu")
     held, programs = run.resident(), check.programs(run)
     lists = layers == "stacked"  # then the sampler has lists of its own
@@ -140,7 +140,7 @@ def test_a_small_config_compiles_for_a_slice_that_is_not_here(capsys, tmp_path):
     compilation_cache.reset_cache()
     jax.jit(lambda x: x * 2)(1.0)  # from here on this process has looked for a compilation cache
     try:
-        assert main(["main", *flags, "--config.decoder.dtype=bfloat16", "--config.encoder.dtype=bfloat16"]) == 0
+        assert main(["main", *flags, "--config.lm.dtype=bfloat16", "--config.embedder.dtype=bfloat16"]) == 0
     finally:
         jax.config.update("jax_compilation_cache_dir", kept)
         compilation_cache.reset_cache()

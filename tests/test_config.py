@@ -136,6 +136,14 @@ def test_workdir_is_new_then_the_same_then_another(tmp_path):
     assert [p.name for p in workdir.iterdir()] == ["config.json"]
 
 
+def test_a_workdir_of_the_first_version_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"decoder": {"source": "tiny"}, "encoder": {"source": "tiny"}, "seed": 0}')
+    with pytest.raises(InputError, match=r"a run of lpt_jax 0\.1, whose models this version can't read: give another"):
+        with claimed(tmp_path, finish(tiny(default()))):
+            pytest.fail("the body ran")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_wrong_input_takes_a_new_workdir_away_again_but_nothing_else(tmp_path):
     workdir = tmp_path / "a" / "b"
     with pytest.raises(InputError), claimed(workdir, finish(default())):

@@ -121,7 +121,7 @@ def test_docstrings_hold_the_command(name):
     module = runpy.run_path(f"{ROOT}/configs/{name}.py")
     assert f"python -m lpt_jax.main --config=configs/{name}.py" in module["__doc__"]
     assert "Hardware: " in module["__doc__"]
-    assert get(name).name == name and get(name, "tiny").decoder.source == "tiny"
+    assert get(name).name == name and get(name, "tiny").lm.source == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_papers_figures(name, rate, policy_steps, contrastive_steps, kl, tra
     assert (c.iterations, c.policy.steps, c.contrastive.steps) == (5, policy_steps, contrastive_steps)
     assert (c.policy.eta, c.policy.kl_coef, c.policy.whiten, c.policy.epochs) == (1.0, kl, True, 4)
     assert (c.policy.users, c.policy.samples, c.policy.temperature, c.policy.trains) == (64, 2, 1.0, trains)
-    lengths = (c.prompt.max_tokens, c.profile.max_tokens, c.encoder.max_profile_tokens, c.encoder.max_item_tokens)
+    lengths = (c.prompt.max_tokens, c.profile.max_tokens, c.embedder.max_profile_tokens, c.embedder.max_item_tokens)
     assert lengths == (1024, 512, 512, 512)
     assert (c.contrastive.temperature, c.contrastive.popularity_correction, c.policy.reward) == (0.1, False, "ndcg")
     if trains == "lora":

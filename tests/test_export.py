@@ -93,7 +93,7 @@ def run(request, tmp_path_factory):
     if request.param == "lora":
         settings = LORA
     if request.param == "tied_lora":
-        settings = LORA | {"decoder.source": str(tied_model(folder / "base"))}
+        settings = LORA | {"lm.source": str(tied_model(folder / "base"))}
     return Run(folder, settings)
 
 
@@ -140,7 +140,7 @@ def test_the_adapter_in_peft(run):
     with model.disable_adapter(), pytest.raises(AssertionError):
         run.equal(model)
     card = (folder / "README.md").read_text()
-    source = run.settings.get("decoder.source", "tiny")
+    source = run.settings.get("lm.source", "tiny")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == {"tiny": "tiny"}.get(source, "base")
     assert (report.Markdown(folder).text(export.TIED) in card) == run.r.spec.tied
@@ -183,7 +183,7 @@ def test_the_cards_code_runs_and_says_what_we_say(run, monkeypatch, capsys):
         if card.parent.name == "profile_encoder_adapter":
             if not (run.folder / "base").exists():
                 continue
-            shutil.copytree(run.folder / "base", here / export.named(run.r.config.decoder.source))
+            shutil.copytree(run.folder / "base", here / export.named(run.r.config.lm.source))
         with contextlib.redirect_stdout(io.StringIO()) as said:
             exec(code, {})
         printed[card.parent.name] = said.getvalue(), code
@@ -222,7 +222,7 @@ def test_a_folder_that_is_there_and_a_run_that_is_not(run, tmp_path, capsys):
 @pytest.mark.parametrize("trains", ["last_layers", "lora"])
 def test_untrained_tensors_are_the_sources_bytes_in_several_shards(trains, tmp_path):
     source = tied_model(tmp_path / "base", ml_dtypes.bfloat16)
-    changes = {"decoder.source": str(source), "decoder.dtype": "bfloat16", "policy.trains": trains}
+    changes = {"lm.source": str(source), "lm.dtype": "bfloat16", "policy.trains": trains}
     r = ProfileRecommender(load(CONFIG, SETTINGS | changes), tmp_path)
     merged = export.whole(r, r.fresh_policy())
     weights.save_decoder(tmp_path / "a", r.spec, merged, r.writer.tokenizer, r.writer.eos, r.decoder_config, 8, 9000)
@@ -254,7 +254,7 @@ def test_untrained_tensors_are_the_sources_bytes_in_several_shards(trains, tmp_p
 
 def test_a_bfloat16_source_computed_in_float32_keeps_its_values(tmp_path):
     source = tied_model(tmp_path / "base", ml_dtypes.bfloat16)
-    r = ProfileRecommender(load(CONFIG, SETTINGS | {"decoder.source": str(source)}), tmp_path)
+    r = ProfileRecommender(load(CONFIG, SETTINGS | {"lm.source": str(source)}), tmp_path)
     weights.save_decoder(tmp_path / "a", r.spec, export.whole(r, r.fresh_policy()), r.writer.tokenizer)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "a", source))
     for key, a in theirs.items():
@@ -264,7 +264,7 @@ def test_a_bfloat16_source_computed_in_float32_keeps_its_values(tmp_path):
 
 def test_the_head_alone_of_listed_layers_and_a_high_rank(tmp_path, capsys, monkeypatch):
     """An adapter of the head alone; frozen layers in a list; the warning about ranks; a text that would be markup."""
-    changes = LORA | {"policy.lora.targets": "head", "policy.lora.rank": "520", "decoder.layers": "listed"}
+    changes = LORA | {"policy.lora.targets": "head", "policy.lora.rank": "520", "lm.layers": "listed"}
     r = ProfileRecommender(load(CONFIG, SETTINGS | changes), tmp_path)
     trained = r.fresh_policy()
     trained["head_lora_b"] += 0.01

@@ -6,6 +6,7 @@ import pytest
 
 from lpt_jax import files, metrics, recommender
 from lpt_jax.config import default, finish, tiny
+from lpt_jax.errors import InputError
 from lpt_jax.learning import loop
 from lpt_jax.recommender import ProfileRecommender
 
@@ -48,6 +49,13 @@ def test_state_holds_only_what_the_phases_train(r):
     state = r.initial_state({"encoder": 0, "policy": 0, "control": 0})
     assert set(state) == {f"{p}{o}" for p in ("encoder", "policy", "control") for o in ("", "_optimiser")}
     assert {str(a.dtype) for a in jax.tree.leaves([state["policy"], state["encoder"]])} == {"float32"}
+
+
+def test_a_run_of_the_first_version_is_no_start(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"decoder": {"source": "tiny"}, "encoder": {"source": "tiny"}, "seed": 0}')
+    with pytest.raises(InputError, match=r"is a run of lpt_jax 0\.1, whose models this version can't read: name the"):
+        ProfileRecommender(tiny_config(begin_from=str(tmp_path)), tmp_path / "new")
 
 
 def test_the_profiles_written_at_first_do_not_depend_on_the_batch(r):

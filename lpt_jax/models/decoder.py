@@ -50,7 +50,7 @@ class DecoderSpec:
     local_rope_theta: float | None = None  # Gemma 3: theta of the windowed layers
     rope_scaling: tuple[tuple[str, object], ...] | None = None  # llama3 or linear, global layers only
     dtype: str = "float32"  # of matrix products' inputs; they accumulate in float32
-    attention: str = "chunked"  # xla | chunked | cudnn: the context's own attention
+    attention: str = "chunked"  # chunked | xla (the tests' oracle): the context's own attention
     lora_scale: float = 0.0  # alpha / rank, where LoRA matrices are present
     mesh: jax.sharding.Mesh | None = None  # over which activations are spread
 
@@ -243,17 +243,9 @@ def context_attention(spec, q, k, v, mask, window) -> jax.Array:
 
     Shapes: q [B, P, kv, rep, hd], k and v [B, kv, P, hd], mask [B, P], window a scalar; returns
     [B, P, heads * hd]. "xla" is the oracle; "chunked" walks over blocks of queries and never looks
-    at keys after the block; "cudnn" is the fused kernel on NVIDIA GPUs (no soft-capping, bfloat16).
+    at keys after the block.
     """
     batch, length, kv, rep, hd = q.shape
-    if spec.attention == "cudnn":
-        index = jnp.arange(length)
-        allowed = _near(index, index, window)[None, None] & mask[:, None, None, :]
-        out = jax.nn.dot_product_attention(
-            q.reshape(batch, length, kv * rep, hd), k.swapaxes(1, 2), v.swapaxes(1, 2), mask=allowed,
-            scale=1.0, implementation="cudnn",
-        )  # fmt: skip
-        return out.reshape(batch, length, -1).astype(jnp.float32)
     q = q.transpose(0, 2, 1, 3, 4)  # [B, kv, P, rep, hd]
     step, blocks = CHUNK if spec.attention == "chunked" else length, []
     for start in range(0, length, step):

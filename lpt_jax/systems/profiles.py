@@ -80,7 +80,7 @@ def contrastive_phase(r: ProfileRecommender, iteration: int, part: str = "encode
         state[part], state[f"{part}_optimiser"], found = contrastive.update(
             r.encoder_spec, state[part], state[f"{part}_optimiser"], devices.split_batch(batch, r.mesh),
             optimiser=r.optimisers[part], temperature=settings.temperature, most=held["most"], dtype=r.encoder_dtype,
-            remat=r.config.decoder.remat,
+            remat=r.config.lm.remat,
         )  # fmt: skip
         return state, found
 
@@ -139,7 +139,7 @@ def policy_phase(r: ProfileRecommender, iteration: int, tracker) -> loop.Phase:
         lap("generation")
         value, valid, ranks = rewards_of(held["encoder"], texts, users, held["hidden"])
         lap("reward")
-        context_mask, remat = mask[:, :-1], r.config.decoder.remat
+        context_mask, remat = mask[:, :-1], r.config.lm.remat
 
         def scored(trainable):
             return jax.block_until_ready(policy.score(

@@ -134,10 +134,10 @@ def test_lora_trains_alone(world, tmp_path):
 
 @pytest.mark.parametrize("trains", ["last_layers", "lora"])
 def test_frozen_layers_in_a_list_change_nothing(world, tmp_path, trains):
-    """decoder.layers=listed: the same profiles, rewards and trained weights."""
+    """lm.layers=listed: the same profiles, rewards and trained weights."""
     found = []
     for layers in ("stacked", "listed"):
-        changes = {"policy.trains": trains, "decoder.layers": layers}
+        changes = {"policy.trains": trains, "lm.layers": layers}
         r = ProfileRecommender(small_config(changes), tmp_path)
         assert isinstance((r.upper if trains == "lora" else r.trunk)["layers"], list if layers == "listed" else dict)
         state, metrics, samples = policy_step(r, changes, steps=2)
