@@ -36,6 +36,7 @@ def default() -> ml_collections.ConfigDict:
     """All settings with their defaults; a file in configs/ changes only what differs."""
     c = ml_collections.ConfigDict()
     c.name = "run"  # names the default workdir, runs/<name>
+    c.system = "profiles"  # which recipe of lpt_jax/systems: profiles (LangPTune)
     c.seed = 0  # of training's order, sampling and initial weights; the data's split and samples are always the same
     c.iterations = 1  # how many times the phases run
     c.phases = "contrastive,policy"  # phases of one iteration, in order; "policy" alone is RLSO without CL
@@ -205,6 +206,7 @@ def choose(config: ml_collections.ConfigDict, variant: str, **known) -> ml_colle
 
 
 CHOICES = {
+    "system": ("profiles",),
     "data.source": ("movielens", "amazon", "sequences", "table", "datasets", "tfds", "made_up"),
     "data.split": ("auto", "time", "leave_last"),
     "lm.dtype": ("auto", "float32", "bfloat16"),
@@ -399,6 +401,15 @@ def default_workdir(config, overrides: dict[str, str]) -> pathlib.Path:
     return pathlib.Path("runs", safe)
 
 
+def refuse_old(there: dict, workdir) -> None:
+    """Raises InputError if a workdir's settings are those of a version whose models this one can't read."""
+    if "decoder" in there or "decoder.source" in there:  # now lm.source
+        raise InputError(
+            f"{workdir} holds a run of lpt_jax 0.1, whose models this version can't read: give another --workdir, or "
+            "remove this one."
+        )
+
+
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool = True):
     """Makes the workdir with its config.json, or checks that the one there was made with this very config.
@@ -428,11 +439,7 @@ def claimed(workdir: pathlib.Path, config: ml_collections.ConfigDict, new: bool 
         raise InputError(
             f"--workdir={workdir} can't be used ({error.strerror}): name a folder that can be written."
         ) from None
-    if "decoder.source" in there:  # now lm.source
-        raise InputError(
-            f"{workdir} holds a run of lpt_jax 0.1, whose models this version can't read: give another --workdir, or "
-            "remove this one."
-        )
+    refuse_old(there, workdir)
     ours = flat(config.to_dict())
     differ = [f"{name} was {there.get(name)!r} and is {ours.get(name)!r}" for name in differing(there, ours)]
     if differ:

@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lpt_jax import devices, ranking, recommend, report, similarity
+from lpt_jax import devices, ranking, recommend, report, similarity, train
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.recommender import ProfileRecommender
-from lpt_jax.systems import profiles
+from lpt_jax.run import Run
 
 K, PARTS = 10, 12  # items of a list, parts of a profile
 USERS, SHOWN, LONGEST = 300, 60, 20_000  # users to choose from, items of a history, letters that a visitor may send
@@ -75,14 +75,15 @@ class Desk:
 
     def __init__(self, r: ProfileRecommender, state: dict):
         self.r, self.catalogue, self.config = r, r.data.catalogue, r.config
-        r.writer.lengths = (-(-r.config.prompt.max_tokens // 16) * 16,)  # one shape compiles, at the start
-        fresh = {"policy": r.fresh_policy(), "encoder": r.fresh_encoder()}
-        self.stages = {"before": fresh, "after": {part: state.get(part, fresh[part]) for part in fresh}}
-        self.items = {name: r.embed_catalogue(stage["encoder"]) for name, stage in self.stages.items()}
-        self.usual = {name: devices.fetch(mean_and_covariance(items, r.count)) for name, items in self.items.items()}
+        fresh = {part: r.fresh(part) for part in ("lm", "embedder")}
+        after = {part: state[part].weights if part in state else fresh[part] for part in fresh}
+        self.stages = {"before": fresh, "after": after}
+        self.items = {name: r.catalogue(stage["embedder"], keep=name == "after") for name, stage in self.stages.items()}
+        self.usual = {
+            name: devices.fetch(mean_and_covariance(items, r.run.count)) for name, items in self.items.items()
+        }
         self.width = 1 << int(np.bincount(r.data.rows.user).max()).bit_length()  # of the hidden items: one shape again
         self.users = list(dict.fromkeys(s.user for s in r.sessions["test"]))[:USERS]
-        self.writing = ""  # the stage whose policy the writer has
         self.numbers = itertools.count(1)  # of the lists, so that a new one is told from the last
 
     def warm_up(self) -> None:
@@ -90,7 +91,7 @@ class Desk:
         session, _ = self.session(self.users[0], "")
         for stage in self.stages:
             list(self.write(stage, session))
-            for words in (1, self.r.profile_limit // 2 - 4):  # one line of tokens and two
+            for words in (1, self.r.embedder.profile_limit // 2 - 4):  # one line of tokens and two
                 with contextlib.suppress(InputError):  # a tokenizer may make more of it: the first such edit compiles
                     self.rank(stage, "a, " * words, session.history)
 
@@ -107,26 +108,22 @@ class Desk:
 
     def write(self, stage: str, session: Session):
         """The profile by a stage's language model, ever longer."""
-        if stage != self.writing:
-            self.r.use_policy(self.stages[stage]["policy"])
-            self.writing = stage
-        yield from self.r.writer.grow(self.r.prompt(session)[0], self.r.key)
+        yield from self.r.lm.grow(self.stages[stage]["lm"], self.r.prompt(session)[0], self.r.run.key)
 
     def rank(self, stage: str, profile: str, history, base=None, k: int = K) -> tuple[list[Row], tuple]:
         """The best k items without the history, and what a later call takes as `base`: the ranking to compare with.
 
         InputError if the profile is empty or longer than the embedder reads.
         """
-        r, limit, prefix = self.r, self.r.profile_limit, self.r.encoder_spec.query_prefix
+        embedder, limit = self.r.embedder, self.r.embedder.profile_limit
         if not profile.strip():
             raise InputError("The profile is empty: say in a sentence what this person likes.")
-        if (length := recommend.length_of(r, profile)) > limit:
+        if (length := embedder.length(profile)) > limit:
             raise recommend.too_long(length, limit)
         said = parts(profile)
-        found, _ = similarity.embed_texts(  # two lines at once: nearly every profile needs one or two
-            r.encoder_spec, self.stages[stage]["encoder"], r.ranker.tokenizer, [profile, *said], 2, limit, prefix,
-            dtype=r.encoder_dtype, mesh=r.mesh,
-        )  # fmt: skip
+        queries = [embedder.spec.query_prefix + words for words in (profile, *said)]
+        weights = self.stages[stage]["embedder"]  # two lines at once: nearly every profile needs one or two
+        found, _ = similarity.embed_texts(embedder.graph, weights, embedder.encoder, queries, 2, limit, embedder.mesh)
         own = found[:1], self.items[stage]
         hidden = ranking.padded([history], max(self.width, len(history)))
         ids, scores, before, vectors = devices.fetch(best(*own, *(base or own), hidden, k, len(self.catalogue.ids)))
@@ -296,14 +293,14 @@ def serve(desk: Desk, host: str, port: int, block: bool = True):
     return page
 
 
-def run(config, workdir, host: str | None = None, port: str | None = None) -> None:
+def run(system, config, workdir, host: str | None = None, port: str | None = None) -> None:
     """Loads the run in `workdir`, compiles what the page needs, and serves it (127.0.0.1, 7860) until Ctrl-C."""
     host, port = host or "127.0.0.1", port or "7860"
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise InputError(f"--port={port!r} won't do: it must be a number from 1 to 65535.")
     if importlib.util.find_spec("gradio") is None:
         raise InputError('--mode=demo needs gradio: pip install "lpt_jax[demo]".')
-    r, _, state, _ = profiles.trained(config, workdir)
+    r, _, state, _ = train.trained(system, Run(config, workdir))
     desk = Desk(r, state)
     desk.warm_up()
     serve(desk, host, int(port))

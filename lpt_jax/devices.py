@@ -24,13 +24,6 @@ from lpt_jax.errors import InputError
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")  # a batch's first axis is spread over both
 
-# How a weight's matrix is spread, without the stacked layer axis; what isn't named is replicated.
-PARTITION = {
-    "embed": ("model", "fsdp"), "word": ("model", "fsdp"), "head": ("fsdp", "model"),
-    "q": ("fsdp", "model"), "k": ("fsdp", "model"), "v": ("fsdp", "model"), "qkv": (None, None), "o": ("model", "fsdp"),
-    "gate": ("fsdp", "model"), "up": ("fsdp", "model"), "down": ("model", "fsdp"),
-}  # fmt: skip
-
 
 @contextlib.contextmanager
 def together(others: str | None):
@@ -56,7 +49,7 @@ def together(others: str | None):
                 "its last checkpoint."
             )
     except SystemExit as stop:
-        if type(stop) is not SystemExit:  # loop.Stop: all of them stop, as asked
+        if type(stop) is not SystemExit:  # run.Stop: all of them stop, as asked
             raise
         why, status = "stopped.", stop.code if isinstance(stop.code, int) else 1
     except BaseException:
@@ -118,7 +111,9 @@ def fetch(arrays):
 
 
 def _put(array, sharding):
-    """One array where it shall lie; of a numpy array each process touches only its own devices' part."""
+    """One array where it shall lie; of a numpy array each process touches only its own devices' part; a shape stays one."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
     if sharding.is_fully_addressable or isinstance(array, jax.Array) and not array.is_fully_addressable:
         return jax.device_put(array, sharding)
     array = np.asarray(array)
@@ -148,38 +143,41 @@ def make_mesh(sizes, devices=None) -> Mesh:
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def weight_partition(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The partition of the weight at a dict path such as ("layers", "q"); axes that don't divide are replicated."""
-    name = path[-1]
-    spec = PARTITION.get(name.removesuffix("_lora_a").removesuffix("_lora_b"), ())
-    if name.endswith("_lora_a"):  # the rank takes "fsdp" where the other side does not
-        spec = (spec[0], None if spec[0] == "fsdp" else "fsdp")
-    elif name.endswith("_lora_b"):
-        spec = (None if spec[1] == "fsdp" else "fsdp", spec[1])
-    spec = ((None,) * (len(shape) - len(spec)) + spec) if spec else ()
-    return PartitionSpec(*(a if a and not n % mesh.shape[a] else None for a, n in zip(spec, shape)))
+def weight_partition(axes: tuple, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The partition of a weight whose last axes lie along these axes of the mesh; those that don't divide are replicated."""
+    if len(axes) > len(shape):
+        axes = ()
+    axes = (None,) * (len(shape) - len(axes)) + axes if axes else ()
+    return PartitionSpec(*(a if a and not n % mesh.shape[a] else None for a, n in zip(axes, shape)))
 
 
-def shardings(weights, mesh: Mesh):
-    """Where every leaf of a tree of weights (or optimiser state) lies, by the names in its path."""
+def shardings(tree, mesh: Mesh, axes: dict[tuple, tuple]):
+    """Where every leaf of a tree of weights, or of their optimiser's state, lies.
+
+    axes: the mesh axes of each weight by its path (models.layers.axes_of); an optimiser's leaf ends with its weight's path.
+    """
 
     def of(path, leaf):
-        names = (str(getattr(p, "key", getattr(p, "name", ""))) for p in path)
-        names = tuple(filter(None, names)) or ("",)
-        return NamedSharding(mesh, weight_partition(names, np.shape(leaf), mesh))
+        names = tuple(str(key.key) for key in path if hasattr(key, "key"))
+        found = (axes[names[i:]] for i in range(len(names)) if names[i:] in axes)
+        return NamedSharding(mesh, weight_partition(next(found, ()), np.shape(leaf), mesh))
 
-    return jax.tree_util.tree_map_with_path(of, weights)
+    return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def place(weights, mesh: Mesh):
-    """Puts a tree of weights (or optimiser state) on the mesh."""
-    return jax.tree.map(_put, weights, shardings(weights, mesh))
+def place(tree, mesh: Mesh, axes: dict[tuple, tuple]):
+    """Puts a tree of weights, or of their optimiser's state, on the mesh."""
+    return jax.tree.map(_put, tree, shardings(tree, mesh, axes))
+
+
+def ways(mesh: Mesh | None) -> int:
+    """Over how many devices a batch is spread."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
 
 
 def batch_sharding(shape, mesh: Mesh) -> NamedSharding:
     """The first axis spread over the devices; replicated where it doesn't divide."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    return NamedSharding(mesh, PartitionSpec(BATCH) if shape and shape[0] % ways == 0 else PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec(BATCH) if shape and shape[0] % ways(mesh) == 0 else PartitionSpec())
 
 
 def split_batch(arrays, mesh: Mesh):
@@ -212,10 +210,10 @@ def in_parts(arrays, count: int, mesh: Mesh | None):
     """Arrays [B, ...] as [count, B / count, ...], whose rows stay on their devices where they divide (so not in order)."""
 
     def cut(a):
-        ways = _ways(len(a), count, mesh)
-        a = a.reshape(ways, count, -1, *a.shape[1:]).swapaxes(0, 1)
+        own = _ways(len(a), count, mesh)
+        a = a.reshape(own, count, -1, *a.shape[1:]).swapaxes(0, 1)
         a = a.reshape(count, -1, *a.shape[3:])
-        if ways == 1:
+        if own == 1:
             return a
         return jax.lax.with_sharding_constraint(a, NamedSharding(mesh, PartitionSpec(None, BATCH)))
 
@@ -225,13 +223,12 @@ def in_parts(arrays, count: int, mesh: Mesh | None):
 def of_parts(parts: jax.Array, mesh: Mesh | None) -> jax.Array:
     """in_parts undone: the rows [B, ...] in order."""
     count, each, *rest = parts.shape
-    ways = _ways(count * each, count, mesh)
-    return spread(parts.reshape(count, ways, -1, *rest).swapaxes(0, 1).reshape(-1, *rest), mesh)
+    own = _ways(count * each, count, mesh)
+    return spread(parts.reshape(count, own, -1, *rest).swapaxes(0, 1).reshape(-1, *rest), mesh)
 
 
 def _ways(rows: int, count: int, mesh: Mesh | None) -> int:
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
-    return 1 if rows % (ways * count) else ways
+    return 1 if rows % (ways(mesh) * count) else ways(mesh)
 
 
 @jax.jit

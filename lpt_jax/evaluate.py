@@ -1,10 +1,12 @@
 """The test, once at the end: every row of the results on the same sessions, and the gain of each step."""
 
 import importlib.metadata
+import itertools
 import json
 import resource
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,62 +15,62 @@ from lpt_jax import devices, files, metrics, report
 from lpt_jax.baselines import sasrec, simple
 from lpt_jax.data import sessions
 from lpt_jax.errors import InputError
-from lpt_jax.recommender import ProfileRecommender, used_sessions
+from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.run import used_sessions
 from lpt_jax.trec import queries, ranks_of_run, read_run, write_best, write_qrels
 
 
-def test(
-    r: ProfileRecommender, stages: dict[str, tuple[dict, dict]], control: dict | None, note: dict, trec: bool = False
-) -> dict:
-    """Ranks the full catalogue for all test sessions by every baseline and stage; writes and prints the results.
+class Row(NamedTuple):
+    """A row of the results: what its ranking is made by (ProfileRecommender.scored), and the profiles of a stage of training."""
+
+    name: str
+    scored: tuple
+    texts: list[str] | None = None
+
+
+def baseline_rows(r: ProfileRecommender, untrained: dict):
+    """The rows of config.evaluation.baselines that have a ranking; untrained: the embedder's weights as loaded."""
+    sessions = r.sessions["test"]
+    make = {
+        "popularity": lambda: simple.popularity(sessions, r.data.popularity),
+        "last_item": lambda: simple.last_item(sessions, r.catalogue(untrained)),
+        "bm25": lambda: (simple.BM25(r.history_texts("test"), r.data.catalogue.texts), None),
+        "history_text": lambda: r.scored(untrained, r.history_texts("test"), cut=True),
+        "sasrec": lambda: by_ids(r, sessions),
+    }
+    for name in config_lib.listed(r.config.evaluation.baselines):
+        if name in make:
+            yield Row(name, make[name]())
+
+
+def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = False) -> dict:
+    """Ranks the full catalogue for all test sessions by every baseline and row; writes and prints the results.
 
     Args:
-      stages: name -> (policy, encoder), in the order of training; the first is the untrained one. Profiles are greedy.
-      control: the encoder trained on raw histories, or None.
+      rows: the system's Rows; those with texts are stages of training, in order, the first the untrained one.
+      untrained: the embedder's weights as loaded.
       note: of the last checkpoint, with the seconds spent.
       trec: also write each row's best items, and the targets, as TREC files into the workdir's trec/.
 
     Returns:
       what results.json holds.
     """
-    found = r.sessions["test"]
-    users, names, config = [s.user for s in found], list(stages), r.config
-    untrained = r.fresh_encoder(loaded=True) if config.begin_from else stages[names[0]][1]
-    ranks, texts = {}, {}
-    items = r.embed_catalogue(untrained)
-    baselines = {
-        "popularity": lambda: simple.popularity(found, r.data.popularity),
-        "last_item": lambda: simple.last_item(found, items),
-        "bm25": lambda: (simple.BM25(r.history_texts("test"), r.data.catalogue.texts), None),
-        "history_text": lambda: r.scored(untrained, r.history_texts("test"), items, cut=True),
-        "sasrec": lambda: by_ids(r, found),
-    }
-
-    def add(name, *scored):
-        ranks[name] = r.rank("test", *scored)
-        if trec:
-            write_best(r.workdir / f"trec/{name}.run", found, r.data.catalogue.ids, *scored)
-
+    sessions, config, workdir = r.sessions["test"], r.config, r.run.workdir
+    users, ranks, texts = [s.user for s in sessions], {}, {}
     if trec and devices.first():
-        (r.workdir / "trec").mkdir(exist_ok=True)
-        relevant = [[r.data.catalogue.ids[i] for i in s.targets] for s in found]
-        write_qrels(r.workdir / "trec/test.qrels", queries(found), relevant)
-    for name in config_lib.listed(config.evaluation.baselines):
-        if name == "random":  # draws ranks, and so has no list
-            ranks[name] = simple.random(found, r.count, config.seed)
-        elif name in baselines:
-            add(name, *baselines[name]())
-    if control is not None:
-        add("history_trained", *r.scored(control, r.history_texts("test"), cut=True))
-    written = {}  # stages with the same policy share its profiles
-    for name, (policy, encoder) in stages.items():
-        if id(policy) not in written:
-            r.use_policy(policy)
-            written[id(policy)] = r.write(
-                "test", r.workdir / f"profiles/{name}-{note['global_step']}-test.jsonl", 0, 0.0
-            )
-        texts[name] = written[id(policy)]
-        add(name, *r.scored(encoder, texts[name], items if encoder is untrained else None))
+        (workdir / "trec").mkdir(exist_ok=True)
+        relevant = [[r.data.catalogue.ids[i] for i in s.targets] for s in sessions]
+        write_qrels(workdir / "trec/test.qrels", queries(sessions), relevant)
+    if "random" in config_lib.listed(config.evaluation.baselines):  # draws ranks, and so has no list
+        ranks["random"] = simple.random(sessions, r.run.count, config.seed)
+    for row in itertools.chain(baseline_rows(r, untrained), rows):
+        ranks[row.name] = r.rank("test", *row.scored)
+        if row.texts is not None:
+            texts[row.name] = row.texts
+        if trec:
+            write_best(workdir / f"trec/{row.name}.run", sessions, r.data.catalogue.ids, *row.scored)
+    names = list(texts)
+    ranks = {name: ranks[name] for name in [*(name for name in ranks if name not in texts), *names]}
     values = {name: metrics.per_user(rank, users) for name, rank in ranks.items()}
     metric, pairs = config.evaluation.metric, [*zip(names, names[1:]), (names[0], names[-1])]
     gains = {
@@ -78,7 +80,7 @@ def test(
         for a, b in dict.fromkeys(pairs)
         if a != b
     }
-    peak, file = peak_gib(), r.workdir / "results.json"
+    peak, file = peak_gib(), workdir / "results.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # training's, where this tests again
     results = {
         "protocol": r.data.protocol,
@@ -87,7 +89,7 @@ def test(
         "seed": config.seed,
         "config": json.loads(config.to_json_best_effort()),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "transformers")},
-        "devices": f"{r.mesh.size} × {r.mesh.devices.flat[0].device_kind}",
+        "devices": f"{r.run.mesh.size} × {r.run.mesh.devices.flat[0].device_kind}",
         "seconds": round(sum(note["seconds"].values()), 1),
         "seconds_of_phases": {name: round(s, 1) for name, s in note["seconds"].items()},
         "peak_memory_gib": max(peak, before.get("peak_memory_gib", 0)),
@@ -95,12 +97,12 @@ def test(
     }
     if devices.first():
         shown = samples(r, names, texts, ranks)
-        report.write_results(r.workdir, results, values)
-        report.write(r.workdir, results, files.read_jsonl(r.workdir / "metrics.jsonl"), shown)
+        report.write_results(r.run.workdir, results, values)
+        report.write(r.run.workdir, results, files.read_jsonl(r.run.workdir / "metrics.jsonl"), shown)
     print(f"\n{results['protocol']}\n\n{report.results_table(results['rows'])}\n")
     for name, gain in gains.items():
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
-    print(f"\nresults.json and report.html are in {r.workdir} ({results['seconds']:.0f} s of training)", flush=True)
+    print(f"\nresults.json and report.html are in {r.run.workdir} ({results['seconds']:.0f} s of training)", flush=True)
     return results
 
 
@@ -111,15 +113,15 @@ def peak_gib() -> float:
 
 def by_ids(r: ProfileRecommender, found: list) -> tuple[np.ndarray, np.ndarray]:
     """SASRec's states of the sessions and its items' vectors: trained, unless the workdir has it already."""
-    path, settings = r.workdir / "sasrec.npz", r.config.sasrec
+    path, settings = r.run.workdir / "sasrec.npz", r.config.sasrec
 
     def stop_if_asked():  # each process for itself: none waits for the others while it trains
-        if r.interrupt and r.interrupt.asked:
-            r.interrupt.stop("all but SASRec, which begins anew")
+        if r.run.interrupt and r.run.interrupt.asked:
+            r.run.interrupt.stop("all but SASRec, which begins anew")
 
     if devices.any_process(not path.exists()):
         weights, _ = sasrec.train(
-            sessions.training_items(r.data), r.count, r.sessions["validation"], settings, r.config.seed,
+            sessions.training_items(r.data), r.run.count, r.sessions["validation"], settings, r.config.seed,
             r.config.evaluation.metric, stop_if_asked, quiet=not devices.first(),
         )  # fmt: skip
         if devices.first():

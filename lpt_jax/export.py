@@ -7,37 +7,40 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
+from flax import nnx
 
-from lpt_jax import devices, files, report
+from lpt_jax import devices, files, report, train
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
-from lpt_jax.learning import policy
-from lpt_jax.models import low_rank, weights
+from lpt_jax.models import layers, low_rank, weights
+from lpt_jax.models.decoder import Decoder
+from lpt_jax.models.encoder import TextEncoder
 from lpt_jax.recommender import ProfileRecommender
-from lpt_jax.systems import profiles
+from lpt_jax.run import Run
 
 SERVED = 512  # the largest rank that vLLM knows (--max-lora-rank)
 CARDS = {  # folder -> Hugging Face's library and pipeline, what it is, how it is used (from the folder it lies in)
-    "profile_encoder": (
+    "lm": (
         "transformers", "text-generation", "A language model that writes user profiles in plain language",
         """from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("profile_encoder")
-model = AutoModelForCausalLM.from_pretrained("profile_encoder")
+tokenizer = AutoTokenizer.from_pretrained("lm")
+model = AutoModelForCausalLM.from_pretrained("lm")
 prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
 print({start!r} + tokenizer.decode(model.generate(**prompt)[0, prompt.input_ids.shape[1]:], skip_special_tokens=True))""",
     ),
-    "profile_encoder_adapter": (
+    "lm_adapter": (
         "peft", "text-generation", "The LoRA matrices of a language model that writes user profiles in plain language",
         """from peft import PeftModel
 from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, "profile_encoder_adapter")""",
+model = PeftModel.from_pretrained(base, "lm_adapter")""",
     ),
-    "recommender_decoder": (
+    "embedder": (
         "sentence-transformers", "sentence-similarity", "A text embedder that ranks items by user profiles",
         """from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("recommender_decoder")
+model = SentenceTransformer("embedder")
 profile = model.encode("Slow science fiction with ideas.", prompt_name="query")
 items = model.encode({items!r})  # cut to {limit} tokens in training
 print(model.similarity(profile, items))""",
@@ -45,16 +48,16 @@ print(model.similarity(profile, items))""",
 }  # fmt: skip
 TIED = (
     "The head was trained apart from the embeddings, with which the base shares it: don't merge this adapter there, use "
-    "the merged profile_encoder instead."
+    "the merged lm instead."
 )
 
 
-def export(config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> None:
+def export(system, config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> None:
     """Writes the trained models of a run, as its last checkpoint has them, into a new folder, each with a model card.
 
-    profile_encoder: for transformers, LoRA merged, in the type it was loaded in (config.lm.dtype: a bfloat16 source
-    loaded as float32 is written as float32, of the same values); profile_encoder_adapter: for PEFT, where LoRA was
-    trained; recommender_decoder: for sentence-transformers, in float32. `shard`: bytes of a weights file at most.
+    lm: for transformers, LoRA merged, in the type it was loaded in (config.lm.dtype: a bfloat16 source
+    loaded as float32 is written as float32, of the same values); lm_adapter: for PEFT, where LoRA was
+    trained; embedder: for sentence-transformers, in float32. `shard`: bytes of a weights file at most.
     Written aside and renamed. InputError if the folder is there, can't be written, or there is no checkpoint.
     """
     if folder.exists():
@@ -65,36 +68,28 @@ def export(config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> N
             shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
             part.mkdir(parents=True)
             part.rmdir()
-    r, phases, state, note = profiles.trained(config, workdir)
-    state = {name: state[name] for name in ("policy", "encoder") if name in state}  # not the optimisers'
-    trained = r.part(state, "policy")
-    merged = whole(r, trained)
-    encoder = devices.fetch(r.part(state, "encoder"))
-    lora = (
-        devices.fetch(trained) if config.policy.trains == "lora" and ("policy" in state or config.begin_from) else None
-    )
+    r, phases, state, note = train.trained(system, Run(config, workdir))
+    trained, is_lora = r.weights(state, "lm"), config.policy.trains == "lora" and ("lm" in state or config.begin_from)
+    merged, encoder = whole_decoder(r, trained), whole_encoder(r, r.weights(state, "embedder"))
+    lora, results = devices.fetch(trained) if is_lora else None, Path(workdir) / "results.json"
     if not devices.first():
         return
-    results = Path(workdir) / "results.json"
     finished = note["position"] == len(phases) and results.exists()
-    results, writer, settings = json.loads(results.read_text()) if finished else {}, r.writer, config.policy.lora
+    results, settings = json.loads(results.read_text()) if finished else {}, config.policy.lora
     with _writing(folder):
-        weights.save_decoder(
-            part / "profile_encoder", r.spec, merged, writer.tokenizer, writer.eos, r.decoder_config,
-            config.profile.max_tokens, shard,
-        )  # fmt: skip
-        if lora is not None:
+        weights.save_decoder(part / "lm", merged, config.profile.max_tokens, shard)
+        if is_lora:
             base = named(config.lm.source)
-            weights.save_adapter(part / "profile_encoder_adapter", r.spec, lora, settings.rank, settings.alpha, base)
-        ranker = r.ranker
-        to = part / "recommender_decoder"
-        weights.save_encoder(to, ranker.spec, encoder, ranker.tokenizer, ranker.config, shard)
+            weights.save_adapter(part / "lm_adapter", merged, lora, settings.rank, settings.alpha, base)
+        weights.save_encoder(part / "embedder", encoder, shard)
         for to in part.iterdir():
             files.write_file(to / "README.md", card(r, to, results))
         os.rename(part, folder)
-    if lora is not None and settings.rank > SERVED:
-        print(f"lpt_jax: warning: servers such as vLLM refuse adapters of a rank above {SERVED}, and this one's is "
-              f"{settings.rank}: serve the merged profile_encoder.")  # fmt: skip
+    if is_lora and settings.rank > SERVED:
+        print(
+            f"lpt_jax: warning: servers such as vLLM refuse adapters of a rank above {SERVED}, and this one's is "
+            f"{settings.rank}: serve the merged lm."
+        )
     print(f"lpt_jax: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
 
 
@@ -107,19 +102,19 @@ def _writing(folder):
         raise InputError(f"--export_to={folder} can't be written ({reason}): name another folder.") from None
 
 
-def whole(r: ProfileRecommender, trained: dict) -> dict:
-    """All weights of the profile encoder on the host, what trains merged or put in, in the type they were loaded in.
+def whole_decoder(r: ProfileRecommender, trained: dict) -> Decoder:
+    """The language model on the host, LoRA merged, in the type that it was loaded in."""
+    lm = r.lm.merged(trained)
+    low_rank.merge(lm)
+    graph, arrays = nnx.split(lm)
+    arrays = devices.fetch(layers.plain(arrays))
+    dtype = arrays["embed"]["table"].dtype
+    return nnx.merge(graph, jax.tree.map(lambda a: np.asarray(a).astype(dtype, copy=False), arrays))
 
-    trained: state["policy"], float32. Layers are a list.
-    """
-    lora = r.config.policy.trains == "lora"
-    upper = low_rank.merge(r.spec, r.upper, trained, r.spec.lora_scale) if lora else policy.assemble(r.upper, trained)
-    trunk, upper = devices.fetch((r.trunk, upper))
-    dtype = trunk["embed"].dtype
-    layers = weights.listed(trunk["layers"]) + weights.listed(upper["layers"])
-    layers = [{name: np.asarray(a).astype(dtype, copy=False) for name, a in layer.items()} for layer in layers]
-    top = {"embed": trunk["embed"]} | {name: a for name, a in upper.items() if name != "layers"}
-    return {name: a.astype(dtype, copy=False) for name, a in top.items()} | {"layers": layers}
+
+def whole_encoder(r: ProfileRecommender, trained: dict) -> TextEncoder:
+    """The embedder's encoder on the host."""
+    return nnx.merge(r.embedder.graph, devices.fetch(trained)).encoder
 
 
 def named(source: str) -> str:
@@ -135,22 +130,22 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
     """
     config, name, to = r.config, folder.name, report.Markdown(folder)
     library, pipeline, what, code = CARDS[name]
-    source = config.embedder.source if name == "recommender_decoder" else config.lm.source
+    source = config.embedder.source if name == "embedder" else config.lm.source
     head = {"library_name": library, "pipeline_tag": pipeline}
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) and not Path(source).exists():
         head["base_model"] = source.partition("@")[0]
     head["tags"] = ["lpt_jax", "user-profiles", "recommender-systems"]
-    train, items = r.sessions["train"][0], tuple(range(min(2, r.count)))
+    train, items = r.sessions["train"][0], tuple(range(min(2, r.run.count)))
     rated, said = (value and (best,) * len(items)
                    for value, best in ((train.ratings, config.data.best_rating), (train.reviews, "…")))  # fmt: skip
     example = Session("", items, rated, said, (), float("nan"))  # of no user
     ids, _ = r.prompt(example)
     values = {
-        "prompt": r.writer.tokenizer.decode(ids, clean_up_tokenization_spaces=False),
-        "start": r.writer.start,
+        "prompt": r.lm.source.tokenizer.decode(ids, clean_up_tokenization_spaces=False),
+        "start": r.lm.start,
         "base": named(config.lm.source).partition("@")[0],
         "items": [r.data.catalogue.texts[i][:200] for i in items],
-        "limit": r.item_limit,
+        "limit": r.embedder.item_limit,
     }
     blocks = [
         "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"]),
@@ -159,7 +154,7 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
                      f"{config.data.source} {config.data.name} data, seed {config.seed}."),
         "```python\n" + code.format(**values) + "\n```",
     ]  # fmt: skip
-    head_alone = library == "peft" and r.spec.tied and "lm_head" in (folder / "adapter_config.json").read_text()
+    head_alone = library == "peft" and r.lm.spec.tied and "lm_head" in (folder / "adapter_config.json").read_text()
     blocks += [to.paragraph(TIED)] * head_alone
     blocks += [to.heading(2, "Results"), to.paragraph(r.data.protocol)]
     blocks += report.results_blocks(to, results["rows"]) if results else [to.paragraph("The run has not ended yet.")]

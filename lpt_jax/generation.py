@@ -6,12 +6,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from tqdm import tqdm
 
 from lpt_jax import devices
 from lpt_jax.data import batches
-from lpt_jax.models import decoder
-from lpt_jax.models.decoder import DecoderSpec
+from lpt_jax.models import layers
+from lpt_jax.models.decoder import Decoder, decode_step, decoding_layers, run
 
 BLOCK = 128  # vocabulary words per block of the two-level inverse CDF
 
@@ -32,23 +33,23 @@ class Profiles:
     tokens: jax.Array
     mask: jax.Array
     log_probs: jax.Array
-    context: jax.Array | None
-    hidden: jax.Array | None
+    context: jax.Array | None = None
+    hidden: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "joined"))
-def unstack(layers: dict, dtype: str, joined: bool = False) -> list[dict]:
-    """Stacked layers to a list of single ones, matrices in dtype: decoding reads each where it lies.
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How profiles are sampled."""
 
-    joined: q, k and v become one matrix, as a step's small products cost more to start than to compute (not on a mesh,
-    which spreads each of them; LoRA keeps them apart).
-    """
-    layers = {name: w.astype(dtype) if w.ndim > 2 else w for name, w in layers.items()}
-    if joined and layers and not any(f"{name}_lora_a" in layers for name in "qkv"):
-        for end in ("", "_bias") if "q_bias" in layers else ("",):
-            layers["qkv" + end] = jnp.concatenate([layers.pop(name + end) for name in "qkv"], -1)
-    count = next(iter(layers.values())).shape[0] if layers else 0
-    return [{name: w[i] for name, w in layers.items()} for i in range(count)]
+    max_tokens: int  # T
+    ends: tuple[int, ...]  # the ids that end a profile
+    pad: int
+    samples: int = 1  # G, profiles per prompt
+    temperature: float = 0.0  # 0 is greedy (log-probabilities are then those of temperature 1)
+    keep_hidden: bool = False  # for learning: the states after the frozen layers
+
+
+# ---- one token
 
 
 def _pick(weights: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -80,196 +81,244 @@ def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     return (block * BLOCK + word).astype(jnp.int32)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("spec", "samples", "max_tokens", "temperature", "eos", "pad", "keep_hidden")
-)
-def sample(spec: DecoderSpec, trunk: dict, trunk_list: list | None, upper: dict, upper_list: list | None,
-           prompts: jax.Array, mask: jax.Array, keys: jax.Array, *, samples: int, max_tokens: int, temperature: float,
-           eos: tuple[int, ...], pad: int, keep_hidden: bool = False) -> Profiles:  # fmt: skip
+# ---- the loop
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Weights:
+    """A decoder as generation reads it: stacked for the prefill, layer by layer for decoding.
+
+    graph: the Decoder's; parts: its trees, what trains and what is frozen; blocks: the graphs of a layer of `lower` and of
+    `upper`; layers: their trees (decoder.decoding_layers).
+    """
+
+    parts: tuple[dict, ...]
+    layers: tuple[list[dict], list[dict]]
+    graph: object = dataclasses.field(metadata={"static": True})
+    blocks: tuple = dataclasses.field(metadata={"static": True})
+
+    def decoder(self) -> Decoder:
+        return nnx.merge(self.graph, *self.parts)
+
+    def decoding(self) -> tuple[list, list]:
+        """The layers of `lower` and of `upper` as lists of Blocks."""
+        return tuple([nnx.merge(graph, tree) for tree in trees] for graph, trees in zip(self.blocks, self.layers))
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def sample(weights: Weights, prompts: jax.Array, mask: jax.Array, keys: jax.Array, how: Sampling) -> Profiles:
     """Samples G profiles per prompt until every row has ended.
 
     Args:
-      trunk: {"embed", "layers"} of the lower layers; trunk_list the same layers unstacked, None if they are a list.
-      upper: the other layers, with final_norm and head (without: the embedding's is used); upper_list as trunk_list.
       prompts, mask: [B, P + 1] token ids, left-padded.
       keys: one random key's data per prompt [B, 2]: a prompt's profiles don't depend on its batch.
-      temperature: 0 is greedy (log-probabilities are then those of temperature 1).
-      eos: the ids that end a profile.
     """
-    weights = spec, trunk, trunk_list, upper, upper_list
-    context, cached, state = begin(*weights, prompts, mask, samples=samples, max_tokens=max_tokens, pad=pad,
-                                   keep_hidden=keep_hidden)  # fmt: skip
-    end = go_on(*weights, mask, keys, cached, state, max_tokens, temperature=temperature, eos=eos, pad=pad)
-    return Profiles(end["tokens"], end["mask"], end["log_probs"], context if keep_hidden else None, end.get("hidden"))
+    context, cached, state = begin(weights, prompts, mask, how)
+    end = go_on(weights, mask, keys, cached, state, how.max_tokens, how)
+    context = context if how.keep_hidden else None
+    return Profiles(end["tokens"], end["mask"], end["log_probs"], context, end.get("hidden"))
 
 
-def begin(spec, trunk, trunk_list, upper, upper_list, prompts, mask, *, samples: int, max_tokens: int, pad: int,
-          keep_hidden: bool = False):  # fmt: skip
-    """sample()'s prefill: the context's hidden states after the trunk, its caches, and the state before the first token."""
-    batch, context_mask = prompts.shape[0], mask[:, :-1]
-    context = decoder.embed_tokens(spec, trunk, prompts[:, :-1])
-    count, cached = len(trunk["layers"] if trunk_list is None else trunk_list), []
-    if count:
-        context, cached = decoder.run(spec, trunk["layers"], context, context_mask)
-    cached = cached + decoder.run(spec, upper["layers"], context, context_mask, start=count)[1]
-    own_shape = (batch, spec.kv_heads, samples, max_tokens, spec.head_dim)
+def begin(weights: Weights, prompts: jax.Array, mask: jax.Array, how: Sampling):
+    """sample()'s prefill: the context's hidden states after `lower`, its caches, and the state before the first token."""
+    lm = weights.decoder()
+    spec, batch, context_mask = lm.spec, prompts.shape[0], mask[:, :-1]
+    context, cached = lm.embed_tokens(prompts[:, :-1]), []
+    if lm.lower is not None:
+        context, cached = run(lm.lower, context, context_mask)
+    cached = cached + run(lm.upper, context, context_mask, start=len(cached))[1]
+    shape = (batch, how.samples, how.max_tokens)
+    cache_shape = (batch, spec.kv_heads, how.samples, how.max_tokens, spec.head_dim)
     state = {
         "t": jnp.int32(0),
-        "token": jnp.broadcast_to(prompts[:, -1:], (batch, samples)),
-        "ended": jnp.zeros((batch, samples), bool),
-        "tokens": jnp.full((batch, samples, max_tokens), pad, jnp.int32),
-        "mask": jnp.zeros((batch, samples, max_tokens), bool),
-        "log_probs": jnp.zeros((batch, samples, max_tokens), jnp.float32),
-        "caches": [(jnp.zeros(own_shape, spec.dtype), jnp.zeros(own_shape, spec.dtype)) for _ in cached],
+        "token": jnp.broadcast_to(prompts[:, -1:], shape[:2]),
+        "ended": jnp.zeros(shape[:2], bool),
+        "tokens": jnp.full(shape, how.pad, jnp.int32),
+        "mask": jnp.zeros(shape, bool),
+        "log_probs": jnp.zeros(shape, jnp.float32),
+        "caches": [(jnp.zeros(cache_shape, lm.dtype), jnp.zeros(cache_shape, lm.dtype)) for _ in cached],
     }
-    if keep_hidden:
-        state["hidden"] = jnp.zeros((batch, samples, max_tokens, spec.width), jnp.float32)
+    if how.keep_hidden:
+        state["hidden"] = jnp.zeros((*shape, spec.width), jnp.float32)
     return context, cached, state
 
 
-def go_on(spec, trunk, trunk_list, upper, upper_list, mask, keys, cached, state, until, *, temperature: float,
-          eos: tuple[int, ...], pad: int):  # fmt: skip
+def go_on(weights: Weights, mask: jax.Array, keys: jax.Array, cached: list, state: dict, until, how: Sampling) -> dict:
     """sample()'s tokens from a state on, until `until` of them (at most max_tokens) are there or every row has ended."""
-    context_mask, keys = mask[:, :-1], jax.random.wrap_key_data(keys)
-    samples = state["token"].shape[1]
-    upper = {"embed": trunk["embed"]} | upper
-    trunk_list = trunk["layers"] if trunk_list is None else trunk_list
-    upper_list = upper["layers"] if upper_list is None else upper_list
-    count = len(trunk_list)
+    lm, (lower, upper) = weights.decoder(), weights.decoding()
+    context_mask, keys, count = mask[:, :-1], jax.random.wrap_key_data(keys), len(lower)
 
     def put(buffer, value, t):
         return jax.lax.dynamic_update_slice_in_dim(buffer, value[:, :, None].astype(buffer.dtype), t, 2)
 
     def step(s):
-        t = s["t"]
-        x = decoder.embed_tokens(spec, trunk, s["token"])
-        x, lower = decoder.decode_step(spec, trunk_list, x, t, cached[:count], context_mask, s["caches"][:count])
-        new = dict(s, hidden=put(s["hidden"], x, t)) if "hidden" in s else dict(s)
-        x, higher = decoder.decode_step(
-            spec, upper_list, x, t, cached[count:], context_mask, s["caches"][count:], start=count
-        )
-        scores = decoder.logits(spec, upper, x) / (temperature or 1.0)
-        if temperature:
-            uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t), (samples,)))(keys)
+        t, caches = s["t"], s["caches"]
+        x = lm.embed_tokens(s["token"])
+        x, own_lower = decode_step(lower, x, t, cached[:count], context_mask, caches[:count], 0, lm.mesh)
+        new = dict(s, hidden=put(s["hidden"], x, t)) if how.keep_hidden else dict(s)
+        x, own_upper = decode_step(upper, x, t, cached[count:], context_mask, caches[count:], count, lm.mesh)
+        scores = lm.logits(x) / (how.temperature or 1.0)
+        if how.temperature:
+            uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t), (how.samples,)))(keys)
             token = draw(scores, uniform)
         else:
             token = jnp.argmax(scores, -1).astype(jnp.int32)
         chosen = jnp.take_along_axis(scores, token[..., None], -1)[..., 0] - jax.nn.logsumexp(scores, -1)
-        token = jnp.where(s["ended"], pad, token)
+        token = jnp.where(s["ended"], how.pad, token)
         return new | {
             "t": t + 1,
             "token": token,
-            "ended": s["ended"] | jnp.isin(token, jnp.asarray(eos, jnp.int32)),
+            "ended": s["ended"] | jnp.isin(token, jnp.asarray(how.ends, jnp.int32)),
             "tokens": put(s["tokens"], token, t),
             "mask": put(s["mask"], ~s["ended"], t),
             "log_probs": put(s["log_probs"], jnp.where(s["ended"], 0.0, chosen), t),
-            "caches": lower + higher,
+            "caches": own_lower + own_upper,
         }
 
     return jax.lax.while_loop(lambda s: (s["t"] < until) & ~jnp.all(s["ended"]), step, state)
 
 
-_begin = jax.jit(begin, static_argnames=("spec", "samples", "max_tokens", "pad"))
-_go_on = jax.jit(go_on, static_argnames=("spec", "temperature", "eos", "pad"), donate_argnames="state")
+_begin = jax.jit(begin, static_argnames="how")
+_go_on = jax.jit(go_on, static_argnames="how", donate_argnames="state")
 
 
-def texts_of(
-    profiles: Profiles, tokenizer, eos: tuple[int, ...], start: str = ""
-) -> tuple[list[list[str]], np.ndarray]:
-    """The profiles' texts [B][G] without special tokens, and which of them never ended (Bool [B, G]).
+# ---- the language model of a run
 
-    start: config.prompt.start, the words before the sampled ones; a profile without any of its own stays empty.
+
+class LanguageModel:
+    """A Decoder in two parts, what trains and what is frozen, that samples and writes profiles.
+
+    `graph` and `frozen` are what learning needs besides the trained weights; `reference` is (graph, weights) of the policy
+    that the run begins with.
     """
-    tokens, mask = devices.fetch((profiles.tokens, profiles.mask))
-    rows = [row[m].tolist() for row, m in zip(tokens.reshape(-1, tokens.shape[-1]),
-                                              mask.reshape(-1, mask.shape[-1]), strict=True)]  # fmt: skip
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    texts = [(start + t if t.strip() else "").strip() for t in texts]
-    samples = tokens.shape[1]
-    unended = ~np.isin(np.where(mask, tokens, -1), list(eos)).any(-1)
-    return [texts[i : i + samples] for i in range(0, len(texts), samples)], unended
 
+    def __init__(self, lm: Decoder, trains, mesh, settings, base=None, listed: bool = False, start: str = ""):
+        """Args:
+        lm: with numpy or no arrays (nnx.eval_shape), divided or with LoRA attached.
+        trains: the nnx filter of what trains.
+        settings: config.profile.
+        base: the graph of lm before LoRA was attached: the reference policy.
+        listed: frozen layers lie in lists.
+        start: the words that every profile begins with.
+        """
+        lm.set_attributes(mesh=mesh)
+        self.spec, self.source, self.mesh, self.settings, self.start = lm.spec, lm.source, mesh, settings, start
+        self.axes, self.below = layers.axes_of(lm), lm.start
+        self.graph, trained, frozen = nnx.split(lm, trains, ...)
+        trained, frozen = layers.plain(trained), layers.plain(frozen)
+        if listed:
+            stacks = {name: frozen[name] for name in ("lower", "upper") if name in frozen}
+            frozen |= {name: layers.of_arrays(layers.list_layers, stack) for name, stack in stacks.items()}
+        self.begin_with = layers.masters(trained)
+        self.frozen = self.place(frozen)  # from numpy: no device ever holds a whole model
+        self.reference = (base, {}) if base else (self.graph, self.place(trained))
+        self.ends, self.pad = tuple(sorted(lm.source.end_ids)), lm.source.pad_id
+        self.lengths: tuple[int, ...] = ()  # static prompt lengths
+        self._lower = self._decoding("lower")
+        self._for, self._weights = None, None
 
-class Writer:
-    """Writes profiles with the current policy: holds both forms of its weights, pads and spreads prompts."""
+    def place(self, tree):
+        """A tree of its weights, or of an optimiser's state, on the mesh."""
+        return devices.place(tree, self.mesh, self.axes)
 
-    def __init__(self, loaded, spec: DecoderSpec, trunk: dict, lengths: tuple[int, ...], mesh, settings,
-                 start: str = ""):  # fmt: skip
-        """loaded: the decoder's tokenizer and ids; lengths: static prompt lengths; settings: config.profile."""
-        self.start = start
-        self.tokenizer, self.eos, self.pad = (loaded.tokenizer, tuple(sorted(loaded.eos_ids)), loaded.pad_id)
-        self.spec, self.trunk, self.lengths, self.mesh, self.settings = (spec, trunk, lengths, mesh, settings)
-        self.trunk_list = self._listed(trunk["layers"])
+    def fresh(self) -> dict:
+        """What trains as the run begins with it, on the mesh, as float32 masters."""
+        return self.place(layers.masters(self.begin_with))
 
-    def _listed(self, layers):
-        return None if isinstance(layers, list) else unstack(layers, self.spec.dtype, self.mesh.size == 1)
+    def merged(self, weights: dict) -> Decoder:
+        """The Decoder with these weights for what trains."""
+        return nnx.merge(self.graph, weights, self.frozen)
 
-    def use(self, upper: dict) -> None:
-        """Takes the upper model's weights (LoRA beside its matrices): the step from the trainer to the sampler."""
-        self.upper = {name: w for name, w in upper.items() if name != "embed"}
-        self.upper_list = self._listed(upper["layers"])
+    def _decoding(self, name: str, weights: dict | None = None):
+        """(graph, trees) of decoder.decoding_layers of `lower` or `upper`."""
+        stack = getattr(nnx.merge(self.graph, weights or self.begin_with, self.frozen), name)
+        if stack is None:
+            return None, []
+        graph, tree = nnx.split(stack)
+        decoding = functools.partial(decoding_layers, graph, dtype=stack.attention.dtype, joined=self.mesh.size == 1)
+        return layers.of_arrays(decoding, layers.plain(tree))
+
+    def prepared(self, weights: dict) -> Weights:
+        """Weights of the policy, as they were or anew: the step from the trainer to the sampler.
+
+        LoRA stays beside its matrices: merged, bfloat16 would round small steps away.
+        """
+        if self._for is not weights:
+            blocks, trees = zip(self._lower, self._decoding("upper", weights))
+            self._for, self._weights = weights, Weights((weights, self.frozen), trees, self.graph, blocks)
+        return self._weights
+
+    def how(self, samples: int = 1, temperature: float = 0.0, keep_hidden: bool = False) -> Sampling:
+        """The Sampling of this model and config.profile."""
+        return Sampling(self.settings.max_tokens, self.ends, self.pad, samples, float(temperature), keep_hidden)
 
     def pad_prompts(self, prompts: list[list[int]]):
         """Prompts and PromptMask [B, P], left-padded to the smallest static length that holds all."""
         length = batches.bucket(max(map(len, prompts)), self.lengths)
         return devices.split_batch(batches.pad_left(prompts, length, self.pad), self.mesh)
 
-    def sample(self, prompts: list[list[int]], numbers, key, samples: int, temperature: float,
-               keep_hidden: bool = False):  # fmt: skip
+    def sample(
+        self, weights: dict, prompts: list[list[int]], numbers, key, how: Sampling
+    ) -> tuple[Profiles, jax.Array]:
         """One batch: (Profiles, PromptMask); numbers name the prompts, so that a draw doesn't depend on the batch."""
         tokens, mask = self.pad_prompts(prompts)
         keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(numbers, jnp.uint32))
-        keys = np.asarray(jax.random.key_data(keys))
-        profiles = sample(
-            self.spec, self.trunk, self.trunk_list, self.upper, self.upper_list, tokens, mask,
-            devices.split_batch(keys, self.mesh), samples=samples, max_tokens=self.settings.max_tokens,
-            temperature=float(temperature), eos=self.eos, pad=self.pad, keep_hidden=keep_hidden,
-        )  # fmt: skip
-        return profiles, mask
-
-    def grow(self, prompt: list[int], key, size: int = 4):
-        """One greedy profile while it is written: its text after every `size` tokens; the last is what write() gives."""
-        tokens, mask = self.pad_prompts([prompt])
-        weights, keys = (self.spec, self.trunk, self.trunk_list, self.upper, self.upper_list), jax.random.key_data(key)
-        most = self.settings.max_tokens
-        _, cached, state = _begin(*weights, tokens, mask, samples=1, max_tokens=most, pad=self.pad)
-        while int(state["t"]) < most and not state["ended"].all():
-            until = min(int(state["t"]) + size, most)
-            state = _go_on(
-                *weights, mask, keys[None], cached, state, until, temperature=0.0, eos=self.eos, pad=self.pad
-            )
-            ((text,),), _ = self.texts(Profiles(state["tokens"], state["mask"], None, None, None))
-            yield text.rstrip("\ufffd")  # a letter whose last bytes are still to come
+        keys = devices.split_batch(np.asarray(jax.random.key_data(keys)), self.mesh)
+        return sample(self.prepared(weights), tokens, mask, keys, how), mask
 
     def texts(self, profiles: Profiles) -> tuple[list[list[str]], np.ndarray]:
-        """The profiles' texts [B][G], and which never ended, Bool [B, G]."""
-        return texts_of(profiles, self.tokenizer, self.eos, self.start)
+        """The profiles' texts [B][G] without special tokens, and which of them never ended (Bool [B, G]).
 
-    def write(self, prompts: list[list[int]], numbers, key, temperature: float = 0.0, what: str = "", known=None,
-              keep=None) -> list[str]:  # fmt: skip
+        They begin with `start`; a profile without any words of its own stays empty.
+        """
+        tokens, mask = devices.fetch((profiles.tokens, profiles.mask))
+        samples, length = tokens.shape[1:]
+        rows = [row[m].tolist() for row, m in zip(tokens.reshape(-1, length), mask.reshape(-1, length), strict=True)]
+        texts = self.source.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        texts = [(self.start + t if t.strip() else "").strip() for t in texts]
+        unended = ~np.isin(np.where(mask, tokens, -1), list(self.ends)).any(-1)
+        return [texts[i : i + samples] for i in range(0, len(texts), samples)], unended
+
+    def grow(self, weights: dict, prompt: list[int], key, size: int = 4):
+        """One greedy profile while it is written: its text after every `size` tokens; the last is what write() gives."""
+        (tokens, mask), how = self.pad_prompts([prompt]), self.how()
+        prepared, keys = self.prepared(weights), jax.random.key_data(key)[None]
+        _, cached, state = _begin(prepared, tokens, mask, how)
+        while int(state["t"]) < how.max_tokens and not state["ended"].all():
+            until = min(int(state["t"]) + size, how.max_tokens)
+            state = _go_on(prepared, mask, keys, cached, state, until, how)
+            ((text,),), _ = self.texts(Profiles(state["tokens"], state["mask"], state["log_probs"]))
+            yield text.rstrip("\ufffd")  # a letter whose last bytes are still to come
+
+    def write(self, weights, prompts, numbers, key, temperature=0.0, what="", known=None, keep=None) -> list[str]:
         """One profile per prompt, in the prompts' order.
 
+        numbers, key: as in sample; what: the progress bar's name ("": none).
         known: texts by row that an earlier, interrupted call has written; only batches with others are written, and
         the batches are always the same ones. keep(rows, texts, tokens, ended) is called after each.
         """
-        size, texts = self.settings.batch, dict(known or {})
-        order = np.argsort([len(p) for p in prompts], kind="stable")
+        texts, how = dict(known or {}), self.how(1, temperature)
         there = sum(row in texts for row in range(len(prompts)))  # no part of the rate and of the time left
-        with tqdm(total=len(prompts), desc=what or "profiles", unit="profile", initial=there,
-                  disable=not (what and devices.first())) as bar:  # fmt: skip
-            for start in range(0, len(prompts), size):
-                rows = order[start : start + size]
-                if missing := [i for i in rows if i not in texts]:
-                    full = np.resize(rows, size)  # the last batch repeats rows: one shape compiles
-                    profiles, _ = self.sample(
-                        [prompts[i] for i in full], np.asarray(numbers)[full], key, 1, temperature
-                    )
-                    written, unended = self.texts(profiles)
-                    counts = devices.fetch(profiles.mask).sum(-1)[:, 0]
-                    found = zip(rows, written, counts, ~unended[:, 0])
-                    new = {i: (row[0], n, ended) for i, row, n, ended in found if i in missing}
-                    texts |= {i: text for i, (text, *_) in new.items()}
-                    if keep:
-                        keep(list(new), *zip(*new.values(), strict=True))
-                    bar.update(len(new))
+        bar = tqdm(total=len(prompts), desc=what, unit="profile", initial=there, disable=not (what and devices.first()))
+        with bar:
+            for rows in self._batches(prompts):
+                missing = [row for row in dict.fromkeys(rows.tolist()) if row not in texts]
+                if not missing:
+                    continue
+                profiles, _ = self.sample(weights, [prompts[i] for i in rows], np.asarray(numbers)[rows], key, how)
+                written, unended = self.texts(profiles)
+                counts = devices.fetch(profiles.mask).sum(-1)[:, 0]
+                places = [rows.tolist().index(row) for row in missing]
+                texts |= {row: written[at][0] for row, at in zip(missing, places)}
+                if keep:
+                    keep(missing, [texts[row] for row in missing], counts[places], ~unended[places, 0])
+                bar.update(len(missing))
         return [texts[i] for i in range(len(prompts))]
+
+    def _batches(self, prompts):
+        """Rows Int[batch] of prompts of like lengths; the last batch repeats rows: one shape compiles."""
+        size = self.settings.batch
+        order = np.argsort([len(p) for p in prompts], kind="stable")
+        for start in range(0, len(prompts), size):
+            yield np.resize(order[start : start + size], size)

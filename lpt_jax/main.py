@@ -64,24 +64,45 @@ def run(argv: list[str]) -> int | None:
         return print(__doc__, define().get_help(), sep="\n")
     f, config, workdir = parse(argv)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(downloads.cache("jax")))
-    from lpt_jax import check, demo, devices, export, recommend  # here, so that wrong flags are told at once
-    from lpt_jax.systems import profiles
+    from lpt_jax import devices  # here, so that wrong flags are told at once; each mode imports what it needs
 
     if f.mode == "check":
+        from lpt_jax import check
+
         if f.processes:
             raise InputError("--processes is not for --mode=check: one process compiles for all, without any device.")
         return 1 - check.check(config, f.topology or "v5e:2x4")
-    asked = f.mode == "recommend" and recommend.asked(f.user, f.history, f.profile, f.profile_file)
     with devices.together(f.processes), config_lib.claimed(workdir, config, new=f.mode == "train"):
-        output, folder = Path(f.output or workdir / "profiles.jsonl"), Path(f.export_to or workdir / "export")
-        {
-            "train": lambda: profiles.train(config, workdir),
-            "evaluate": lambda: profiles.evaluate(config, workdir, *filter(None, [f.run])),
-            "write_profiles": lambda: profiles.write_profiles(config, workdir, output, f.split),
-            "recommend": lambda: print(recommend.run(config, workdir, *asked, f.k)),
-            "demo": lambda: demo.run(config, workdir, f.host, f.port),
-            "export": lambda: export.export(config, workdir, folder),
-        }[f.mode]()
+        work(f, config, workdir)
+
+
+def work(f: flags.FlagValues, config, workdir: Path) -> None:
+    """Does what a mode does in a workdir."""
+    from lpt_jax import train
+    from lpt_jax.systems import profiles
+
+    system = {"profiles": profiles}[config.system]
+    if f.mode == "train":
+        train.train(system, config, workdir)
+    elif f.mode == "evaluate" and f.run:
+        train.evaluate.score_run(config, workdir, f.run)
+    elif f.mode == "evaluate":
+        train.test_again(system, config, workdir)
+    elif f.mode == "write_profiles":
+        train.write_profiles(system, config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
+    elif f.mode == "recommend":
+        from lpt_jax import recommend
+
+        asked = recommend.asked(f.user, f.history, f.profile, f.profile_file)
+        print(recommend.run(system, config, workdir, *asked, f.k))
+    elif f.mode == "demo":
+        from lpt_jax import demo
+
+        demo.run(system, config, workdir, f.host, f.port)
+    elif f.mode == "export":
+        from lpt_jax import export
+
+        export.export(system, config, workdir, Path(f.export_to or workdir / "export"))
 
 
 def main(argv: list[str] | None = None) -> int:

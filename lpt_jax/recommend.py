@@ -8,10 +8,10 @@ import textwrap
 
 import numpy as np
 
-from lpt_jax import devices, ranking
+from lpt_jax import devices, ranking, train
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
-from lpt_jax.systems import profiles
+from lpt_jax.run import Run
 
 
 def asked(user=None, history=None, profile=None, profile_file=None) -> tuple[str, str]:
@@ -108,9 +108,9 @@ def table(catalogue, ids, scores) -> str:
     return "\n".join(lines)
 
 
-def recommend(r, encoder: dict, kind: str, text: str, k: int) -> str:
-    """The answer in words to asked()'s kind and text: the profile by the policy of r, a ProfileRecommender, and the best k
-    items by an encoder. The history is not recommended.
+def recommend(r, state: dict, kind: str, text: str, k: int) -> str:
+    """The answer in words to asked()'s kind and text: the profile by the language model of a state, and the best k items by
+    its embedder. The history is not recommended.
     """
     catalogue, session, notes = r.data.catalogue, None, []
     if kind == "user":
@@ -118,22 +118,19 @@ def recommend(r, encoder: dict, kind: str, text: str, k: int) -> str:
     elif kind == "history":
         history, notes = find_items(text, catalogue)
         session = Session("", history, None, None, (), float("nan"))
-    profile = r.writer.write([r.prompt(session)[0]], [0], r.key)[0] if session else text
-    length, limit = length_of(r, profile), r.profile_limit
+    profile = text
+    if session:
+        profile = r.lm.write(r.weights(state, "lm"), [r.prompt(session)[0]], [0], r.run.key)[0]
+    length, limit = r.embedder.length(profile), r.embedder.profile_limit
     if length > limit and not session:
         raise too_long(length, limit)
     if length > limit:
         notes.append(f"The profile has {length} tokens, of which the embedder reads {limit}.")
-    hidden = ranking.padded([session.history if session else ()])
-    embedded, items = r.embed_profiles(encoder, [profile])[0], r.embed_catalogue(encoder)
-    ids, scores = devices.fetch(ranking.top_k(embedded, items, hidden, k, r.count))
+    hidden, weights = ranking.padded([session.history if session else ()]), r.weights(state, "embedder")
+    embedded, items = r.embedder.embed_profiles(weights, [profile])[0], r.catalogue(weights, keep=True)
+    ids, scores = devices.fetch(ranking.top_k(embedded, items, hidden, k, r.run.count))
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
     return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, ids[0], scores[0])])
-
-
-def length_of(r, profile: str) -> int:
-    """A profile's tokens for the embedder of a recommender."""
-    return len(r.ranker.tokenizer(r.encoder_spec.query_prefix + profile, verbose=False)["input_ids"])
 
 
 def too_long(length: int, limit: int) -> InputError:
@@ -141,9 +138,7 @@ def too_long(length: int, limit: int) -> InputError:
     return InputError(f"The profile has {length} tokens and the embedder reads {limit}: shorten it.")
 
 
-def run(config, workdir, kind: str, text: str, k: int) -> str:
+def run(system, config, workdir, kind: str, text: str, k: int) -> str:
     """recommend() with the models and data of the run in `workdir`."""
-    r, _, state, _ = profiles.trained(config, workdir)
-    longest = -(-config.prompt.max_tokens // 16) * 16
-    r.writer.lengths = (*r.writer.lengths, longest)  # a history may be longer than all in the data
-    return recommend(r, r.part(state, "encoder"), kind, text, k)
+    r, _, state, _ = train.trained(system, Run(config, workdir))
+    return recommend(r, state, kind, text, k)

@@ -82,18 +82,27 @@ def likelihood(ranks, similarity, items: int) -> Rewards:
     return _mean_over_targets(jnp.log(items * jnp.maximum(similarity, 1e-30)), ranks)
 
 
+REWARDS = {  # config.policy.reward -> (of ranks Int[B,G,M], similarities Float[B,G,M] and the number of items; reads similarities)
+    "ndcg": (lambda ranks, similarities, items: ndcg(ranks), False),
+    "mrr": (lambda ranks, similarities, items: mrr(ranks), False),
+    "dense": (lambda ranks, similarities, items: dense(ranks, similarities), True),
+    "likelihood": (likelihood, True),
+}
+
+
+def reads_similarities(name: str) -> bool:
+    """Whether a reward, of REWARDS or a function of one's own, is given target_similarity's values (else zeros)."""
+    return name not in REWARDS or REWARDS[name][1]
+
+
 def metric(name: str, ranks, similarities, texts, items: int) -> Rewards:
-    """The reward `name`: ndcg, mrr, dense, likelihood, or "module:function"; items is the catalogue's size.
+    """The reward `name`, of REWARDS or "module:function"; items is the catalogue's size.
 
     A function of one's own is called as f(ranks Int[B,G,M], similarities Float[B,G,M], texts:
     G strings for each of B users) and returns Float[B,G]; similarities are target_similarity's.
     """
-    if name in ("ndcg", "mrr"):
-        return ndcg(ranks) if name == "ndcg" else mrr(ranks)
-    if name == "dense":
-        return dense(ranks, similarities)
-    if name == "likelihood":
-        return likelihood(ranks, similarities, items)
+    if name in REWARDS:
+        return REWARDS[name][0](ranks, similarities, items)
     module, function = name.split(":", 1)
     values = getattr(importlib.import_module(module), function)(ranks, similarities, texts)
     values = jnp.asarray(values, jnp.float32)

@@ -168,9 +168,9 @@ def train(
         others = negatives(users, known, items, np.random.default_rng((seed, epoch, 1)))
         for step in range(epoch * steps, (epoch + 1) * steps):
             rows = [places[i] for i in batches.indices(len(places), settings.batch, seed, step)]
-            lines = batches.packed([len(row) for row in rows], settings.max_items, settings.max_items)
-            count = -(-len(lines) // 8) * 8  # few shapes to compile
-            at, texts, _ = batches.pack(rows, lines, count, settings.max_items, settings.max_items, 0)
+            few_shapes = lambda lines, _: -(-lines // 8) * 8  # noqa: E731
+            (packed,) = batches.packs(rows, settings.max_items, settings.max_items, 0, few_shapes)
+            at, texts = packed.tokens, packed.texts
             batch = {"tokens": inputs[at], "texts": texts, "positions": positions[at], "targets": targets[at]}
             if settings.loss == "bce":
                 batch["negatives"] = others[at]

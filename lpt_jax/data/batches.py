@@ -1,6 +1,8 @@
 """Token rows and index batches: few static lengths, order by (seed, epoch), position = the step."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,11 +46,25 @@ def packed(lengths: Sequence[int], room: int, most: int) -> list[list[int]]:
     return lines
 
 
-def pack(rows: Sequence[Sequence[int]], lines: Sequence[Sequence[int]], count: int, room: int, most: int, pad_id: int):
-    """The rows that `lines` name as `count` lines -> Tokens int32 and Segments int32 [count, room], and places.
+class Packed(NamedTuple):
+    """Rows of tokens, several to a line.
 
-    places int32 [n] follow the names' order: line * most + number in the line, for [count, most, …] made flat.
+    tokens, texts: Tokens and Segments int32 [count, room]; rows [n]: the rows that are here, in the order they are packed;
+    places int32 [n]: where each lies, line * most + number in the line, for [count, most, …] made flat.
     """
+
+    tokens: np.ndarray
+    texts: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray
+
+    def places_of_rows(self) -> np.ndarray:
+        """The places in the order of the rows' numbers."""
+        return self.places[np.argsort(self.rows)]
+
+
+def pack(rows: Sequence[Sequence[int]], lines: Sequence[Sequence[int]], count: int, room: int, most: int, pad_id: int):
+    """The rows that `lines` name as Packed, `count` lines in all."""
     tokens, texts = np.full((count, room), pad_id, np.int32), np.zeros((count, room), np.int32)
     places = []
     for at, line in enumerate(lines):
@@ -58,7 +74,20 @@ def pack(rows: Sequence[Sequence[int]], lines: Sequence[Sequence[int]], count: i
             tokens[at, start:end], texts[at, start:end] = rows[row], number + 1
             places.append(at * most + number)
             start = end
-    return tokens, texts, np.array(places, np.int32)
+    return Packed(
+        tokens, texts, np.fromiter(itertools.chain.from_iterable(lines), np.int64), np.array(places, np.int32)
+    )
+
+
+def packs(rows, room: int, most: int, pad_id: int, size: Callable, batch: int | None = None) -> Iterator[Packed]:
+    """All rows, in lines of `room` tokens and at most `most` rows, `batch` lines at once (None: all).
+
+    size(lines, alone) is the static number of lines for so many; alone: they are the only batch and the only line.
+    """
+    lines = packed([len(row) for row in rows], room, most)
+    for start in range(0, len(lines), batch or max(len(lines), 1)):
+        chosen = lines[start : start + (batch or len(lines))]
+        yield pack(rows, chosen, size(len(chosen), len(lines) == 1), room, most, pad_id)
 
 
 def bucket_lengths(lengths: Sequence[int], count: int, multiple: int = 16) -> tuple[int, ...]:

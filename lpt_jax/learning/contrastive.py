@@ -1,18 +1,24 @@
-"""Contrastive learning: the recommender decoder learns to put a profile next to the items chosen next."""
+"""Contrastive learning: the embedder learns to put a profile next to the items chosen next."""
 
+import dataclasses
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
-from lpt_jax.models import encoder
-from lpt_jax.models.encoder import EncoderSpec
+from lpt_jax import devices, similarity
+from lpt_jax.data import batches
+from lpt_jax.errors import InputError
+from lpt_jax.learning.loop import Part, Phase, Report
+from lpt_jax.recommender import ProfileRecommender
 
 
-def info_nce(profiles: jax.Array, items: jax.Array, correction: jax.Array, excluded: jax.Array,
-             temperature: float) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+def info_nce(profiles, items, correction, excluded, temperature: float) -> tuple[jax.Array, jax.Array]:
     """InfoNCE of B profiles to C ≥ B candidate items, the i-th item being the i-th profile's positive.
 
     loss = −mean log softmax_j(cos(p_i, e_j) / temperature − correction_j)[i], over the candidates that
@@ -48,13 +54,20 @@ def log_sampling(frequency: np.ndarray, batch: int, extra: int) -> np.ndarray:
     return np.log(np.maximum(expected, 1e-9)).astype(np.float32)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("spec", "optimiser", "temperature", "most", "dtype", "remat"),
-    donate_argnames=("weights", "optimiser_state"),
-)  # fmt: skip
-def update(spec: EncoderSpec, weights: dict, optimiser_state, batch: dict, *,
-           optimiser: optax.GradientTransformation, temperature: float, most: int, dtype: str, remat: bool):  # fmt: skip
-    """One step of InfoNCE: returns weights, optimiser state and metrics.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an update does, apart from its arrays: a static argument."""
+
+    graph: nnx.GraphDef  # of the DualEncoder
+    optimiser: optax.GradientTransformation
+    temperature: float  # of InfoNCE
+    most: int  # texts in a line
+    remat: bool
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="part")
+def update(plan: Plan, part: Part, batch: dict) -> tuple[Part, dict]:
+    """One step of InfoNCE: the new part, and metrics.
 
     batch: "tokens" and "texts" [R, T] hold both sides' texts, several to a row; "profiles" [B] and "items" [C] say where,
     as row * most + number; "correction" [C]; "excluded" [B, C].
@@ -62,13 +75,95 @@ def update(spec: EncoderSpec, weights: dict, optimiser_state, batch: dict, *,
     """
 
     def objective(weights):
-        found = encoder.embed_packed(spec, weights, batch["tokens"], batch["texts"], most, dtype, remat)
-        found = found.reshape(-1, spec.width)
-        p, e = found[batch["profiles"]], found[batch["items"]]
-        return info_nce(p, e, batch["correction"], batch["excluded"], temperature)
+        encoder = nnx.merge(plan.graph, weights).encoder
+        found = encoder.packed(batch["tokens"], batch["texts"], plan.most, plan.remat)
+        found = found.reshape(-1, encoder.spec.width)
+        profiles, items = found[batch["profiles"]], found[batch["items"]]
+        return info_nce(profiles, items, batch["correction"], batch["excluded"], plan.temperature)
 
-    (loss, accuracy), grads = jax.value_and_grad(objective, has_aux=True)(weights)
-    updates, optimiser_state = optimiser.update(grads, optimiser_state, weights)
-    weights = optax.apply_updates(weights, updates)
-    found = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.tree.norm(grads)}
-    return weights, optimiser_state, found
+    (loss, accuracy), gradients = jax.value_and_grad(objective, has_aux=True)(part.weights)
+    changes, optimiser = plan.optimiser.update(gradients, part.optimiser, part.weights)
+    part = Part(optax.apply_updates(part.weights, changes), optimiser)
+    return part, {"loss": loss, "accuracy": accuracy, "grad_norm": optax.tree.norm(gradients)}
+
+
+class ContrastivePhase(Phase):
+    """CL: texts of all training sessions (fresh profiles or, for the control, raw histories) ↔ their next items.
+
+    texts(state) gives the training sessions' texts (a whole number of rounds of them) and the validation sessions';
+    `cut`: over-long ones are cut and count.
+    """
+
+    def __init__(self, r: ProfileRecommender, name: str, part: str, optimiser, texts: Callable, cut: bool = False):
+        self.r, self.name, self.part, self.optimiser = r, name, part, optimiser
+        self.settings, self.texts, self.cut = r.config.contrastive, texts, cut
+        self.seed = r.config.seed * 1000 + (1 if part == "control" else 2)
+
+    def at(self, iteration: int, place: int) -> "ContrastivePhase":
+        """This phase in an iteration and a place of the schedule."""
+        self.iteration, self.place = iteration, place
+        return self
+
+    def begin(self, state):
+        r, settings, train = self.r, self.settings, self.r.sessions["train"]
+        texts, self.validation_texts = self.texts(self, state)
+        prefix = r.embedder.spec.query_prefix
+        self.rows, _ = batches.tokenise(r.embedder.tokenizer, [prefix + t for t in texts], r.embedder.profile_limit)
+        self.pairs = [
+            (row, target)
+            for row, text in enumerate(texts)
+            if text.strip()
+            for target in train[row % len(train)].targets
+        ]
+        if not self.pairs:
+            raise InputError("Every training profile is empty: raise --config.profile.max_tokens.")
+        frequency = np.bincount([t for _, t in self.pairs], minlength=r.run.count) / len(self.pairs)
+        self.correction = log_sampling(frequency, settings.batch, settings.hard_negatives)
+        self._choose_lines()
+        self.plan = plan_of(r, self.optimiser, self.most)
+
+    def _choose_lines(self):
+        """Room and texts of a line, and the static numbers of lines that a batch can have; nearly always the first."""
+        settings, item_rows = self.settings, self.r.item_rows
+        lengths = [np.array([len(row) for row in rows]) for rows in (self.rows, item_rows)]
+        self.room, self.most = similarity.line_of(max(side.max() for side in lengths))
+        tokens = settings.batch * np.mean([lengths[0][row] + lengths[1][target] for row, target in self.pairs])
+        tokens += settings.hard_negatives * lengths[1].mean()
+        texts, ways = 2 * settings.batch + settings.hard_negatives, devices.ways(self.r.run.mesh)
+        sizes = {min(texts, math.ceil(slack * tokens / self.room)) for slack in (1.1, 1.4)} | {texts}
+        self.sizes = sorted({-(-size // ways) * ways for size in sizes})
+
+    def batch(self, number: int) -> dict:
+        """The arrays of global step `number`."""
+        r, settings, train = self.r, self.settings, self.r.sessions["train"]
+        pairs = [self.pairs[i] for i in batches.indices(len(self.pairs), settings.batch, self.seed, number)]
+        rng = np.random.default_rng((self.seed, number))
+        positives = np.array([target for _, target in pairs])
+        candidates = np.concatenate([positives, rng.integers(0, r.run.count, settings.hard_negatives)])
+        users = [train[row % len(train)] for row, _ in pairs]
+        rows = [self.rows[row] for row, _ in pairs] + [r.item_rows[i] for i in candidates]
+        size = lambda lines, _: batches.bucket(lines, self.sizes)  # noqa: E731
+        (packed,) = batches.packs(rows, self.room, self.most, r.embedder.encoder.source.pad_id, size)
+        where = packed.places_of_rows()
+        return {
+            "tokens": packed.tokens,
+            "texts": packed.texts,
+            "profiles": where[: len(pairs)],
+            "items": where[len(pairs) :],
+            "correction": self.correction[candidates] * settings.popularity_correction,
+            "excluded": exclusions(positives, candidates, [s.history + s.targets for s in users]),
+        }
+
+    def step(self, state, step):
+        batch = self.batch(self.iteration * self.settings.steps + step)
+        part, found = update(self.plan, state[self.part], devices.split_batch(batch, self.r.run.mesh))
+        return state | {self.part: part}, Report(found)
+
+    def validate(self, state):
+        scored = self.r.scored(state[self.part].weights, self.validation_texts, cut=self.cut)
+        return self.r.validation(self.r.rank("validation", *scored))
+
+
+def plan_of(r, optimiser: optax.GradientTransformation, most: int) -> Plan:
+    """The Plan of a run's config."""
+    return Plan(r.embedder.graph, optimiser, r.config.contrastive.temperature, most, r.config.lm.remat)

@@ -1,74 +1,26 @@
-"""Reinforcement learning for system optimisation (RLSO): rollouts' rewards move the profile encoder.
+"""Reinforcement learning for system optimisation (RLSO): rollouts' rewards move the language model.
 
-What trains is either the top layers (`last_layers`: with final norm and untied head) or LoRA matrices.
-Everything below the first trained layer, the *trunk*, runs once per rollout, in the sampler itself:
-scoring, the reference policy and every epoch start from its stored hidden states.
+What trains is either the top layers (with final norm and untied head) or LoRA matrices. Everything below the first trained
+layer, `Decoder.lower`, runs once per rollout, in the sampler itself: scoring, the reference policy and every epoch start from
+its stored hidden states.
 """
 
+import dataclasses
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import nnx
 
-from lpt_jax import devices
+from lpt_jax import devices, ranking, rewards
+from lpt_jax.data import batches
 from lpt_jax.generation import Profiles
-from lpt_jax.models import decoder, low_rank
-from lpt_jax.models.decoder import DecoderSpec
-
-
-def split(spec: DecoderSpec, weights: dict, settings, key: jax.Array) -> tuple[dict, dict, dict]:
-    """Parts a decoder into (trunk, upper, trainable); what trains is in no other part.
-
-    trunk: {"embed", "layers"} below the first trained layer; upper: the frozen part of what is above;
-    trainable: what the optimiser sees. `assemble(upper, trainable)` is the upper model, and the
-    reference policy is assemble(upper, initial trainable), or with LoRA the base, upper alone.
-    """
-    others = {name: w for name, w in weights.items() if name != "layers"}
-    if settings.trains == "lora":
-        lora = low_rank.attach(spec, weights, settings.lora.targets, settings.lora.rank, key)
-        trunk_layers = {name: w[:0] for name, w in weights["layers"].items()}
-        return ({"embed": weights["embed"], "layers": trunk_layers}, others | {"layers": weights["layers"]}, lora)
-    start = max(spec.layers - settings.last_layers, 0)
-    trunk = {"embed": weights["embed"], "layers": {n: w[:start] for n, w in weights["layers"].items()}}
-    trainable = {"layers": {n: w[start:] for n, w in weights["layers"].items()}}
-    trainable |= {n: w for n, w in others.items() if n in ("final_norm", "head")}
-    upper = {"embed": weights["embed"], "layers": {}} if spec.tied else {"layers": {}}
-    return trunk, upper, trainable
-
-
-def assemble(upper: dict, trainable: dict) -> dict:
-    """The weights of the upper model: frozen and trained parts together (what trains is stacked, also beside a list)."""
-    layers, trained = upper["layers"], trainable.get("layers", {})
-    if isinstance(layers, list):
-        layers = [w | {name: a[i] for name, a in trained.items()} for i, w in enumerate(layers)]
-    else:
-        layers = layers | trained
-    return upper | trainable | {"layers": layers}
-
-
-@functools.partial(
-    jax.jit, static_argnames=("spec", "start", "temperature", "chunk", "remat", "frozen_head", "accumulation")
-)
-def score(spec: DecoderSpec, upper: dict, trainable: dict, profiles: Profiles, context_mask: jax.Array, *,
-          start: int, temperature: float, chunk: int, remat: bool = False, frozen_head: bool = False,
-          accumulation: int = 1) -> jax.Array:  # fmt: skip
-    """LogProbs [B, G, T] of the profiles under an upper model, from the trunk's stored hidden states; 0 where masked.
-
-    context_mask [B, P] is the prompts' without their last token; accumulation: as in `update`.
-    """
-    if accumulation > 1:
-        one = functools.partial(score, spec, upper, trainable, start=start, temperature=temperature, chunk=chunk)
-        parts = devices.in_parts((profiles, context_mask), accumulation, spec.mesh)
-        return devices.of_parts(jax.lax.map(lambda part: one(*part), parts), spec.mesh)
-    upper = assemble(upper, trainable)
-    batch, samples, length, width = profiles.hidden.shape
-    x = jnp.concatenate([profiles.context, profiles.hidden.reshape(batch, -1, width)], 1)
-    x, _ = decoder.run(spec, upper["layers"], x, context_mask, samples, start=start, remat=remat, last=True)
-    x = x.reshape(batch, samples, length, width)
-    found = decoder.log_probs(spec, upper, x, profiles.tokens, temperature, chunk, frozen_head)
-    return jnp.where(profiles.mask, found, 0.0)
-
+from lpt_jax.learning.loop import Part, Phase, Report
+from lpt_jax.models.decoder import run
+from lpt_jax.recommender import ProfileRecommender
 
 # ---- losses: all of (new and old log-probabilities [B, G, T], mask [B, G, T], rewards [B, G])
 
@@ -111,42 +63,247 @@ def grpo(new, old, mask, rewards, *, eta: float = 0.0, clip_ratio: float) -> jax
 
 LOSSES = {"rebel": rebel, "rloo": rloo, "grpo": grpo}
 
+# ---- one update
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("spec", "optimiser", "loss", "start", "temperature", "chunk", "remat", "eta", "clip_ratio",
-                     "accumulation"),
-    donate_argnames=("trainable", "optimiser_state"),
-)  # fmt: skip
-def update(spec: DecoderSpec, upper: dict, trainable: dict, optimiser_state, profiles: Profiles,
-           context_mask: jax.Array, old: jax.Array | None, rewards: jax.Array, *,
-           optimiser: optax.GradientTransformation, loss: str, start: int, temperature: float, chunk: int,
-           remat: bool, eta: float, clip_ratio: float, accumulation: int = 1):  # fmt: skip
-    """One optimiser step on a (mini)batch of rollouts: returns trainable, optimiser state and metrics.
 
-    old: LogProbs [B, G, T] of the policy that wrote the profiles; None where that is `trainable` as it stands.
-    accumulation: so many parts of the users go through the layers one after another; every loss is a mean over users.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What scoring and updates do, apart from their arrays: a static argument."""
+
+    graph: nnx.GraphDef  # of the Decoder, split into what trains and what is frozen
+    optimiser: optax.GradientTransformation
+    below: int  # layers in Decoder.lower
+    loss: str = "rebel"
+    eta: float = 1.0  # REBEL's η
+    clip_ratio: float = 0.2  # GRPO's ε
+    temperature: float = 1.0  # of the policy
+    chunk: int = 512  # positions whose logits exist at once
+    remat: bool = True
+    accumulation: int = 1  # parts of the users that go through the layers one after another
+
+
+def log_probs(plan: Plan, frozen: dict, weights: dict, profiles: Profiles, context_mask, training=False) -> jax.Array:
+    """LogProbs [B, G, T] of the profiles, from the stored hidden states; 0 where masked; context_mask [B, P]."""
+    lm = nnx.merge(plan.graph, weights, frozen)
+    batch, samples, length, width = profiles.hidden.shape
+    x = jnp.concatenate([profiles.context, profiles.hidden.reshape(batch, -1, width)], 1)
+    x, _ = run(lm.upper, x, context_mask, samples, start=plan.below, remat=training and plan.remat, last=True)
+    x = x.reshape(batch, samples, length, width)
+    frozen_head = training and "head" not in weights
+    found = lm.log_probs(x, profiles.tokens, plan.temperature, plan.chunk, frozen_head)
+    return jnp.where(profiles.mask, found, 0.0)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def score(plan: Plan, frozen: dict, weights: dict, profiles: Profiles, context_mask: jax.Array) -> jax.Array:
+    """LogProbs [B, G, T] of the profiles under the policy with these weights; 0 where masked.
+
+    context_mask [B, P] is the prompts' without their last token; plan.accumulation: as in `update`.
     """
-    frozen_head = not any(name.startswith("head") for name in trainable)
+    one = functools.partial(log_probs, plan, frozen, weights)
+    if plan.accumulation == 1:
+        return one(profiles, context_mask)
+    mesh = nnx.merge(plan.graph, weights, frozen).mesh
+    parts = devices.in_parts((profiles, context_mask), plan.accumulation, mesh)
+    return devices.of_parts(jax.lax.map(lambda part: one(*part), parts), mesh)
 
-    def objective(trainable, profiles, context_mask, old, rewards):
-        new = score(spec, upper, trainable, profiles, context_mask, start=start, remat=remat,
-                    temperature=temperature, chunk=chunk, frozen_head=frozen_head)  # fmt: skip
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="part")
+def update(plan: Plan, frozen: dict, part: Part, profiles, context_mask, old, rewards) -> tuple[Part, dict]:
+    """One optimiser step on a (mini)batch of rollouts: the new part, and metrics.
+
+    old: LogProbs [B, G, T] of the policy that wrote the profiles; None where that is `part` as it stands.
+    rewards: Rewards [B, G]. Every loss is a mean over users, so plan.accumulation changes no update.
+    """
+
+    def objective(weights, profiles, context_mask, old, rewards):
+        new = log_probs(plan, frozen, weights, profiles, context_mask, training=True)
         before = jax.lax.stop_gradient(new) if old is None else old
-        value = LOSSES[loss](new, before, profiles.mask, rewards, eta=eta, clip_ratio=clip_ratio)
+        loss = LOSSES[plan.loss]
+        value = loss(new, before, profiles.mask, rewards, eta=plan.eta, clip_ratio=plan.clip_ratio)
         return value, jnp.mean(jnp.abs(jnp.sum(new - before, -1)))
 
     slopes, rows = jax.value_and_grad(objective, has_aux=True), (profiles, context_mask, old, rewards)
-    if accumulation > 1:
-        parts = devices.in_parts(rows, accumulation, spec.mesh)
-        nothing = jax.tree.map(jnp.zeros_like, ((rewards[0, 0], rewards[0, 0]), trainable))
-        total, _ = jax.lax.scan(
-            lambda sums, part: (jax.tree.map(jnp.add, sums, slopes(trainable, *part)), None), nothing, parts
-        )
-        (value, moved), grads = jax.tree.map(lambda a: a / accumulation, total)
+    if plan.accumulation == 1:
+        (value, moved), gradients = slopes(part.weights, *rows)
     else:
-        (value, moved), grads = slopes(trainable, *rows)
-    updates, optimiser_state = optimiser.update(grads, optimiser_state, trainable)
-    trainable = optax.apply_updates(trainable, updates)
-    metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "log_ratio_moved": moved}
-    return trainable, optimiser_state, metrics
+        mesh = nnx.merge(plan.graph, part.weights, frozen).mesh
+        parts = devices.in_parts(rows, plan.accumulation, mesh)
+        nothing = jax.tree.map(jnp.zeros_like, ((rewards[0, 0], rewards[0, 0]), part.weights))
+        add = lambda sums, rows: (jax.tree.map(jnp.add, sums, slopes(part.weights, *rows)), None)  # noqa: E731
+        total, _ = jax.lax.scan(add, nothing, parts)
+        (value, moved), gradients = jax.tree.map(lambda a: a / plan.accumulation, total)
+    changes, optimiser = plan.optimiser.update(gradients, part.optimiser, part.weights)
+    part = Part(optax.apply_updates(part.weights, changes), optimiser)
+    return part, {"loss": value, "grad_norm": optax.tree.norm(gradients), "log_ratio_moved": moved}
+
+
+# ---- the phase
+
+
+def plan_of(r, optimiser: optax.GradientTransformation) -> Plan:
+    """The Plan of a run's config."""
+    s = r.config.policy
+    return Plan(
+        graph=r.lm.graph,
+        optimiser=optimiser,
+        below=r.lm.below,
+        loss=s.loss,
+        eta=s.eta,
+        clip_ratio=s.clip_ratio,
+        temperature=s.temperature,
+        chunk=s.logits_chunk,
+        remat=r.config.lm.remat,
+        accumulation=s.accumulation,
+    )
+
+
+class Laps:
+    """Seconds of the parts of a step."""
+
+    def __init__(self):
+        self.seconds, self.clock = {}, time.monotonic()
+
+    def __call__(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[f"seconds/{name}"], self.clock = now - self.clock, now
+
+
+@dataclasses.dataclass
+class Earned:
+    """What profiles earned: the reward's metric [B, G], which of them count [B, G], their targets' ranks [B, G, M]."""
+
+    value: jax.Array
+    valid: np.ndarray
+    ranks: np.ndarray
+
+
+class PolicyPhase(Phase):
+    """RLSO: sample G profiles per user, rank the whole catalogue by each, reward, several epochs of updates."""
+
+    def __init__(self, r: ProfileRecommender, optimiser: optax.GradientTransformation):
+        self.r, self.name, self.part, self.optimiser = r, "policy", "lm", optimiser
+        self.settings, self.plan = r.config.policy, plan_of(r, optimiser)
+
+    def at(self, iteration: int, place: int) -> "PolicyPhase":
+        """This phase in an iteration and a place of the schedule."""
+        self.iteration, self.place = iteration, place
+        return self
+
+    def begin(self, state):
+        r = self.r
+        self.embedder = r.weights(state, "embedder")  # fixed in this phase
+        self.items = r.catalogue(self.embedder)
+        self.longest = ranking.padded([s.history for s in r.sessions["train"]]).shape[1]
+
+    def step(self, state, step):
+        r, s, lap = self.r, self.settings, Laps()
+        number = self.iteration * s.steps + step
+        rows = batches.indices(len(r.sessions["train"]), s.users, r.config.seed * 1000 + 3, number)
+        users = [r.sessions["train"][row] for row in rows]
+        key = jax.random.fold_in(jax.random.fold_in(r.run.key, 1 << 20), number)
+        how = r.lm.how(s.samples, s.temperature, keep_hidden=True)
+        profiles, mask = r.sample(state["lm"].weights, rows, key, how)
+        texts, unended = r.lm.texts(profiles)
+        lap("generation")
+        earned = self.earn(texts, users, self.longest)
+        lap("reward")
+        rollout = profiles, mask[:, :-1]
+        old = None if s.epochs * s.minibatches == 1 else self.score(self.plan, state["lm"].weights, rollout)
+        log_ratio, measured = self.log_ratio(rollout, old, step)
+        parts = rewards.parts(earned.value, earned.valid, log_ratio, s.kl_coef)
+        lap("scoring")
+        signal = rewards.whiten(parts["total"], s.baseline) if s.whiten else parts["total"]
+        part, found = self.learn(
+            state["lm"], (*rollout, old, devices.split_batch(np.asarray(signal), r.run.mesh)), number
+        )
+        r.lm.prepared(part.weights)
+        lap("updates")
+        found = found | lap.seconds | measured | self.numbers(profiles, texts, unended, earned, parts)
+        return state | {"lm": part}, Report(found, self.sample(users[0], texts, earned, parts))
+
+    def earn(self, texts: list[list[str]], users: list, longest: int = 0) -> Earned:
+        """What G texts of each user earn by the ranks that they give the user's targets in the whole catalogue.
+
+        longest: the padded length of the histories, 0: of these.
+        """
+        r, samples = self.r, len(texts[0])
+        width = max(r.config.data.targets, r.config.data.eval_targets)
+        shape = (len(users), samples, width)
+        embedded, valid = r.embedder.embed_profiles(self.embedder, sum(texts, []))
+        targets = np.repeat(ranking.padded([u.targets for u in users], width), samples, 0)
+        hidden = np.repeat(ranking.padded([u.history for u in users], longest), samples, 0)
+        put = devices.split_batch((embedded, targets, hidden), r.run.mesh)
+        ranks = devices.fetch(ranking.target_ranks(put[0], self.items, put[1], put[2], r.run.count)).reshape(shape)
+        near = np.zeros(shape, np.float32)
+        if rewards.reads_similarities(self.settings.reward):
+            cosines = ranking.score(put[0], self.items).reshape(*shape[:2], -1)
+            of_user = (a[::samples] for a in (targets, hidden))
+            temperature = r.config.contrastive.temperature
+            near = devices.fetch(rewards.target_similarity(cosines, *of_user, temperature, r.run.count))
+        value = rewards.metric(self.settings.reward, ranks, near, texts, r.run.count)
+        return Earned(value, valid.reshape(shape[:2]), ranks)
+
+    def score(self, plan: Plan, weights: dict, rollout: tuple) -> jax.Array:
+        return jax.block_until_ready(score(plan, self.r.lm.frozen, weights, *rollout))
+
+    def log_ratio(self, rollout: tuple, old, step: int) -> tuple[np.ndarray, dict]:
+        """log π − log π_ref of each profile [B, G], where it counts or is due to be measured (else zeros), and its mean."""
+        s, profiles = self.settings, rollout[0]
+        if not (s.kl_coef or (step + 1) % s.evaluate_every == 0 or step + 1 == s.steps):
+            return np.zeros(profiles.mask.shape[:2], np.float32), {}
+        graph, weights = self.r.lm.reference
+        reference = self.score(dataclasses.replace(self.plan, graph=graph), weights, rollout)
+        log_ratio = devices.fetch(jnp.sum((profiles.log_probs if old is None else old) - reference, -1))
+        return log_ratio, {"kl": log_ratio.mean()}
+
+    def learn(self, part: Part, rollout: tuple, number: int) -> tuple[Part, dict]:
+        """All epochs of updates on a rollout: profiles, context_mask, old log-probabilities, rewards."""
+        s = self.settings
+        size = s.users // s.minibatches
+        for epoch in range(s.epochs):
+            order = batches.order(s.users, self.r.config.seed, number * s.epochs + epoch)
+            for at in range(0, s.users, size):
+                rows = rollout if size == s.users else devices.take_rows(rollout, np.sort(order[at : at + size]))
+                part, found = update(self.plan, self.r.lm.frozen, part, *rows)
+                found = devices.fetch(found)
+        return part, found
+
+    def numbers(self, profiles: Profiles, texts: list, unended: np.ndarray, earned: Earned, parts: dict) -> dict:
+        """What metrics.jsonl says of a rollout."""
+        users, flat = len(texts), sum(texts, [])
+        tied = rewards.all_tied(parts["metric"] + parts["invalid"])
+        return {
+            "reward": parts["total"].mean(),
+            **{f"reward/{name}": part.mean() for name, part in parts.items()},
+            "tied": tied / users,
+            "invalid": 1 - earned.valid.mean(),
+            "empty": sum(not text.strip() for text in flat) / len(flat),
+            "unended": unended.mean(),
+            "spread": earned.value.std(1).mean(),
+            "profile_tokens": devices.fetch(profiles.mask).sum(-1).mean(),
+            "batch_tied": float(tied == users),
+        }
+
+    def sample(self, user, texts: list, earned: Earned, parts: dict) -> dict:
+        """The first user's first profile, for samples.jsonl."""
+        titles = self.r.data.catalogue.titles
+        return {
+            "user": user.user,
+            "history": [titles[item] for item in user.history[-10:]],
+            "profile": texts[0][0],
+            "ranks": earned.ranks[0, 0].tolist(),
+            **{f"reward/{name}": float(part[0, 0]) for name, part in parts.items()},
+        }
+
+    def validate(self, state):
+        r, s = self.r, self.settings
+        texts = r.write(state["lm"].weights, "validation")
+        found = r.validation(r.rank("validation", *r.scored(self.embedder, texts, self.items)))
+        if rewards.reads_similarities(s.reward):  # the others are among the metrics
+            users, size, sums = r.sessions["validation"], s.users * s.samples, []
+            for at in range(0, len(users), size):
+                earned = self.earn([[t] for t in texts[at : at + size]], users[at : at + size])
+                sums.append(float(jnp.sum(earned.value * earned.valid)))
+            found["val/reward"] = sum(sums) / len(users)
+        return found

@@ -1,4 +1,4 @@
-"""The recommender decoder: a BERT text encoder (MiniLM, BGE, mxbai) as pure functions over stacked layers."""
+"""BERT text encoders (MiniLM, BGE, mxbai) as a Flax NNX module: token rows -> unit-length embeddings."""
 
 import dataclasses
 import functools
@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lpt_jax import devices
-from lpt_jax.array_types import Array, Embeddings, Float, Mask, Segments, Tokens
+from lpt_jax.array_types import Embeddings, Float, Mask, Segments, Tokens
 from lpt_jax.errors import InputError
-from lpt_jax.models.decoder import hash_name
-from lpt_jax.models.products import UNROLLED, product
+from lpt_jax.models import layers, weights
+from lpt_jax.models.layers import COLUMNS, ROWS, Embed, LayerNorm, Linear
+from lpt_jax.models.products import UNROLLED
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """Shape and habits of a BERT text encoder; hashable, so that jit can take it as static."""
+    """Shape and habits of a BERT text encoder."""
 
     vocab: int
     width: int
@@ -29,15 +30,6 @@ class EncoderSpec:
     query_prefix: str = ""  # put before profiles, never before items
     max_tokens: int = 512  # longer texts are cut
     types: int = 2
-    mesh: jax.sharding.Mesh | None = None  # over which activations are spread
-
-
-CONFIG = {  # spec field: config.json key
-    "vocab": "vocab_size", "width": "hidden_size", "layers": "num_hidden_layers",
-    "heads": "num_attention_heads", "hidden": "intermediate_size",
-    "positions": "max_position_embeddings", "norm_eps": "layer_norm_eps", "types": "type_vocab_size",
-}  # fmt: skip
-WANTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 
 def spec_from_hf(configs: dict[str, dict | list]) -> EncoderSpec:
@@ -46,7 +38,7 @@ def spec_from_hf(configs: dict[str, dict | list]) -> EncoderSpec:
     Without modules.json the pooling is the mean, as in sentence-transformers; InputError on what is unsupported.
     """
     config, texts = configs["config.json"], configs.get("config_sentence_transformers.json", {})
-    for key, wanted in WANTED.items():
+    for key, wanted in weights.BERT.items():
         if config.get(key, wanted) != wanted:
             raise InputError(f"config.json: {key} {config[key]!r} is not supported, only {wanted!r}")
     for module in configs.get("modules.json", []):
@@ -63,102 +55,103 @@ def spec_from_hf(configs: dict[str, dict | list]) -> EncoderSpec:
     prompts = texts.get("prompts") or {}
     limit = configs.get("sentence_bert_config.json", {}).get("max_seq_length")
     return EncoderSpec(
-        **{ours: config[theirs] for ours, theirs in CONFIG.items()},
+        **{ours: config[theirs] for ours, theirs in weights.ENCODER_SETTINGS.items()},
         pooling=modes[0],
         query_prefix=prompts.get("query") or prompts.get(texts.get("default_prompt_name"), ""),
         max_tokens=min(limit or 512, config["max_position_embeddings"]),
     )
 
 
-def shapes(spec: EncoderSpec) -> dict:
-    """The shape of every weight, as the weights' own nested dict; layers are stacked on their first axis."""
-    L, D, F = spec.layers, spec.width, spec.hidden
-    layer = {f"{norm}_{part}": (L, D) for norm in ("attn_norm", "mlp_norm") for part in ("scale", "bias")}
-    for name, inward, outward in (*((n, D, D) for n in "qkvo"), ("up", D, F), ("down", F, D)):
-        layer |= {name: (L, inward, outward), f"{name}_bias": (L, outward)}
-    top = {"word": (spec.vocab, D), "position": (spec.positions, D), "type": (spec.types, D)}
-    return top | {"embed_norm_scale": (D,), "embed_norm_bias": (D,), "layers": layer}
+class Attention(nnx.Module):
+    """Self-attention of texts that share a row: bias [B, 1, T, T] keeps them apart."""
 
+    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs, stack=()):
+        dense = functools.partial(Linear, inward=spec.width, outward=spec.width, rngs=rngs, stack=stack, bias=True)
+        self.q, self.k, self.v = (dense(name, axes=COLUMNS) for name in "qkv")
+        self.o = dense("o", axes=ROWS)
+        self.heads, self.dtype = spec.heads, "float32"
 
-def init_weights(spec: EncoderSpec, key: Array) -> dict:
-    """Random float32 weights: normal(0, 0.02) matrices and embeddings, identity norms, zero biases."""
-
-    def make(path, shape):
-        name = path[-1].key
-        if name.endswith(("scale", "bias")):
-            return jnp.full(shape, float(name.endswith("scale")), jnp.float32)
-        return 0.02 * jax.random.normal(jax.random.fold_in(key, hash_name(name)), shape)
-
-    return jax.tree.map_with_path(make, shapes(spec), is_leaf=lambda x: isinstance(x, tuple))
-
-
-def _norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """LayerNorm over the last axis in float32."""
-    x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + eps)
-    return x * scale + bias
-
-
-def hidden_states(spec: EncoderSpec, weights: dict, tokens: Tokens, texts: Mask | Segments, dtype="float32",
-                  remat: bool = False) -> Float[Array, "B T D"]:  # fmt: skip
-    """Last hidden states in float32. A row holds one text (texts: its mask) or several, 1, 2, …; 0 is padding.
-
-    A text sees itself alone, wherever it stands: positions count its own tokens. Matrix products read `dtype` and
-    accumulate in float32; norms and softmax are float32. `remat` recomputes each layer in the backward pass.
-    """
-    mix = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    same = texts[:, :, None] == texts[:, None, :]
-    positions = jnp.tril(same, -1).sum(-1)
-    bias = jnp.where(same & (texts[:, None, :] > 0), 0.0, jnp.float32(-1e9))[:, None]  # finite: so is padding
-    tables = [weights["word"][tokens], weights["position"][positions], weights["type"][:1]]
-    x = devices.spread(sum(table.astype(jnp.float32) for table in tables), spec.mesh)
-    x = _norm(x, weights["embed_norm_scale"], weights["embed_norm_bias"], spec.norm_eps)
-    heads = (*tokens.shape, spec.heads, spec.width // spec.heads)
-
-    def layer(x, w):
-        def dense(x, name):
-            return devices.spread(product(x, w[name], dtype) + w[f"{name}_bias"], spec.mesh, devices.PARTITION[name][1])
-
-        q, k, v = (dense(x, name).reshape(heads).astype(dtype).swapaxes(1, 2) for name in "qkv")
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        mix = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        heads = (*x.shape[:2], self.heads, x.shape[-1] // self.heads)
+        q, k, v = (part(x).reshape(heads).astype(self.dtype).swapaxes(1, 2) for part in (self.q, self.k, self.v))
         scores = mix("bhqd,bhkd->bhqk", q, k) * (heads[-1] ** -0.5) + bias
         # a softmax that divides after the mixing, where there is less to divide: half the time on CPU
-        weight = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        mixed = mix("bhqk,bhkd->bhqd", weight.astype(dtype), v) / weight.sum(-1, keepdims=True)
-        mixed = mixed.swapaxes(1, 2).reshape(x.shape)
-        x = _norm(x + dense(mixed, "o"), w["attn_norm_scale"], w["attn_norm_bias"], spec.norm_eps)
-        h = dense(x, "up")
-        mlp = dense(h * (0.5 + 0.5 * jax.lax.erf(h * 0.5**0.5)), "down")  # gelu; by erfc, as in jax.nn, it is slower
-        return _norm(x + mlp, w["mlp_norm_scale"], w["mlp_norm_bias"], spec.norm_eps), None
-
-    unroll = spec.layers if spec.layers <= UNROLLED else 1
-    return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, weights["layers"], unroll=unroll)[0]
+        shares = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        mixed = mix("bhqk,bhkd->bhqd", shares.astype(self.dtype), v) / shares.sum(-1, keepdims=True)
+        return self.o(mixed.swapaxes(1, 2).reshape(x.shape))
 
 
-def embed_packed(spec: EncoderSpec, weights: dict, tokens: Tokens, texts: Segments, most: int, dtype="float32",
-                 remat: bool = False) -> Float[Array, "B S D"]:  # fmt: skip
-    """Unit-length embeddings of the texts 1 … `most` of each row: hidden states pooled by mean or at the first token (cls).
+class Block(nnx.Module):
+    """One layer, or with stack=(K,) the parameters of K of them."""
 
-    What a row has no text for gets zeros.
-    """
-    x = hidden_states(spec, weights, tokens, texts, dtype, remat)
-    own = texts[:, None, :] == jnp.arange(1, most + 1)[:, None]
-    own = own & (jnp.cumsum(own, -1) == 1) if spec.pooling == "cls" else own
-    pooled = jnp.einsum("bst,btd->bsd", own.astype(x.dtype), x, precision="highest")
-    pooled /= jnp.maximum(own.sum(-1, keepdims=True), 1)
-    return pooled * jax.lax.rsqrt(jnp.maximum(jnp.square(pooled).sum(-1, keepdims=True), 1e-24))
+    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs, stack=()):
+        self.attention = Attention(spec, rngs, stack)
+        self.attn_norm = LayerNorm(spec.width, spec.norm_eps, stack)
+        self.up = Linear("up", spec.width, spec.hidden, COLUMNS, rngs, stack, bias=True)
+        self.down = Linear("down", spec.hidden, spec.width, ROWS, rngs, stack, bias=True)
+        self.mlp_norm = LayerNorm(spec.width, spec.norm_eps, stack)
 
-
-def embed(spec: EncoderSpec, weights: dict, tokens: Tokens, mask: Mask, dtype="float32",
-          remat: bool = False) -> Embeddings:  # fmt: skip
-    """Unit-length embeddings of one text a row."""
-    return embed_packed(spec, weights, tokens, mask, 1, dtype, remat)[:, 0]
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        x = self.attn_norm(x + self.attention(x, bias))
+        h = self.up(x)
+        h = self.down(h * (0.5 + 0.5 * jax.lax.erf(h * 0.5**0.5)))  # gelu; by erfc, as in jax.nn, it is slower
+        return self.mlp_norm(x + h)
 
 
-class Encoder(nnx.Module):
-    """A spec and its weights as one NNX module: `Encoder(spec, weights)(tokens, mask)` gives embeddings."""
+class TextEncoder(nnx.Module):
+    """A BERT encoder: `encoder(tokens, mask)` gives unit-length embeddings; `source` has its tokenizer."""
 
-    def __init__(self, spec: EncoderSpec, weights: dict):
-        self.spec = spec
-        self.weights = nnx.data(jax.tree.map(nnx.Param, weights))
+    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
+        self.word = Embed("word", spec.vocab, spec.width, ROWS, rngs)
+        self.position = Embed("position", spec.positions, spec.width, (), rngs)
+        self.type = Embed("type", spec.types, spec.width, (), rngs)
+        self.embed_norm = LayerNorm(spec.width, spec.norm_eps)
+        self.layers = Block(spec, rngs, stack=(spec.layers,))
+        self.spec, self.source, self.mesh = spec, None, None
 
-    def __call__(self, tokens: Tokens, mask: Mask, dtype="float32") -> Embeddings:
-        return embed(self.spec, nnx.as_pure(self.weights), tokens, mask, dtype)
+    @classmethod
+    def load(cls, source: str, dtype: str = "float32") -> "TextEncoder":
+        """Reads a BERT text encoder: a folder, "org/name[@revision]" or "carrier:<name>"; parameters are numpy arrays."""
+        files = weights.encoder_files(str(source))
+        spec = spec_from_hf(files.config)
+        encoder = nnx.eval_shape(lambda: cls(spec, nnx.Rngs(0)))
+        encoder = weights.filled_in(encoder, weights.ENCODER_KEYS, files, dtype)
+        encoder.source = files.source
+        return encoder
+
+    def hidden_states(self, tokens: Tokens, texts: Mask | Segments, remat: bool = False) -> Float[jax.Array, "B T D"]:
+        """Last hidden states in float32. A row holds one text (texts: its mask) or several, 1, 2, …; 0 is padding.
+
+        A text sees itself alone, wherever it stands: positions count its own tokens. `remat` recomputes each layer in
+        the backward pass.
+        """
+        same = texts[:, :, None] == texts[:, None, :]
+        positions = jnp.tril(same, -1).sum(-1)
+        bias = jnp.where(same & (texts[:, None, :] > 0), 0.0, jnp.float32(-1e9))[:, None]  # finite: so is padding
+        x = self.word(tokens) + self.position(positions) + self.type.table[...][:1].astype(jnp.float32)
+        x = self.embed_norm(devices.spread(x, self.mesh))
+        graph, stack = nnx.split(self.layers)
+
+        def layer(x, of_layer):
+            return nnx.merge(graph, of_layer)(x, bias), None
+
+        layer = jax.checkpoint(layer) if remat else layer
+        unroll = self.spec.layers if self.spec.layers <= UNROLLED else 1
+        return jax.lax.scan(layer, x, layers.plain(stack), unroll=unroll)[0]
+
+    def packed(self, tokens: Tokens, texts: Segments, most: int, remat: bool = False) -> Float[jax.Array, "B S D"]:
+        """Unit-length embeddings of the texts 1 … `most` of each row: pooled by mean or at the first token (cls).
+
+        What a row has no text for gets zeros.
+        """
+        x = self.hidden_states(tokens, texts, remat)
+        own = texts[:, None, :] == jnp.arange(1, most + 1)[:, None]
+        own = own & (jnp.cumsum(own, -1) == 1) if self.spec.pooling == "cls" else own
+        pooled = jnp.einsum("bst,btd->bsd", own.astype(x.dtype), x, precision="highest")
+        pooled /= jnp.maximum(own.sum(-1, keepdims=True), 1)
+        return pooled * jax.lax.rsqrt(jnp.maximum(jnp.square(pooled).sum(-1, keepdims=True), 1e-24))
+
+    def __call__(self, tokens: Tokens, mask: Mask) -> Embeddings:
+        """Unit-length embeddings of one text a row."""
+        return self.packed(tokens, mask, 1)[:, 0]

@@ -5,38 +5,51 @@ import re
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from lpt_jax.array_types import Array
 from lpt_jax.errors import InputError
-from lpt_jax.models.decoder import DecoderSpec, hash_name
+from lpt_jax.models.layers import hash_name, parameter
+from lpt_jax.models.products import product
 
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
+class LoRA(nnx.Module):
+    """What is added to a Linear: (x·a)·b·scale, a [in, rank], b [rank, out], scale = alpha / rank.
 
-def attach(spec: DecoderSpec, weights: dict, targets: str, rank: int, key: Array) -> dict:
-    """LoRA matrices for every matrix whose whole name matches the regular expression `targets`.
-
-    Returns {"layers": {"q_lora_a": [L, in, rank], "q_lora_b": [L, rank, out], …}}, with "head_lora_a" and
-    "head_lora_b" at the top where "head" matches (tied or not). a is uniform in ±1/√in and b zero, so that the
-    model starts as it was. They lie beside the frozen weights; `merge` folds them in.
+    a is uniform in ±1/√in and b zero, so that the model starts as it was. The rank takes the mesh's "fsdp" where the
+    matrix's other side does not.
     """
-    shapes = {name: weights["layers"][name].shape for name in MATRICES}
-    shapes["head"] = (spec.width, spec.vocab)
+
+    def __init__(self, a: jax.Array, b: jax.Array, scale: float, axes: tuple):
+        inward, outward = axes
+        self.a = parameter(a, (inward, None if inward == "fsdp" else "fsdp"), nnx.LoRAParam)
+        self.b = parameter(b, (None if outward == "fsdp" else "fsdp", outward), nnx.LoRAParam)
+        self.scale = scale
+
+    def __call__(self, x: jax.Array, dtype: str) -> jax.Array:
+        return self.scale * product(product(x, self.a[...], dtype), self.b[...], dtype)
+
+
+def attach(lm, targets: str, rank: int, alpha: float, key: jax.Array) -> None:
+    """Gives a LoRA to every matrix of a Decoder whose whole name (q, k, v, o, gate, up, down, head) matches `targets`.
+
+    They lie beside the frozen weights, and `nnx.LoRAParam` is the filter that selects them; `merge` folds them in.
+    """
     if rank < 1:
         raise InputError(f"LoRA's rank is {rank}; it must be at least 1")
-    lora = {"layers": {}}
-    for name in filter(re.compile(targets).fullmatch, shapes):
-        *stack, inward, outward = shapes[name]
-        part = lora if name == "head" else lora["layers"]
+    linears = lm.linears()
+    chosen = list(filter(re.compile(targets).fullmatch, linears))
+    if not chosen:
+        raise InputError(
+            f"--config.policy.lora.targets={targets!r} matches no matrix; the names are {', '.join(linears)}"
+        )
+    for name in chosen:
+        *stack, inward, outward = (
+            linears[name].kernel.shape if linears[name].kernel is not None else lm.embed.table.shape[::-1]
+        )
         limit = inward**-0.5
         named = jax.random.fold_in(key, hash_name(name))
-        part[f"{name}_lora_a"] = jax.random.uniform(named, (*stack, inward, rank), minval=-limit, maxval=limit)
-        part[f"{name}_lora_b"] = jnp.zeros((*stack, rank, outward))
-    if not (lora["layers"] or len(lora) > 1):
-        raise InputError(
-            f"--config.policy.lora.targets={targets!r} matches no matrix; the names are {', '.join(shapes)}"
-        )
-    return lora
+        a = jax.random.uniform(named, (*stack, inward, rank), minval=-limit, maxval=limit)
+        linears[name].lora = LoRA(a, jnp.zeros((*stack, rank, outward)), alpha / rank, linears[name].axes)
 
 
 @functools.partial(jax.jit, static_argnames="scale")
@@ -45,20 +58,19 @@ def _sum(matrix, a, b, scale):
     return (matrix.astype(jnp.float32) + scale * change).astype(matrix.dtype)
 
 
-def merge(spec: DecoderSpec, weights: dict, lora: dict, scale: float) -> dict:
-    """The weights W + a·b·scale (alpha / rank), without LoRA matrices; a tied head becomes an explicit "head" [D, V]."""
-
-    def add(matrix, name, part):
-        return _sum(matrix, part[f"{name}_lora_a"], part[f"{name}_lora_b"], scale)
-
-    names = [name.removesuffix("_lora_a") for name in lora["layers"] if name.endswith("_lora_a")]
-    layers, trained = weights["layers"], lora["layers"]
-    if isinstance(layers, list):
-        parts = [{name: a[i] for name, a in trained.items()} for i in range(len(layers))]
-        layers = [w | {n: add(w[n], n, part) for n in names} for w, part in zip(layers, parts, strict=True)]
-    else:
-        layers = layers | {n: add(layers[n], n, trained) for n in names}
-    merged = weights | {"layers": layers}
-    if "head_lora_a" in lora:
-        merged["head"] = add(weights["embed"].T if spec.tied else weights["head"], "head", lora)
-    return merged
+def merge(lm) -> None:
+    """Folds every LoRA of a Decoder into its matrix, W + a·b·scale; a tied head becomes one of its own [D, V]."""
+    for linear in lm.linears().values():
+        if linear.lora is None:
+            continue
+        lora, linear.lora = linear.lora, None
+        if linear.kernel is None:
+            matrix = lm.embed.table.get_value().T
+        else:
+            matrix = linear.kernel.get_value()
+        a, b = lora.a[...], lora.b[...]
+        if isinstance(matrix, tuple):
+            merged = tuple(_sum(m, a[i], b[i], lora.scale) for i, m in enumerate(matrix))
+        else:
+            merged = _sum(matrix, a, b, lora.scale)
+        linear.kernel = parameter(merged, linear.axes)

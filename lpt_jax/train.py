@@ -1,0 +1,180 @@
+"""The life of a run, whatever its system: train, go on, test, test again, write.
+
+A system is a module of lpt_jax/systems with build(run), schedule(r), rows(r, stages, state, note) and write(r, state, split,
+file), and TRAINS, STEPS and SAME: what its phases train, what they are called in results, and which settings models share.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lpt_jax import config as config_lib
+from lpt_jax import devices, evaluate, files, trackers
+from lpt_jax.checkpoints import Checkpoints
+from lpt_jax.errors import InputError
+from lpt_jax.learning.loop import Loop, Part, Phase, stage_folder
+from lpt_jax.run import Interrupt, Run
+
+
+def train(system, config, workdir: Path) -> dict:
+    """Trains by the system's schedule, tests once at the end and writes results and report; the results."""
+    interrupt = Interrupt()
+    try:
+        r = started(system, Run(config, workdir, interrupt))
+        prepare(r)
+        r.run.print_data()
+        tracker = trackers.Silent()
+        if devices.first():
+            tracker = trackers.Tracker(workdir, config_lib.listed(config.trackers), config.to_dict())
+        phases = system.schedule(r)
+        state, note = Loop(phases, config, workdir, tracker, interrupt).run(initial_state(r, phases))
+        tracker.close()
+        return test(system, r, phases, state, note)
+    finally:
+        interrupt.close()
+
+
+def test_again(system, config, workdir: Path) -> dict:
+    """The test of a trained workdir once more, from its checkpoints, with TREC files."""
+    r, phases, state, note = trained(system, Run(config, workdir))
+    if note["position"] < len(phases):
+        raise InputError(
+            f"The run in {workdir} has not finished ({phases[note['position']].name}, step {note['step']}): go on with "
+            "--mode=train first, the test is at its end."
+        )
+    return test(system, r, phases, state, note, trec=True)
+
+
+def write_profiles(system, config, workdir: Path, output: Path, split: str) -> list[str]:
+    """Writes what the system writes of every session of a split, as JSON lines or, named .parquet, a table.
+
+    All of the split's sessions, whatever config.evaluation caps. While it is written the file is JSON lines, called after
+    the checkpoint, so that a killed call goes on where it was and never mixes two models; a file that is there is not
+    overwritten.
+    """
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"--output={output} won't do: its name must end in .jsonl or .parquet.")
+    if output.exists():
+        raise InputError(f"{output} is there already: name another --output, or move it away.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        (part := output.with_name(f"{output.name}.part")).touch()
+        part.unlink(missing_ok=True)  # another process may have been here
+    except OSError as error:
+        raise InputError(f"--output={output} can't be written ({error.strerror}): name another file.") from None
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.evaluation.update(max_users=0, max_test_sessions=0)
+    r, _, state, note = trained(system, Run(config, workdir))
+    part = output.with_name(f"{output.name}.{split}-{note['global_step']}.part")
+    texts = system.write(r, state, split, part)
+    if devices.first() and output.suffix == ".parquet":
+        kinds = {"row": "int64", "user": "string", "history": "int64", "profile": "string", "tokens": "int64"}
+        files.write_parquet(output, part, kinds | dict.fromkeys(("ended", "empty", "over_long"), "bool"))
+        part.unlink()
+    elif devices.first():
+        part.rename(output)
+    print(f"lpt_jax: {len(texts)} profiles of {split} users in {output}")
+    return texts
+
+
+# ---- states
+
+
+def started(system, run: Run):
+    """The system's recommender, with the weights of the run that config.begin_from names, if any."""
+    r = system.build(run)
+    if run.config.begin_from:
+        for part, weights in begun(system, r, Path(run.config.begin_from)).items():
+            r.begin_with(part, weights)
+    return r
+
+
+def prepare(r) -> None:
+    """Makes what is counted among the data: all prompts, and the items' tokens."""
+    assert r.prompts and r.item_rows
+
+
+def initial_state(r, phases: list[Phase]) -> dict[str, Part]:
+    """Fresh parts, all that the phases train, with their optimisers' states."""
+    state = {}
+    for phase in phases:
+        if phase.part not in state:
+            weights = r.fresh(phase.part)
+            state[phase.part] = Part(weights, r.place(phase.part, phase.optimiser.init(weights)))
+    return state
+
+
+def trained(system, run: Run):
+    """A finished (or still going) run as it stands: recommender, phases, state and note of its last checkpoint."""
+    r = started(system, run)
+    phases = system.schedule(r)
+    last = Checkpoints(run.workdir / "checkpoints" / "last", run.config.checkpoint.keep)
+    if last.latest() is None:
+        raise InputError(f"{run.workdir} holds no checkpoint: train first, with the same --config and --workdir.")
+    note = last.note(last.latest())
+    return r, phases, last.restore(last.latest(), initial_state(r, phases)), note
+
+
+def begun(system, r, workdir: Path) -> dict[str, dict]:
+    """What another, finished run on the same data and models ended with: weights by part, whichever it trained."""
+    if not (workdir / "results.json").is_file():
+        raise InputError(f"--config.begin_from={workdir} holds no finished run: name the workdir of one.")
+    theirs, ours = json.loads((workdir / "config.json").read_text(encoding="utf-8")), r.config.to_dict()
+    config_lib.refuse_old(theirs, f"--config.begin_from={workdir}")
+    same = system.SAME + (("seed",) if "tiny" in (r.config.lm.source, r.config.embedder.source) else ())
+    for name in same:  # of other data, users who are tested here may have been trained on there
+        if config_lib.get(theirs, name) != config_lib.get(ours, name):
+            raise InputError(
+                f"--config.begin_from={workdir} has another {name} ({config_lib.get(theirs, name)!r}): a run can only "
+                "begin from one on the same data and models."
+            )
+    found = begun(system, r, Path(theirs["begin_from"])) if theirs.get("begin_from") else {}
+    for name in config_lib.listed(theirs["phases"]):
+        part = system.TRAINS[name]
+        ends = sorted(workdir.glob(f"checkpoints/*-{name}"), key=lambda folder: int(folder.name.partition("-")[0]))
+        if not ends:
+            raise InputError(
+                f"--config.begin_from={workdir} has results but not their models: there is no checkpoints/*-{name}."
+            )
+        kept = Checkpoints(ends[-1], 1)
+        weights = kept.restore(kept.latest(), {part: r.fresh(part)})[part]
+        found[part] = jax.tree.map(np.array, devices.fetch(weights))
+        kept.close()
+    return found
+
+
+# ---- the test
+
+
+def test(system, r, phases: list[Phase], state: dict[str, Part], note: dict, trec: bool = False) -> dict:
+    """The test of the baselines and of all stages of training."""
+    prepare(r)
+    of_stages = stages(system, r, phases, state)
+    first = next(iter(of_stages.values()))
+    untrained = r.fresh("control") if r.config.begin_from else first["embedder"]
+    return evaluate.test(r, system.rows(r, of_stages, state, note), untrained, note, trec)
+
+
+def stages(system, r, phases: list[Phase], state: dict[str, Part]) -> dict[str, dict[str, dict]]:
+    """The steps of training, in order: name -> the weights of every part at that time.
+
+    zero_shot (or start, of a run that begins from another); the phases of the first iteration, as "cl" and "cl_rlso"; of
+    several iterations the last's end, "cl_rlso_x5".
+    """
+    parts = list(dict.fromkeys(system.TRAINS.values()))
+    now = {part: r.fresh(part) for part in parts}
+    found, name = {"start" if r.config.begin_from else "zero_shot": dict(now)}, []
+    for phase in phases:
+        if phase.iteration or phase.part not in parts:
+            continue
+        kept = Checkpoints(stage_folder(r.run.workdir, phase), 1)
+        now |= kept.restore(kept.latest(), {phase.part: state[phase.part].weights})
+        name.append(system.STEPS[phase.name])
+        found["_".join(name)] = dict(now)
+    if r.config.iterations > 1:
+        last = {part: state[part].weights for part in parts if part in state}
+        found[f"{'_'.join(name)}_x{r.config.iterations}"] = now | last
+    return found
