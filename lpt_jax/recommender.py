@@ -18,7 +18,7 @@ from lpt_jax.models.decoder import Decoder, DecoderSpec, top_layers
 from lpt_jax.models.encoder import EncoderSpec, TextEncoder
 from lpt_jax.models.weights import Source
 from lpt_jax.run import Run
-from lpt_jax.similarity import DualEncoder, Embedder
+from lpt_jax.similarity import Embedder
 
 TINY_WIDTH = 64  # of the random models of ":tiny"
 
