@@ -62,8 +62,8 @@ def run(argv: list[str]) -> int | None:
     """Does what the command line says and returns the exit status; InputError if that can't be done."""
     if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(argv):
         return print(__doc__, define().get_help(), sep="\n")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(downloads.cache("jax")))  # before jax is imported
     f, config, workdir = parse(argv)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(downloads.cache("jax")))
     from lpt_jax import devices  # here, so that wrong flags are told at once; each mode imports what it needs
 
     if f.mode == "check":

@@ -21,6 +21,7 @@ from lpt_jax.learning.policy import PolicyPhase
 from lpt_jax.recommender import ProfileRecommender, language_model, load_decoder, load_encoder
 from lpt_jax.run import Run
 from lpt_jax.similarity import DualEncoder, Embedder
+from lpt_jax.systems.profiles_settings import settings as settings
 
 TRAINS = {"contrastive": "embedder", "policy": "lm"}  # phase -> the part that it trains
 STEPS = {"contrastive": "cl", "policy": "rlso"}  # phase -> its name in the results' rows

