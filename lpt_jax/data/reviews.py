@@ -15,6 +15,7 @@ import gzip
 import html
 import itertools
 import json
+import os
 import pathlib
 import re
 import zlib
@@ -56,6 +57,8 @@ MOVIELENS = {  # file of ratings -> its columns (none: it has a header) and deli
     "ratings.dat": ("user item rating time", "::", "movies.dat", "item title genres", "::"),
     "ratings.csv": ("", ",", "movies.csv", "", ","),
 }
+# the releases' files: reviews_Beauty_5.json.gz of 2014, Beauty_5.json.gz of 2018, Beauty.jsonl.gz of 2023, and meta_Beauty
+AMAZON_FILE = re.compile(r"(meta_|reviews_)?(.+?)(_5)?\.jsonl?(\.gz)?")
 CARRIED = {"recbole": "recbole/dataset_example/ml-100k"}  # where a carrier has its data
 STREAMED = {"rating": pa.float64(), "time": pa.float64()}  # Amazon's reviews: roles that are no strings
 BLOCK = 1 << 24  # bytes that Arrow parses at once; no line may be longer
@@ -82,19 +85,16 @@ class Interactions:
 
 @dataclasses.dataclass
 class Raw:
-    """A source as read: interactions, their items' fields by item id, and dropped rows by reason."""
+    """A source as read: interactions, their items' fields by item id, dropped rows by reason, and its own name."""
 
     interactions: Interactions
     items: dict[str, dict]
     counts: dict[str, int]
+    name: str = ""  # of the data set, file or folder, without the folders above; empty where the source says it all
 
 
 def read(data) -> Raw:
-    """The source config.data describes; InputError for what won't do."""
-    if data.source == "made_up":
-        from lpt_jax.data import made_up  # which imports the classes above
-
-        return made_up.world(seed=0)
+    """The files or the data set that config.data describes; InputError for what won't do."""
     readers = {
         "movielens": _movielens,
         "amazon": _amazon,
@@ -118,7 +118,7 @@ def _movielens(data):
                 genres = pc.binary_join_element_wise(*flags, "|", null_handling="skip")
                 table = table.append_column("genres", genres)
             items = _items_of(_named(table, ITEM, films), " " if name in atomic else "|")
-            return _raw(rows, folder / name, items, first_line=1 if columns else 2)
+            return _raw(_own_name(folder), rows, folder / name, items, first_line=1 if columns else 2)
     raise InputError(
         f"{folder} has no MovieLens files (*.inter and *.item, u.data and u.item, ratings.dat and movies.dat, or "
         "ratings.csv and movies.csv): put them there or name their folder with --config.data.path."
@@ -130,7 +130,7 @@ def _amazon(data):
     if path.is_dir():
         found = {}  # (is metadata, category) -> file
         for file in sorted(path.iterdir(), reverse=True):
-            if match := re.fullmatch(r"(meta_|reviews_)?(.+?)(_5)?\.jsonl?(\.gz)?", file.name):
+            if match := AMAZON_FILE.fullmatch(file.name):
                 found[match[1] == "meta_", match[2]] = file
         names = [name for is_meta, name in found if not is_meta and data.name in ("", name)]
         if len(names) != 1:
@@ -147,8 +147,17 @@ def _amazon(data):
     with contextlib.suppress(pa.ArrowInvalid, OSError):
         rows = pa.Table.from_batches(list(_stream(path, short)))
         if rows["user"].null_count < len(rows) > rows["item"].null_count:
-            return _raw(rows, path, items, review=functools.partial(_review_texts, path))
-    return _raw(_json(path, TAKEN), path, items)
+            return _raw(_amazon_name(path), rows, path, items, review=functools.partial(_review_texts, path))
+    return _raw(_amazon_name(path), _json(path, TAKEN), path, items)
+
+
+def _amazon_name(path):
+    """The category and the year of a file of reviews, by its name alone: data.year says only what is downloaded."""
+    match = AMAZON_FILE.fullmatch(path.name)
+    if not match:
+        return path.name
+    year = 2014 if match[1] else 2023 if ".jsonl" in path.name else 2018
+    return f"{match[2]} {year}"
 
 
 def _stream(path, roles):
@@ -207,21 +216,22 @@ def _sequences(data):
             raise InputError(f"{path}:{number} has no item after the user {user!r}: {MEND}.")
         users.extend(itertools.repeat(user, len(taken)))
         items.extend(taken)
-    return _raw(pa.table({"user": users, "item": items}), path, _items_of(_file(table, ITEM)))
+    return _raw(_own_name(data.path), pa.table({"user": users, "item": items}), path, _items_of(_file(table, ITEM)))
 
 
 def _table(data):
     path, first_line = _place(data), 1 if ".jsonl" in data.path else 2
     if not data.items_path:
         rows = _file(path, _roles(data))
-        return _raw(rows, path, _items_of(rows), first_line)
+        return _raw(_own_name(path), rows, path, _items_of(rows), first_line)
     items = _file(_there(data.items_path, "The item table"), _roles(data, ITEM))
-    return _raw(_file(path, _roles(data, TAKEN)), path, _items_of(items), first_line)
+    return _raw(_own_name(path), _file(path, _roles(data, TAKEN)), path, _items_of(items), first_line)
 
 
 def _library(data):
     """A Hugging Face `datasets` or a TFDS data set; neither runs code that comes with the data."""
     name = data.path or data.name
+    own_name = _own_name(data.path) if data.path else data.name
     try:
         if data.source == "datasets":
             import datasets
@@ -234,6 +244,7 @@ def _library(data):
             import tensorflow_datasets as tfds
 
             found = tfds.builder_from_directory(name) if data.path else tfds.builder(name)
+            own_name = found.info.full_name  # its folder is called after the version
             table = pa.Table.from_pylist(list(found.as_data_source(split="train")))
     except Exception as error:  # whatever the library raises, it is about what was named
         why = " ".join(str(error).split())[:200]
@@ -242,7 +253,7 @@ def _library(data):
             "--config.data.path (of TFDS: with file_format=array_record), or a known name as --config.data.name."
         ) from None
     rows = _named(table, _roles(data), name)
-    return _raw(rows, name, _items_of(rows))
+    return _raw(own_name, rows, name, _items_of(rows))
 
 
 def _roles(data, among=TAKEN | ITEM):
@@ -274,6 +285,11 @@ def _there(path, what):
         f"{what} {f'is not there: {path}' if path else 'is missing'}; put it there or name it with --config.data.path "
         "or --config.data.items_path."
     )
+
+
+def _own_name(path):
+    """The last part of a path."""
+    return os.path.basename(os.path.abspath(path))  # of "." and "data/" too
 
 
 # Files -> tables whose columns are roles
@@ -395,7 +411,7 @@ def _check(there, roles, path):
 # Tables -> interactions and items
 
 
-def _raw(table, path, items, first_line=1, review=None):
+def _raw(name, table, path, items, first_line=1, review=None):
     """The interactions of a table of roles whose rows begin in `first_line` of `path`, and `items`(ids).
 
     review: the texts of rows of the table, where they are no column of it.
@@ -436,7 +452,7 @@ def _raw(table, path, items, first_line=1, review=None):
         rating=rating,
         review=review and (lambda rows: review(read[rows])),
     )
-    return Raw(rows, items(item_ids), counts)
+    return Raw(rows, items(item_ids), counts, " ".join(name.split()))
 
 
 def _strings(column):

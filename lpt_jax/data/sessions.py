@@ -30,10 +30,12 @@ import itertools
 import numpy as np
 
 from lpt_jax.data import catalogue as catalogue_lib
+from lpt_jax.data import made_up
 from lpt_jax.data import reviews as reviews_lib
 from lpt_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+FEW_USERS = 100  # fewer test users say little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +62,13 @@ class Dataset:
     kind: str
     rows: reviews_lib.Interactions  # all that was kept, by user and time, items as catalogue indices
     part: np.ndarray  # Int64 of SPLITS, whose each of these rows is
+    warnings: list[str] = dataclasses.field(default_factory=list)  # what to know before training, a sentence each
 
 
 def prepare(data_config) -> Dataset:
-    """Reads the source and makes the dataset."""
-    return from_raw(reviews_lib.read(data_config), data_config)
+    """Reads or makes up the source, and makes the dataset."""
+    raw = made_up.world(seed=0) if data_config.source == "made_up" else reviews_lib.read(data_config)
+    return from_raw(raw, data_config)
 
 
 def from_raw(raw, data_config) -> Dataset:
@@ -148,11 +152,66 @@ def from_raw(raw, data_config) -> Dataset:
         sessions=sessions,
         popularity=np.bincount(index, minlength=len(ids)).astype(np.int64),
         counts=counts,
-        protocol=_protocol(c, counts, cuts),
+        protocol=_protocol(c, raw.name, counts, cuts),
         kind=c.kind,
         rows=stays,
         part=part,
+        warnings=warnings_of(counts, c),
     )
+
+
+def warnings_of(counts: dict[str, int], data_config) -> list[str]:
+    """A sentence for each filter that dropped over half of the interactions it met, and one if few users are left to test.
+
+    A cut and a lack of training meet their own split's interactions, the other filters what the ones before them left.
+    """
+    filters = _filters(data_config, by_time="dropped: training users' interactions after the cut" in counts)
+    dropped = {name: counts.get(f"dropped: {name}", 0) for name in filters}
+    found = []
+    for place, (name, (whose, why)) in enumerate(filters.items()):
+        met = sum(counts[f"{split} interactions"] for split in SPLITS if whose in ("", split))
+        met += sum(dropped[later] for later in list(filters)[place:] if whose in ("", filters[later][0]))
+        if dropped[name] > met / 2:
+            what = f"{whose} interactions".strip()
+            found.append(f"{100 * dropped[name] // met} % of {met:,} {what} were dropped {why}.")
+    if counts["test users"] < FEW_USERS and data_config.source != "made_up":
+        found.append(_few_users(counts, data_config))
+    return found
+
+
+def _filters(c, by_time):
+    """What drops interactions, in its order: name -> whose ("" for all users'), why it does and what to change."""
+    columns, fields = "--config.data.columns", f"--config.data.item_fields={c.item_fields}"
+    test = f"--config.data.test_share={c.test_share:g}"
+    either = f"{test} or --config.data.validation_share={c.validation_share:g}"
+    if not by_time:
+        either = f"--config.data.eval_targets={c.eval_targets} or --config.data.eval_windows={c.eval_windows}"
+    cold = f"as items without a training interaction: lower {either}, or give more data"
+    return {
+        "no user or no item": ("", f"for lack of a user or an item: mend the file, or correct {columns}.user or .item"),
+        "no time": ("", f"for lack of a time: mend the file, or correct {columns}.time"),
+        "items without title/text": (
+            "",
+            f"as their items have none of {fields}: add a field, or give a fuller item table",
+        ),
+        "repeats of a user's item": ("", f"as repeats of a user's item: check that {columns}.item tells items apart"),
+        f"{c.core}-core": ("", f"by the {c.core}-core: lower --config.data.core"),
+        "training users' interactions after the cut": ("train", f"after the cut: lower {either}"),
+        "validation users' interactions after the cut": ("validation", f"after the cut: lower {test}"),
+        "cold items in validation": ("validation", cold),
+        "cold items in test": ("test", cold),
+    }
+
+
+def _few_users(counts, c):
+    """The warning of fewer than FEW_USERS test users."""
+    ways, short = [], counts["test users with too few items"]
+    if c.max_users:
+        ways.append(f"raise --config.data.max_users={c.max_users}")
+    if short:
+        ways.append(f"lower --config.data.min_history={c.min_history} ({short:,} more have too few items)")
+    ways.append("give more data")
+    return f"Only {counts['test users']} test users: intervals will be wide and most gains noise; {' or '.join(ways)}."
 
 
 def training_items(data: Dataset) -> list[tuple[int, ...]]:
@@ -352,9 +411,9 @@ def _add_reviews(sessions, spans, rows):
         ]
 
 
-def _protocol(c, counts, cuts):
-    """One line: source, filters, split with its dates and users, what is ranked and how."""
-    source = " ".join(filter(None, (c.source, c.name, str(c.year) if c.source == "amazon" else "")))
+def _protocol(c, name, counts, cuts):
+    """One line: source and what it calls itself, filters, split with its dates and users, what is ranked and how."""
+    source = f"{c.source} {name}".strip()
     sample = f", sessions of {c.max_users} randomly sampled users" if c.max_users else ""
     of = [f"{counts[f'{s} users']} {s} users ({counts[f'{s} sessions']} sessions)" for s in SPLITS]
     if cuts is None:

@@ -390,7 +390,8 @@ def test_datasets(tmp_path):
     assert [r[:3] for r in rows(read(source="datasets", path=str(tmp_path / "one"), columns=COLUMNS))] == [
         r[:3] for r in SEEN
     ]
-    split = read(source="datasets", path=str(tmp_path / "split"), columns=COLUMNS)
+    split = read(source="datasets", path=str(tmp_path / "split"), columns=COLUMNS, name="Beauty")
+    assert split.name == "split"
     assert [r[:3] for r in rows(split)] == [SEEN[2][:3], SEEN[0][:3]]
     assert split.items["007"] == {"title": "Soap", "categories": ["a", "b"]}
     with pytest.raises(InputError, match="has no column nobody"):
@@ -431,6 +432,7 @@ def test_tfds(tmp_path):
 
     Tiny(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     raw = read(source="tfds", path=str(tmp_path / "tiny" / "1.0.0"), columns=COLUMNS)
+    assert raw.name == "tiny/1.0.0"
     assert sorted(rows(raw)) == [
         ("ann", "007", 1577923200, 4),
         ("ann", "8", 1577923202, 5),
@@ -441,11 +443,46 @@ def test_tfds(tmp_path):
         read(source="tfds", path=str(tmp_path), columns=COLUMNS)
 
 
+# Names
+
+
+def test_a_source_is_named_by_what_was_read(tmp_path, monkeypatch):
+    (tmp_path / "my films").mkdir()
+    (tmp_path / "my films/ratings.csv").write_text("userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n")
+    (tmp_path / "my films/movies.csv").write_text("movieId,title,genres\n31,Heat (1995),Crime\n")
+    wrong = dict(name="Beauty", year=2018)  # as in a config that was written for other data
+    assert read(source="movielens", path=f"{tmp_path}/my films/", **wrong).name == "my films"
+    monkeypatch.chdir(tmp_path / "my films")
+    assert read(source="movielens", path=".", **wrong).name == "my films"
+    (tmp_path / "sequential.txt").write_text("1 31\n")
+    (tmp_path / "items.csv").write_text("item,title\n31,Heat\n")
+    assert (
+        read(source="sequences", path="../sequential.txt", items_path="../items.csv", **wrong).name == "sequential.txt"
+    )
+    assert read(source="sequences", path="..", **wrong).name == tmp_path.name
+    (tmp_path / "log.csv").write_text("user,item,title\n1,31,Heat\n")
+    assert read(source="table", path="../log.csv", **wrong).name == "log.csv"
+    assert read(source="table", path="../log.csv", items_path="../items.csv", **wrong).name == "log.csv"
+
+
+@pytest.mark.parametrize(
+    "file, name",
+    [
+        ("reviews_Home_5.json.gz", "Home 2014"),
+        ("reviews_Home.json.gz", "Home 2014"),
+        ("Home_5.json", "Home 2018"),
+        ("Home.jsonl.gz", "Home 2023"),
+        ("mine.txt", "mine.txt"),
+    ],
+)
+def test_amazons_files_say_their_category_and_year(tmp_path, file, name):
+    path, meta = put(tmp_path / file, REVIEWS_2014), put(tmp_path / "meta_Home.json.gz", META_2014)
+    assert read(source="amazon", path=str(path), items_path=str(meta), name="Beauty", year=2014).name == name
+    if file != "mine.txt":
+        assert read(source="amazon", path=str(tmp_path), name="Home", year=2018).name == name
+
+
 # Real files
-
-
-def test_made_up():
-    assert len(read().items) > 10
 
 
 def test_gift_cards(shared_data):
@@ -493,6 +530,7 @@ def test_recbole_carrier():
         "genres": ["Animation", "Children's", "Comedy"],
     }
     assert raw.items["267"] == {}  # MovieLens' own "unknown"
+    assert raw.name == "ml-100k"
     with pytest.raises(InputError, match="carrier:x has no data"):
         read(source="movielens", path="carrier:x")
 

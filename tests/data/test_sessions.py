@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -247,6 +248,87 @@ def test_the_sample_of_users_is_fixed_and_takes_nothing_from_the_catalogue():
     assert one.catalogue == whole.catalogue and (one.popularity == whole.popularity).all()
 
 
+KEPT = {"train interactions": 60, "validation interactions": 20, "test interactions": 20}
+KEPT |= {"test users": 200, "test users with too few items": 0}
+LATE = "validation users' interactions after the cut"
+
+
+@pytest.mark.parametrize(
+    "dropped, warning",
+    [
+        ({"no user or no item": 102}, "50 % of 202 interactions were dropped for lack of a user or an item: mend the"),
+        ({"no time": 300}, "75 % of 400 interactions were dropped for lack of a time: mend the file, or correct"),
+        ({"items without title/text": 900}, "90 % of 1,000 interactions were dropped as their items have none of --"),
+        ({"repeats of a user's item": 150}, "60 % of 250 interactions were dropped as repeats of a user's item: check"),
+        ({"5-core": 2700, "cold items in test": 17}, "95 % of 2,817 interactions were dropped by the 5-core: lower --"),
+        (
+            {"training users' interactions after the cut": 90},
+            "60 % of 150 train interactions were dropped after the cut",
+        ),
+        ({LATE: 40, "cold items in validation": 5}, "61 % of 65 validation interactions were dropped after the cut: "),
+        (
+            {LATE: 20, "cold items in validation": 21},
+            "51 % of 41 validation interactions were dropped as items without",
+        ),
+        (
+            {"5-core": 50, "cold items in test": 30},
+            "60 % of 50 test interactions were dropped as items without a train",
+        ),
+    ],
+)
+def test_a_filter_that_drops_over_half_of_what_it_meets_is_told(dropped, warning):
+    counts = {f"dropped: {name}": n for name, n in dropped.items()} | KEPT
+    (found,) = sessions.warnings_of(counts, config.default().data)
+    assert found.startswith(warning) and found.endswith(".") and "--config.data." in found
+
+
+def test_a_filter_that_drops_half_is_not_told():
+    counts = {"dropped: 5-core": 100, "dropped: cold items in test": 20} | KEPT
+    assert sessions.warnings_of(counts, config.default().data) == []
+
+
+def test_few_test_users_are_told_unless_the_data_is_made_up():
+    counts, c = KEPT | {"test users": 99}, config.default().data
+    assert c.source == "made_up" and sessions.warnings_of(counts, c) == []
+    c.source, few = "table", "Only 99 test users: intervals will be wide and most gains noise; "
+    assert sessions.warnings_of(counts, c) == [few + "give more data."]
+    c.max_users, counts["test users with too few items"] = 500, 1234
+    ways = "raise --config.data.max_users=500 or lower --config.data.min_history=4 (1,234 more have too few items) or "
+    assert sessions.warnings_of(counts, c) == [few + ways + "give more data."]
+    assert sessions.warnings_of(counts | {"test users": 100}, c) == []
+
+
+def test_the_warnings_of_data_by_hand():
+    assert sessions.from_raw(made_up.world(), settings()).warnings == []
+    rows = [(f"u{u}", i, u * 9 + t) for u in range(6) for t, i in enumerate("abcd")]
+    rows += [(f"v{u}", "e", u) for u in range(30)]  # v0 to v29 have one item
+    data = sessions.from_raw(raw(rows, ITEMS), settings(core=3))
+    assert data.warnings == ["55 % of 54 interactions were dropped by the 3-core: lower --config.data.core."]
+    rows = [(user, i, t) for user in ("abce", "bcaf", "cabg", "dabc", "bdac") for t, i in enumerate(user)]
+    data = sessions.from_raw(
+        raw(rows, ITEMS, has_time=False), settings(min_history=1)
+    )  # nobody has e, f, g in training
+    assert data.warnings == [
+        "60 % of 5 test interactions were dropped as items without a training interaction: lower "
+        "--config.data.eval_targets=1 or --config.data.eval_windows=1, or give more data."
+    ]
+
+
+@pytest.mark.parametrize(
+    "source, name, begins",
+    [
+        ("made_up", "", "made_up: 0-core; "),
+        ("movielens", "ml-100k", "movielens ml-100k: 0-core; "),
+        ("amazon", "Beauty 2014", "amazon Beauty 2014: 0-core; "),
+        ("table", "ratings.csv", "table ratings.csv: 0-core; "),
+    ],
+)
+def test_the_protocol_names_what_was_read_and_not_what_the_config_was_for(source, name, begins):
+    source_data = dataclasses.replace(SIX, name=name)
+    data = sessions.from_raw(source_data, settings(source=source, name="Books", year=2023))
+    assert data.protocol.startswith(begins) and "Books" not in data.protocol
+
+
 def test_movielens_latest_small(shared_data):
     c = config.default().data
     c.update(source="movielens", path=str(shared_data / "movielens_latest_small_2016"), kind="movies")
@@ -260,6 +342,7 @@ def test_movielens_latest_small(shared_data):
     assert [counts[f"{split} users"] for split in sessions.SPLITS] == [470, 67, 134]
     assert counts["items ranked"] == len(data.catalogue.ids) == 3068
     assert "all before 2009-01-12T12:25:20Z" in data.protocol
+    assert data.protocol.startswith("movielens movielens_latest_small_2016: 5-core; ") and data.warnings == []
     first = {split: [s.time for s in data.sessions[split]] for split in sessions.SPLITS}
     assert max(first["train"]) < min(first["validation"]) <= max(first["validation"]) < min(first["test"])
 
