@@ -184,7 +184,12 @@ def check_known(setting: str, system: str = "profiles") -> None:
         pairs = (name, setting), (name.split(".")[-1], setting.split(".")[-1])
         return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
+    renamed = {"decoder": "lm", "encoder": "embedder"}  # of 0.1
+    first, dot, rest = setting.partition(".")
+    setting_now = renamed.get(first, first) + dot + rest
     known = flat(default(system).to_dict())
+    if setting not in known and setting_now in known:
+        raise InputError(f"There is no setting --config.{setting} any more: it is --config.{setting_now}.")
     if setting not in known:
         raise InputError(f"There is no setting --config.{setting}; the nearest is --config.{max(known, key=likeness)}.")
 
@@ -288,13 +293,10 @@ def default_workdir(config, overrides: dict[str, str]) -> pathlib.Path:
     return pathlib.Path("runs", safe)
 
 
-def refuse_old(there: dict, workdir) -> None:
+def refuse_old(there: dict, workdir, instead: str = "give another --workdir, or remove this one") -> None:
     """Raises InputError if a workdir's settings are those of a version whose models this one can't read."""
     if "decoder" in there or "decoder.source" in there:  # now lm.source
-        raise InputError(
-            f"{workdir} holds a run of lpt_jax 0.1, whose models this version can't read: give another --workdir, or "
-            "remove this one."
-        )
+        raise InputError(f"{workdir} holds a run of lpt_jax 0.1, whose models this version can't read: {instead}.")
 
 
 @contextlib.contextmanager

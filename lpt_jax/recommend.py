@@ -2,13 +2,16 @@
 
 import bisect
 import difflib
+import functools
+import hashlib
+import json
 import pathlib
 import re
 import textwrap
 
 import numpy as np
 
-from lpt_jax import devices, ranking, train
+from lpt_jax import devices, files, ranking, train
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.run import Run
@@ -108,9 +111,10 @@ def table(catalogue, ids, scores) -> str:
     return "\n".join(lines)
 
 
-def recommend(r, state: dict, kind: str, text: str, k: int) -> str:
-    """The answer in words to asked()'s kind and text: the profile by the language model of a state, and the best k items by
-    its embedder. The history is not recommended.
+def recommend(r, state, kind: str, text: str, k: int, write=None) -> str:
+    """The answer in words to asked()'s kind and text: a profile, and the best k items by the embedder of a state.
+
+    write(session) gives the profile; None: the language model of the state does. The history is not recommended.
     """
     catalogue, session, notes = r.data.catalogue, None, []
     if kind == "user":
@@ -120,7 +124,7 @@ def recommend(r, state: dict, kind: str, text: str, k: int) -> str:
         session = Session("", history, None, None, (), float("nan"))
     profile = text
     if session:
-        profile = r.lm.write(r.weights(state, "lm"), [r.prompt(session)[0]], [0], r.run.key)[0]
+        profile = write(session) if write else written(r, state, session)
     length, limit = r.embedder.length(profile), r.embedder.profile_limit
     if length > limit and not session:
         raise too_long(length, limit)
@@ -138,7 +142,30 @@ def too_long(length: int, limit: int) -> InputError:
     return InputError(f"The profile has {length} tokens and the embedder reads {limit}: shorten it.")
 
 
+def written(r, state, session: Session) -> str:
+    """A session's profile by the language model of a state."""
+    return r.lm.write(r.weights(state, "lm"), [r.prompt(session)[0]], [0], r.run.key)[0]
+
+
+def kept(r, state, step: int, session: Session) -> str:
+    """written(), kept in the workdir for the next call: then the language model needn't be loaded.
+
+    step: the last of training; the same session at the same step has the same profile.
+    """
+    file = r.run.workdir / "profiles/recommend.jsonl"
+    name = hashlib.sha256(repr((step, session)).encode()).hexdigest()
+    for line in files.read_jsonl(file):
+        if line["session"] == name:
+            return line["profile"]
+    profile = written(r, state, session)
+    if devices.first():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a", encoding="utf-8") as out:
+            out.write(json.dumps({"session": name, "profile": profile}, ensure_ascii=False) + "\n")
+    return profile
+
+
 def run(system, config, workdir, kind: str, text: str, k: int) -> str:
     """recommend() with the models and data of the run in `workdir`."""
-    r, _, state, _ = train.trained(system, Run(config, workdir))
-    return recommend(r, state, kind, text, k)
+    r, state, step = train.ready(system, Run(config, workdir))
+    return recommend(r, state, kind, text, k, functools.partial(kept, r, state, step))

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -90,11 +91,22 @@ class ProfileRecommender:
     (a second embedder, for raw histories).
     """
 
-    def __init__(self, run: Run, lm: LanguageModel, embedder: Embedder):
-        self.run, self.lm, self.embedder = run, lm, embedder
+    def __init__(self, run: Run, lm: Callable[[], LanguageModel], embedder: Callable[[], Embedder]):
+        """lm, embedder: make the models, which happens when they are first asked for."""
+        self.run, self._lm, self._embedder = run, lm, embedder
         self.config, self.data, self.sessions = run.config, run.data, run.sessions
-        longest = -(-self.config.prompt.max_tokens // 16) * 16
-        lm.lengths = (longest,)  # until the sessions' prompts are made
+
+    @functools.cached_property
+    def lm(self) -> LanguageModel:
+        """The language model; until the sessions' prompts are made it has one static length, the longest."""
+        lm = self._lm()
+        lm.lengths = (-(-self.config.prompt.max_tokens // 16) * 16,)
+        return lm
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        """The embedder."""
+        return self._embedder()
 
     # ---- weights
 

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from lpt_jax.files import plain, write_file
 from lpt_jax.metrics import NAMES
@@ -91,6 +90,13 @@ def results_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines[1:])
 
 
+def new_figure(figsize: tuple):
+    """An empty matplotlib Figure, which is imported only where something is drawn."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=figsize, layout="constrained")
+
+
 def axes_of(figure, *place):
     axes = figure.add_subplot(*place)
     axes.spines[["top", "right"]].set_visible(False)
@@ -118,7 +124,7 @@ def draw_gains(axes, gains: dict[str, dict]) -> None:
 
 def gains_picture(gains: dict) -> bytes:
     """A PNG of each step's gain as a point with its interval, zero marked."""
-    figure = Figure(figsize=(8, 0.9 + 0.42 * len(gains)), layout="constrained")
+    figure = new_figure(figsize=(8, 0.9 + 0.42 * len(gains)))
     axes = axes_of(figure)
     draw_gains(axes, {_label(name): gain for name, gain in gains.items()})
     metrics = sorted({gain["metric"] for gain in gains.values()})
@@ -139,7 +145,7 @@ def curves_picture(records: list[dict], phase: str, metric: str) -> bytes | None
     if not panels:
         return None
     rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(10, 2.7 * rows), layout="constrained")
+    figure = new_figure(figsize=(10, 2.7 * rows))
     for place, (key, title, lines) in enumerate(panels, 1):
         axes = axes_of(figure, rows, 3, place)
         for points in lines.values():

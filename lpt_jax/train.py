@@ -4,6 +4,7 @@ A system is a module of lpt_jax/systems with build(run), schedule(r), rows(r, st
 file), and TRAINS, STEPS and SAME: what its phases train, what they are called in results, and which settings models share.
 """
 
+import collections.abc
 import json
 from pathlib import Path
 
@@ -118,12 +119,50 @@ def trained(system, run: Run):
     return r, phases, last.restore(last.latest(), initial_state(r, phases)), note
 
 
+class Ended(collections.abc.Mapping):
+    """The parts of a finished run, each read when it is asked for: what the last phase that trained it ended with."""
+
+    def __init__(self, system, r, workdir: Path, phases: list[str]):
+        self.r, self.folders, self.parts = r, {}, {}
+        for name in phases:
+            ends = sorted(workdir.glob(f"checkpoints/*-{name}"), key=lambda folder: int(folder.name.partition("-")[0]))
+            if not ends:
+                raise InputError(f"{workdir} has results but not their models: there is no checkpoints/*-{name}.")
+            self.folders[system.TRAINS[name]] = ends[-1]
+
+    def __getitem__(self, part: str) -> Part:
+        if part not in self.parts:
+            kept = Checkpoints(self.folders[part], 1)
+            weights = kept.restore(kept.latest(), {part: self.r.fresh(part)})[part]
+            kept.close()
+            self.parts[part] = Part(weights, None)
+        return self.parts[part]
+
+    def __contains__(self, part: str) -> bool:
+        return part in self.folders
+
+    def __iter__(self):
+        return iter(self.folders)
+
+    def __len__(self):
+        return len(self.folders)
+
+
+def ready(system, run: Run):
+    """A run for use: recommender, state and the number of its last step. Of a finished one no more is read than is used."""
+    if not (run.workdir / "results.json").is_file():
+        r, _, state, note = trained(system, run)
+        return r, state, note["global_step"]
+    r = started(system, run)
+    return r, Ended(system, r, run.workdir, config_lib.listed(run.config.phases)), -1
+
+
 def begun(system, r, workdir: Path) -> dict[str, dict]:
     """What another, finished run on the same data and models ended with: weights by part, whichever it trained."""
     if not (workdir / "results.json").is_file():
         raise InputError(f"--config.begin_from={workdir} holds no finished run: name the workdir of one.")
     theirs, ours = json.loads((workdir / "config.json").read_text(encoding="utf-8")), r.config.to_dict()
-    config_lib.refuse_old(theirs, f"--config.begin_from={workdir}")
+    config_lib.refuse_old(theirs, f"--config.begin_from={workdir}", "name the workdir of a run of this version")
     same = system.SAME + (("seed",) if "tiny" in (r.config.lm.source, r.config.embedder.source) else ())
     for name in same:  # of other data, users who are tested here may have been trained on there
         if config_lib.get(theirs, name) != config_lib.get(ours, name):
@@ -132,18 +171,8 @@ def begun(system, r, workdir: Path) -> dict[str, dict]:
                 "begin from one on the same data and models."
             )
     found = begun(system, r, Path(theirs["begin_from"])) if theirs.get("begin_from") else {}
-    for name in config_lib.listed(theirs["phases"]):
-        part = system.TRAINS[name]
-        ends = sorted(workdir.glob(f"checkpoints/*-{name}"), key=lambda folder: int(folder.name.partition("-")[0]))
-        if not ends:
-            raise InputError(
-                f"--config.begin_from={workdir} has results but not their models: there is no checkpoints/*-{name}."
-            )
-        kept = Checkpoints(ends[-1], 1)
-        weights = kept.restore(kept.latest(), {part: r.fresh(part)})[part]
-        found[part] = jax.tree.map(np.array, devices.fetch(weights))
-        kept.close()
-    return found
+    ended = Ended(system, r, workdir, config_lib.listed(theirs["phases"]))
+    return found | {part: jax.tree.map(np.array, devices.fetch(ended[part].weights)) for part in ended}
 
 
 # ---- the test

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import tokenizers
-import transformers
 
 from lpt_jax.data.reviews import Interactions, Raw
 
@@ -71,11 +70,13 @@ def world(seed: int = 0, users: int = 96, items: int = 60) -> Raw:
     return Raw(interactions=interactions, items=table, counts={})
 
 
-def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
+def tiny_tokenizer():
     """A lower-casing word tokenizer of the world's and tiny prompts' words, with a chat template.
 
     [PAD] is 0; it adds no special tokens by itself; "<|im_end|>" ends a turn and is its eos token.
     """
+    import transformers  # here, as its import is slow
+
     words = " ".join([*GENRES, *GENRES.values(), OTHER_WORDS]).split()
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*SPECIAL, *words]))}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))

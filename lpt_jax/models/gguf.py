@@ -8,7 +8,6 @@ import gguf
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
 
 from lpt_jax.errors import InputError, blame
 
@@ -59,7 +58,7 @@ class _Reader(gguf.GGUFReader):
         super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
 
-def read(path: pathlib.Path) -> tuple[dict, PreTrainedTokenizerFast, dict]:
+def read(path: pathlib.Path) -> tuple[dict, object, dict]:
     """A file's config.json, its tokenizer, and its tensors by key: (shape, a function that reads it)."""
     with blame(f"{path}: not a readable GGUF file; give a .gguf file or a model's folder"):
         reader = _Reader(path)
@@ -158,7 +157,7 @@ PRE_TOKENIZERS = {
 }
 
 
-def tokenizer_of(fields: dict) -> PreTrainedTokenizerFast:
+def tokenizer_of(fields: dict):
     """The tokenizer, special tokens and chat template that the metadata of a GGUF file describe."""
     get = lambda key, default=None: fields.get(f"tokenizer.ggml.{key}", default)  # noqa: E731
     kind, pre, tokens = get("model"), get("pre", "gpt-2"), get("tokens", [])
@@ -186,6 +185,8 @@ def tokenizer_of(fields: dict) -> PreTrainedTokenizerFast:
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     special = {f"{ours}_token": tokens[get(f"{theirs}_token_id")]
                for ours, theirs in names.items() if get(f"{theirs}_token_id") is not None}  # fmt: skip
+    from transformers import PreTrainedTokenizerFast  # here, as its import is slow
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=fields.get("tokenizer.chat_template"),

@@ -202,6 +202,8 @@ def filled(config: dict, where) -> dict:
     """A config with what it leaves out filled in by transformers' class for it, if it is one we support."""
     if config.get("model_type") not in (*FAMILIES, "bert"):
         return config
+    if config["model_type"] == "bert" and all(isinstance(config.get(k), int | float) for k in ENCODER_SETTINGS.values()):
+        return config  # nothing is left out, and the class is slow to import
     from transformers import CONFIG_MAPPING
 
     with blame(f"{where}: not a valid model config; use the model's own"):
@@ -213,10 +215,14 @@ def _tokenizer(folder):
     if not any((folder / name).exists() for name in names):
         hint = "copy the model's own tokenizer files there"
         raise InputError(f"{folder}: no tokenizer ({', '.join(names)}); {hint}")
-    from transformers import AutoTokenizer
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and _json(settings).get("tokenizer_class") in ("BertTokenizer", "BertTokenizerFast"):
+        from transformers import BertTokenizer as Class  # what AutoTokenizer would take, without the slow import
+    else:
+        from transformers import AutoTokenizer as Class
 
     with blame(f"{folder}: its tokenizer can't be read; copy the model's own files there"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return Class.from_pretrained(folder, trust_remote_code=False)
 
 
 # ---- tensors: a dict of key -> (shape, function that reads it)

@@ -29,12 +29,13 @@ SAME = ("data", "lm.source", "embedder.source", "policy.trains", "policy.last_la
 
 
 def build(run: Run) -> ProfileRecommender:
-    """The models of a run, as its config names them."""
-    config = run.config
-    lm = language_model(config, load_decoder(config), run.mesh, run.key)
-    dual = DualEncoder(load_encoder(config))
-    embedder = Embedder(dual, config.embedder, run.mesh, run.workdir / "catalogue", run.interrupt)
-    return ProfileRecommender(run, lm, embedder)
+    """The models of a run, as its config names them; they are loaded when they are needed."""
+    config, folder = run.config, run.workdir / "catalogue"
+    return ProfileRecommender(
+        run,
+        lambda: language_model(config, load_decoder(config), run.mesh, run.key),
+        lambda: Embedder(DualEncoder(load_encoder(config)), config.embedder, run.mesh, folder, run.interrupt),
+    )
 
 
 # ---- the phases
