@@ -73,7 +73,7 @@ class RMSNorm(nnx.Module):
     """x / rms(x) · scale over the last axis, in float32; plus_one: · (1 + scale), as Gemma's."""
 
     def __init__(self, width: int, eps: float, plus_one: bool = False, stack=()):
-        self.scale = parameter(jnp.full((*stack, width), 0.0 if plus_one else 1.0))
+        self.scale = parameter(jnp.full((*stack, width), 0.0 if plus_one else 1.0, jnp.float32))
         self.eps, self.plus_one = eps, plus_one
 
     def __call__(self, x: jax.Array) -> jax.Array:
