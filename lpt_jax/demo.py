@@ -170,104 +170,146 @@ def sentence(error: InputError | str) -> str:
     return f"<p role='status'>{text(words[:1].upper() + words[1:])}</p>"
 
 
-def build(desk: Desk):
-    """The page as gradio Blocks, not yet served."""
-    import gradio as gr
+def quote(words: str) -> str:
+    """A profile as the page shows one that isn't edited."""
+    return f"<blockquote>{text(words or '(empty)')}</blockquote>"
 
-    count, kind = len(desk.catalogue.ids), desk.config.data.kind
-    show = functools.partial(gr.HTML, apply_default_css=False)
 
-    def rank(profile, state):
+class Page:
+    """What is shown, and what happens on a click or an edit: handlers give {component: its new content}."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+        self.count, self.kind = len(desk.catalogue.ids), desk.config.data.kind
+
+    # ---- what happens
+
+    def rank(self, profile: str, state: dict | None):
         """After an edit."""
         if not state:
-            return {notice: ""}
+            return {self.notice: ""}
         started = time.perf_counter()
         try:
-            rows, _ = desk.rank("after", profile, state["history"], state["base"])
+            rows, _ = self.desk.rank("after", profile, state["history"], state["base"])
         except InputError as error:
-            return {notice: sentence(error)}
+            return {self.notice: sentence(error)}
         edited = state["base"] is not None and profile.strip() != state["written"].strip()
         took = f"{1000 * (time.perf_counter() - started):.0f} ms, without the language model."
-        return {notice: "", ranked: desk.list_html(rows, edited, f"{count:,} {kind} ranked in {took}")}
+        listed = self.desk.list_html(rows, edited, f"{self.count:,} {self.kind} ranked in {took}")
+        return {self.notice: "", self.ranked: listed}
 
-    def restore(state):
-        return {profile: state["written"]} | rank(state["written"], state) if state else {notice: ""}
+    def restore(self, state: dict | None):
+        """The model's own words again."""
+        if not state:
+            return {self.notice: ""}
+        return {self.profile: state["written"]} | self.rank(state["written"], state)
 
-    def write(user, history):
+    def write(self, user: str, history: str):
         """The person's items, the profile while it is written, its list; then the same as before training."""
         try:
-            session, notes = desk.session(user, history)
-            shown = {
-                people: desk.history_html(session),
-                notice: sentence(" ".join(notes)) if notes else "",
-                state: None,
-            }
-            yield shown | {profile: gr.update(value="", interactive=False), ranked: "", before: "", after: ""}
-            written, bases = {}, {}
-            for stage in ("after", "before"):
-                for words in desk.write(stage, session):
+            session, notes = self.desk.session(user, history)
+            yield self.emptied(session, notes)
+            written, bases, lists = {}, {}, {}
+            for stage, shown in (("after", self.profile), ("before", self.before)):
+                for words in self.desk.write(stage, session):
                     written[stage] = words
-                    yield {profile: words} if stage == "after" else {before: quote(words)}
-                try:
-                    rows, bases[stage] = desk.rank(stage, written[stage], session.history)
-                    listed = desk.list_html(rows, False)
-                except InputError as error:
-                    listed = sentence(error)
+                    yield {shown: words if stage == "after" else quote(words)}
+                lists[stage], bases[stage] = self.listed(stage, written[stage], session)
                 if stage == "after":
-                    kept = {"history": session.history, "written": written[stage], "base": bases.get(stage)}
-                    yield {state: kept, ranked: listed, profile: gr.update(value=written[stage], interactive=True)}
-            compared = {before: quote(written["before"]) + listed}
-            if len(bases) == 2:
-                rows, _ = desk.rank("after", written["after"], session.history, bases["before"])
-                compared[after] = quote(written["after"]) + desk.list_html(rows, True)
+                    yield self.written(session, written[stage], lists[stage], bases[stage])
+            compared = {self.before: quote(written["before"]) + lists["before"]}
+            if bases["before"] and bases["after"]:
+                rows, _ = self.desk.rank("after", written["after"], session.history, bases["before"])
+                compared[self.after] = quote(written["after"]) + self.desk.list_html(rows, True)
             yield compared
         except InputError as error:
-            yield {notice: sentence(error)}
+            yield {self.notice: sentence(error)}
 
-    def of_user(user):
-        yield {history: ""}
-        yield from write(user, "")
+    def emptied(self, session: Session, notes: list[str]) -> dict:
+        """A new person, and nothing else yet."""
+        shown = {self.people: self.desk.history_html(session), self.state: None}
+        shown[self.notice] = sentence(" ".join(notes)) if notes else ""
+        locked = self.update(value="", interactive=False)
+        return shown | {self.profile: locked, self.ranked: "", self.before: "", self.after: ""}
 
-    def quote(words):
-        return f"<blockquote>{text(words or '(empty)')}</blockquote>"
+    def listed(self, stage: str, profile: str, session: Session) -> tuple[str, tuple | None]:
+        """A stage's list, or why there is none, and what others are compared with."""
+        try:
+            rows, base = self.desk.rank(stage, profile, session.history)
+        except InputError as error:
+            return sentence(error), None
+        return self.desk.list_html(rows, False), base
 
-    with gr.Blocks(title="lpt_jax", analytics_enabled=False) as page:
-        state = gr.State()
-        show(HEADER.format(count=f"{count:,}", kind=text(kind)), elem_id="top")
-        with gr.Row(elem_id="main"):
-            with gr.Column(scale=4, min_width=280, elem_id="person"):
-                show("<h2>The person</h2>")
-                user = gr.Dropdown(desk.users, value=desk.users[0], label="A user", allow_custom_value=True)
-                history = gr.Textbox(label="or titles, oldest first, with commas", max_lines=4, max_length=LONGEST)
-                go = gr.Button("Write the profile", elem_id="go")
-                people = show(elem_id="history")
-            with gr.Column(scale=9, min_width=320, elem_id="work"):
-                show("<h2>The profile <span>yours to change</span></h2>")
-                profile = gr.Textbox(show_label=False, label="Profile", lines=3, max_lines=9, elem_id="profile",
-                                     max_length=LONGEST)  # fmt: skip
-                notice = show(elem_id="notice")
-                with gr.Row(elem_id="buttons"):
-                    again = gr.Button("Rank again", elem_id="again", variant="primary")
-                    back = gr.Button("Back to the model’s words", elem_id="back")
-                show("<h2>What it recommends</h2>")
-                ranked = show(elem_id="list")
-        show("<h2>What training changed</h2>", elem_id="training")
-        with gr.Row(elem_id="stages"):
-            with gr.Column(min_width=320):
-                show("<h3>Before training</h3>")
-                before = show(elem_id="before")
-            with gr.Column(min_width=320):
-                show("<h3>After training</h3>")
-                after = show(elem_id="after")
-        outputs = [state, notice, people, profile, ranked, before, after, history]
-        quick = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"}
+    def written(self, session: Session, profile: str, listed: str, base: tuple | None) -> dict:
+        """A finished profile, which may now be edited, and its list."""
+        kept = {"history": session.history, "written": profile, "base": base}
+        return {self.state: kept, self.ranked: listed, self.profile: self.update(value=profile, interactive=True)}
+
+    def of_user(self, user: str):
+        """Another user is chosen."""
+        yield {self.history: ""}
+        yield from self.write(user, "")
+
+    # ---- what is shown
+
+    def blocks(self):
+        """The page as gradio Blocks, not yet served."""
+        import gradio as gr
+
+        self.update, self.show = gr.update, functools.partial(gr.HTML, apply_default_css=False)
+        with gr.Blocks(title="lpt_jax", analytics_enabled=False) as page:
+            self.state = gr.State()
+            self.show(HEADER.format(count=f"{self.count:,}", kind=text(self.kind)), elem_id="top")
+            with gr.Row(elem_id="main"):
+                with gr.Column(scale=4, min_width=280, elem_id="person"):
+                    go = self.person(gr)
+                with gr.Column(scale=9, min_width=320, elem_id="work"):
+                    again, back = self.work(gr)
+            self.show("<h2>What training changed</h2>", elem_id="training")
+            with gr.Row(elem_id="stages"):
+                with gr.Column(min_width=320):
+                    self.show("<h3>Before training</h3>")
+                    self.before = self.show(elem_id="before")
+                with gr.Column(min_width=320):
+                    self.show("<h3>After training</h3>")
+                    self.after = self.show(elem_id="after")
+            self.connect(gr, page, go, again, back)
+        return page
+
+    def person(self, gr):
+        """The left column; its button."""
+        users = self.desk.users
+        self.show("<h2>The person</h2>")
+        self.user = gr.Dropdown(users, value=users[0], label="A user", allow_custom_value=True)
+        label = "or titles, oldest first, with commas"
+        self.history = gr.Textbox(label=label, max_lines=4, max_length=LONGEST)
+        go = gr.Button("Write the profile", elem_id="go")
+        self.people = self.show(elem_id="history")
+        return go
+
+    def work(self, gr):
+        """The right column; its buttons."""
+        self.show("<h2>The profile <span>yours to change</span></h2>")
+        box = {"label": "Profile", "lines": 3, "max_lines": 9, "max_length": LONGEST, "elem_id": "profile"}
+        self.profile = gr.Textbox(show_label=False, **box)
+        self.notice = self.show(elem_id="notice")
+        with gr.Row(elem_id="buttons"):
+            again = gr.Button("Rank again", elem_id="again", variant="primary")
+            back = gr.Button("Back to the model’s words", elem_id="back")
+        self.show("<h2>What it recommends</h2>")
+        self.ranked = self.show(elem_id="list")
+        return again, back
+
+    def connect(self, gr, page, go, again, back) -> None:
+        """Which click or edit calls which handler."""
+        shown = [self.notice, self.people, self.profile, self.ranked, self.before, self.after, self.history]
+        quick = {"outputs": [self.state, *shown], "show_progress": "hidden", "api_visibility": "private"}
         slow = quick | {"concurrency_limit": 1, "concurrency_id": "language model", "trigger_mode": "always_last"}
-        gr.on([page.load, go.click, history.submit], write, [user, history], **slow)
-        user.input(of_user, user, **slow)
-        gr.on([again.click, profile.submit], rank, [profile, state], queue=False,
-              trigger_mode="always_last", **quick)  # fmt: skip
-        back.click(restore, state, queue=False, **quick)
-    return page
+        newest = quick | {"queue": False, "trigger_mode": "always_last"}
+        gr.on([page.load, go.click, self.history.submit], self.write, [self.user, self.history], **slow)
+        self.user.input(self.of_user, self.user, **slow)
+        gr.on([again.click, self.profile.submit], self.rank, [self.profile, self.state], **newest)
+        back.click(self.restore, self.state, queue=False, **quick)
 
 
 def serve(desk: Desk, host: str, port: int, block: bool = True):
@@ -276,7 +318,7 @@ def serve(desk: Desk, host: str, port: int, block: bool = True):
     import gradio as gr
 
     fonts = {"font": ["system-ui", "Noto Sans", "sans-serif"], "font_mono": ["monospace"]}  # none is fetched
-    page = build(desk)
+    page = Page(desk).blocks()
     try:
         page.launch(
             server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],

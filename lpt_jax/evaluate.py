@@ -1,5 +1,6 @@
 """The test, once at the end: every row of the results on the same sessions, and the gain of each step."""
 
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -111,7 +112,7 @@ def peak_gib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20), 2)
 
 
-def by_ids(r: ProfileRecommender, found: list) -> tuple[np.ndarray, np.ndarray]:
+def by_ids(r: ProfileRecommender, tested: list) -> tuple[np.ndarray, np.ndarray]:
     """SASRec's states of the sessions and its items' vectors: trained, unless the workdir has it already."""
     path, settings = r.run.workdir / "sasrec.npz", r.config.sasrec
 
@@ -120,15 +121,14 @@ def by_ids(r: ProfileRecommender, found: list) -> tuple[np.ndarray, np.ndarray]:
             r.run.interrupt.stop("all but SASRec, which begins anew")
 
     if devices.any_process(not path.exists()):
-        weights, _ = sasrec.train(
-            sessions.training_items(r.data), r.run.count, r.sessions["validation"], settings, r.config.seed,
-            r.config.evaluation.metric, stop_if_asked, quiet=not devices.first(),
-        )  # fmt: skip
+        sequences, metric = sessions.training_items(r.data), r.config.evaluation.metric
+        train = functools.partial(sasrec.train, sequences, r.run.count, r.sessions["validation"], settings)
+        weights, _ = train(r.config.seed, metric, stop_if_asked)
         if devices.first():
             sasrec.save(path, weights)
     else:
         weights = dict(np.load(path, allow_pickle=False))
-    return sasrec.states(weights, found, settings.heads), weights["item"]
+    return sasrec.states(weights, tested, settings.heads), weights["item"]
 
 
 def score_run(config, workdir: Path, file: str) -> dict:
@@ -138,15 +138,15 @@ def score_run(config, workdir: Path, file: str) -> dict:
       {"row": its metrics, "counts": what was passed over, "gain": over the last stage, if the workdir has been tested}.
     """
     data = sessions.prepare(config.data)
-    found = used_sessions(data, config.evaluation)["test"]
-    names, run = queries(found), read_run(file)
+    tested = used_sessions(data, config.evaluation)["test"]
+    names, run = queries(tested), read_run(file)
     if not run.keys() & set(names):
         raise InputError(
             f"--run={file}: none of its {len(run)} queries is one of this test's {len(names)}, such as {names[0]!r}: "
             "--mode=evaluate writes them all to trec/test.qrels."
         )
-    ranks, counts = ranks_of_run(run, names, found, data.catalogue.ids)
-    _, values = metrics.per_user(ranks, [s.user for s in found])
+    ranks, counts = ranks_of_run(run, names, tested, data.catalogue.ids)
+    _, values = metrics.per_user(ranks, [s.user for s in tested])
     results = {"row": metrics.table_row(values), "counts": counts, "protocol": data.protocol}
     name, metric, rows = f"run {Path(file).name}", config.evaluation.metric, {}
     if counts["targets not listed, ranked last"] and "@" not in metric:
@@ -171,11 +171,11 @@ def score_run(config, workdir: Path, file: str) -> dict:
 
 def samples(r: ProfileRecommender, names: list[str], texts: dict, ranks: dict) -> list[dict]:
     """A few test users, spread evenly: history, profile before and after, targets and their ranks."""
-    found, titles = r.sessions["test"], r.data.catalogue.titles
-    rows = np.linspace(0, len(found) - 1, min(r.config.evaluation.samples, len(found)), dtype=int)
+    tested, titles = r.sessions["test"], r.data.catalogue.titles
+    rows = np.linspace(0, len(tested) - 1, min(r.config.evaluation.samples, len(tested)), dtype=int)
     shown = []
     for i in rows:
-        s, last = found[i], r.config.prompt.history_items
+        s, last = tested[i], r.config.prompt.history_items
         rated = [{"title": titles[item], "rating": s.ratings and s.ratings[j]} for j, item in enumerate(s.history)]
         sides = {
             side: {"profile": texts[name][i], "ranks": [int(rank) for rank in ranks[name][i] if rank]}

@@ -66,7 +66,7 @@ class Run:
         width = max(map(len, self.data.counts))
         print(*(f"  {name:<{width}}  {count:>9,}" for name, count in self.data.counts.items()), sep="\n")
         print(f"protocol: {self.data.protocol}", flush=True)
-        for warning in getattr(self.data, "warnings", ()):
+        for warning in self.data.warnings:
             print(f"lpt_jax: warning: {warning}", flush=True)
 
 

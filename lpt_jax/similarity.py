@@ -88,10 +88,10 @@ def embed_texts(
         put = (packed.tokens, packed.texts)
         put = devices.split_batch(put, mesh) if mesh else put
         parts.append((packed, embed_batch(graph, weights, *put, most=most)))  # runs while the next batch is packed
-    found = np.zeros((len(rows), spec.width), np.float32)
+    vectors = np.zeros((len(rows), spec.width), np.float32)
     for packed, embedded in parts:
-        found[packed.rows] = devices.fetch(embedded).reshape(-1, spec.width)[packed.places]
-    return found, cut
+        vectors[packed.rows] = devices.fetch(embedded).reshape(-1, spec.width)[packed.places]
+    return vectors, cut
 
 
 class Embedder:
@@ -126,8 +126,8 @@ class Embedder:
 
     def embed_profiles(self, weights: dict, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Profiles to (Embeddings, Bool[n] valid: neither empty nor longer than the window)."""
-        found, overlong = self.embed(weights, texts, self.profile_limit, self.spec.query_prefix)
-        return found, ~overlong & np.array([bool(t.strip()) for t in texts], bool)
+        vectors, overlong = self.embed(weights, texts, self.profile_limit, self.spec.query_prefix)
+        return vectors, ~overlong & np.array([bool(t.strip()) for t in texts], bool)
 
     def length(self, profile: str) -> int:
         """A profile's tokens."""
@@ -141,8 +141,8 @@ class Embedder:
         """
         if self._for is not weights:  # an update makes new ones
             kept = keep or len(texts) > SHARD
-            found = self._kept(weights, texts) if kept else self.embed(weights, texts, self.item_limit)[0]
-            self._for, self._items = weights, devices.split_rows(found, self.mesh)
+            vectors = self._kept(weights, texts) if kept else self.embed(weights, texts, self.item_limit)[0]
+            self._for, self._items = weights, devices.split_rows(vectors, self.mesh)
         return self._items
 
     def _kept(self, weights: dict, texts: list[str]) -> np.ndarray:

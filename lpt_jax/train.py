@@ -170,9 +170,9 @@ def begun(system, r, workdir: Path) -> dict[str, dict]:
                 f"--config.begin_from={workdir} has another {name} ({config_lib.get(theirs, name)!r}): a run can only "
                 "begin from one on the same data and models."
             )
-    found = begun(system, r, Path(theirs["begin_from"])) if theirs.get("begin_from") else {}
+    before = begun(system, r, Path(theirs["begin_from"])) if theirs.get("begin_from") else {}
     ended = Ended(system, r, workdir, config_lib.listed(theirs["phases"]))
-    return found | {part: jax.tree.map(np.array, devices.fetch(ended[part].weights)) for part in ended}
+    return before | {part: jax.tree.map(np.array, devices.fetch(ended[part].weights)) for part in ended}
 
 
 # ---- the test
@@ -195,15 +195,15 @@ def stages(system, r, phases: list[Phase], state: dict[str, Part]) -> dict[str, 
     """
     parts = list(dict.fromkeys(system.TRAINS.values()))
     now = {part: r.fresh(part) for part in parts}
-    found, name = {"start" if r.config.begin_from else "zero_shot": dict(now)}, []
+    stages_by_name, name = {"start" if r.config.begin_from else "zero_shot": dict(now)}, []
     for phase in phases:
         if phase.iteration or phase.part not in parts:
             continue
         kept = Checkpoints(stage_folder(r.run.workdir, phase), 1)
         now |= kept.restore(kept.latest(), {phase.part: state[phase.part].weights})
         name.append(system.STEPS[phase.name])
-        found["_".join(name)] = dict(now)
+        stages_by_name["_".join(name)] = dict(now)
     if r.config.iterations > 1:
         last = {part: state[part].weights for part in parts if part in state}
-        found[f"{'_'.join(name)}_x{r.config.iterations}"] = now | last
-    return found
+        stages_by_name[f"{'_'.join(name)}_x{r.config.iterations}"] = now | last
+    return stages_by_name

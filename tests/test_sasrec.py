@@ -138,7 +138,7 @@ def test_learns_a_sequence_that_follows_a_rule(loss):
     val = [session(tuple(walk[:-1]), (walk[-1],), str(u)) for u, walk in enumerate(walks[::5])]
     s = settings(width=16, heads=1, blocks=1, max_items=8, dropout=0.1, epochs=60, learning_rate=1e-2, loss=loss)
     stops = []
-    w, note = sasrec.train([walk[:-1] for walk in walks], items, val, s, 0, "ndcg@10", lambda: stops.append(1), True)
+    w, note = sasrec.train([walk[:-1] for walk in walks], items, val, s, 0, "ndcg@10", lambda: stops.append(1))
     test = [session(tuple(walk), ((walk[-1] + 3) % items,)) for walk in walks]
     ranks = session_ranks(sasrec.states(w, test), w["item"], test)
     assert (ranks == 1).mean() > 0.95 and note["validation"] > 0.95
@@ -150,13 +150,13 @@ def test_learns_a_sequence_that_follows_a_rule(loss):
 def test_the_seed_decides_and_the_best_state_is_kept():
     walks = [[u % 7, (u + 1) % 7, (u + 2) % 7] for u in range(14)]
     val = [session((0, 1), (2,))]
-    runs = [sasrec.train(walks, 7, val, settings(epochs=3, evaluate_every=1), seed, quiet=True) for seed in (0, 0, 1)]
+    runs = [sasrec.train(walks, 7, val, settings(epochs=3, evaluate_every=1), seed) for seed in (0, 0, 1)]
     assert all((runs[0][0][name] == runs[1][0][name]).all() for name in runs[0][0]) and runs[0][1] == runs[1][1]
     assert (runs[0][0]["item"] != runs[2][0]["item"]).any()
 
 
 def test_says_what_is_wrong():
     with pytest.raises(InputError, match="loss is not finite in epoch 1: lower --config.sasrec.learning_rate"):
-        sasrec.train([[0, 1, 2]] * 9, 7, [session((0, 1), (2,))], settings(learning_rate=1e38), 0, quiet=True)
+        sasrec.train([[0, 1, 2]] * 9, 7, [session((0, 1), (2,))], settings(learning_rate=1e38), 0)
     with pytest.raises(InputError, match="SASRec has nothing to learn from"):
-        sasrec.train([[3], []], 5, [session((1,))], settings(), 0, quiet=True)
+        sasrec.train([[3], []], 5, [session((1,))], settings(), 0)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from lpt_jax import files, metrics
+from lpt_jax import devices, files, metrics
 from lpt_jax.array_types import Hidden, Mask, Segments, Tokens
 from lpt_jax.data import batches
 from lpt_jax.errors import InputError
@@ -134,7 +134,6 @@ def train(
     seed: int,
     metric: str = "ndcg@10",
     after_epoch: Callable[[], None] = lambda: None,
-    quiet: bool = False,
     b2: float = 0.98,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Trains on users' sequences of the items 0 … N - 1, oldest first, and ends with the best state by validation.
@@ -162,7 +161,7 @@ def train(
     w = jax.device_put(init_weights(items, settings, seed))
     optimiser = optax.adam(settings.learning_rate, b2=b2).init(w)
     best, note, steps = None, {"epochs": 0, "best_epoch": 0, "validation": -1.0}, -(-len(sequences) // settings.batch)
-    key, bar = jax.random.key(seed), tqdm(total=settings.epochs, desc="sasrec", unit="epoch", disable=quiet)
+    key, bar = jax.random.key(seed), tqdm(total=settings.epochs, desc="sasrec", unit="epoch", disable=not devices.first())
     who = [s.user for s in validation]
     for epoch in range(settings.epochs):
         others = negatives(users, known, items, np.random.default_rng((seed, epoch, 1)))

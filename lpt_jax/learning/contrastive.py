@@ -76,9 +76,9 @@ def update(plan: Plan, part: Part, batch: dict) -> tuple[Part, dict]:
 
     def objective(weights):
         encoder = nnx.merge(plan.graph, weights).encoder
-        found = encoder.packed(batch["tokens"], batch["texts"], plan.most, plan.remat)
-        found = found.reshape(-1, encoder.spec.width)
-        profiles, items = found[batch["profiles"]], found[batch["items"]]
+        embedded = encoder.packed(batch["tokens"], batch["texts"], plan.most, plan.remat)
+        embedded = embedded.reshape(-1, encoder.spec.width)
+        profiles, items = embedded[batch["profiles"]], embedded[batch["items"]]
         return info_nce(profiles, items, batch["correction"], batch["excluded"], plan.temperature)
 
     (loss, accuracy), gradients = jax.value_and_grad(objective, has_aux=True)(part.weights)
@@ -156,8 +156,8 @@ class ContrastivePhase(Phase):
 
     def step(self, state, step):
         batch = self.batch(self.iteration * self.settings.steps + step)
-        part, found = update(self.plan, state[self.part], devices.split_batch(batch, self.r.run.mesh))
-        return state | {self.part: part}, Report(found)
+        part, metrics = update(self.plan, state[self.part], devices.split_batch(batch, self.r.run.mesh))
+        return state | {self.part: part}, Report(metrics)
 
     def validate(self, state):
         scored = self.r.scored(state[self.part].weights, self.validation_texts, cut=self.cut)

@@ -90,8 +90,8 @@ def log_probs(plan: Plan, frozen: dict, weights: dict, profiles: Profiles, conte
     x, _ = run(lm.upper, x, context_mask, samples, start=plan.below, remat=training and plan.remat, last=True)
     x = x.reshape(batch, samples, length, width)
     frozen_head = training and "head" not in weights
-    found = lm.log_probs(x, profiles.tokens, plan.temperature, plan.chunk, frozen_head)
-    return jnp.where(profiles.mask, found, 0.0)
+    of_tokens = lm.log_probs(x, profiles.tokens, plan.temperature, plan.chunk, frozen_head)
+    return jnp.where(profiles.mask, of_tokens, 0.0)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -214,13 +214,13 @@ class PolicyPhase(Phase):
         parts = rewards.parts(earned.value, earned.valid, log_ratio, s.kl_coef)
         lap("scoring")
         signal = rewards.whiten(parts["total"], s.baseline) if s.whiten else parts["total"]
-        part, found = self.learn(
+        part, learned = self.learn(
             state["lm"], (*rollout, old, devices.split_batch(np.asarray(signal), r.run.mesh)), number
         )
         r.lm.prepared(part.weights)
         lap("updates")
-        found = found | lap.seconds | measured | self.numbers(profiles, texts, unended, earned, parts)
-        return state | {"lm": part}, Report(found, self.sample(users[0], texts, earned, parts))
+        metrics = learned | lap.seconds | measured | self.numbers(profiles, texts, unended, earned, parts)
+        return state | {"lm": part}, Report(metrics, self.sample(users[0], texts, earned, parts))
 
     def earn(self, texts: list[list[str]], users: list, longest: int = 0) -> Earned:
         """What G texts of each user earn by the ranks that they give the user's targets in the whole catalogue.
@@ -265,9 +265,9 @@ class PolicyPhase(Phase):
             order = batches.order(s.users, self.r.config.seed, number * s.epochs + epoch)
             for at in range(0, s.users, size):
                 rows = rollout if size == s.users else devices.take_rows(rollout, np.sort(order[at : at + size]))
-                part, found = update(self.plan, self.r.lm.frozen, part, *rows)
-                found = devices.fetch(found)
-        return part, found
+                part, metrics = update(self.plan, self.r.lm.frozen, part, *rows)
+                metrics = devices.fetch(metrics)
+        return part, metrics
 
     def numbers(self, profiles: Profiles, texts: list, unended: np.ndarray, earned: Earned, parts: dict) -> dict:
         """What metrics.jsonl says of a rollout."""
@@ -299,11 +299,11 @@ class PolicyPhase(Phase):
     def validate(self, state):
         r, s = self.r, self.settings
         texts = r.write(state["lm"].weights, "validation")
-        found = r.validation(r.rank("validation", *r.scored(self.embedder, texts, self.items)))
+        measured = r.validation(r.rank("validation", *r.scored(self.embedder, texts, self.items)))
         if rewards.reads_similarities(s.reward):  # the others are among the metrics
             users, size, sums = r.sessions["validation"], s.users * s.samples, []
             for at in range(0, len(users), size):
                 earned = self.earn([[t] for t in texts[at : at + size]], users[at : at + size])
                 sums.append(float(jnp.sum(earned.value * earned.valid)))
-            found["val/reward"] = sum(sums) / len(users)
-        return found
+            measured["val/reward"] = sum(sums) / len(users)
+        return measured

@@ -533,15 +533,15 @@ def decoding_layers(graph, stack: dict, dtype: str, joined: bool = False) -> tup
     cast = jax.tree.map(
         lambda a: a if layers.is_listed(a) or a.ndim < 3 else a.astype(dtype), stack, is_leaf=layers.is_listed
     )
-    found, block = [], None
+    trees, block = [], None
     for i in range(layers.size_of(cast)):
         block = nnx.merge(graph, layers.layer_of(cast, i))
         block.set_attributes(mesh=None)  # few rows: they move to the weights, not these to them
         if joined and not listed:
             block.attention.join()
         block, state = nnx.split(block)
-        found.append(layers.plain(state))
-    return block, found
+        trees.append(layers.plain(state))
+    return block, trees
 
 
 def decode_step(blocks: list[Block], x, t, context: list, context_mask, own: list, start: int = 0, mesh=None):

@@ -149,8 +149,8 @@ def _decoder_configs(path):
 
 
 def _encoder_configs(path):
-    found = {name: _json(path / name) for name in ENCODER_FILES if (path / name).exists()}
-    return found | {"config.json": filled(_json(path / "config.json"), path / "config.json")}
+    others = {name: _json(path / name) for name in ENCODER_FILES if (path / name).exists()}
+    return others | {"config.json": filled(_json(path / "config.json"), path / "config.json")}
 
 
 def _source(tokenizer, config: dict, *others) -> Source:
@@ -172,10 +172,10 @@ def _locate(source: str, patterns=HUB_FILES) -> pathlib.Path:
     """The local folder or .gguf file of a source, fetched if it is a hub id or a carrier."""
     if source.startswith("carrier:"):
         folder = carrier(source.removeprefix("carrier:"))
-        found = [*folder.rglob("*.gguf"), *(p.parent for p in folder.rglob("modules.json"))]
-        if not found:
+        models = [*folder.rglob("*.gguf"), *(p.parent for p in folder.rglob("modules.json"))]
+        if not models:
             raise InputError(f"{source}: {folder} holds no model; remove it to fetch it again")
-        return found[0]
+        return models[0]
     path = pathlib.Path(source).expanduser()
     if path.exists():
         files = list(path.glob("*.gguf"))
@@ -202,7 +202,9 @@ def filled(config: dict, where) -> dict:
     """A config with what it leaves out filled in by transformers' class for it, if it is one we support."""
     if config.get("model_type") not in (*FAMILIES, "bert"):
         return config
-    if config["model_type"] == "bert" and all(isinstance(config.get(k), int | float) for k in ENCODER_SETTINGS.values()):
+    if config["model_type"] == "bert" and all(
+        isinstance(config.get(k), int | float) for k in ENCODER_SETTINGS.values()
+    ):
         return config  # nothing is left out, and the class is slow to import
     from transformers import CONFIG_MAPPING
 
