@@ -49,7 +49,7 @@ def default(system: str = "profiles") -> ml_collections.ConfigDict:
             brand="",
             genres="",
             year="",
-        ),  # fmt: skip
+        ),
         kind="items",  # what the prompt calls the items, plural: "movies"
         best_rating=5.0,  # the scale's end, as prompts say "4/5"
         item_fields="title,genres,categories,brand,description",  # what an item's text is made of, in order
@@ -101,9 +101,21 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Shrinks any config to random tiny models on made-up data: nothing to download, under a minute."""
     config.name += "_tiny"
     config.data.update(
-        source="made_up", path="", name="", kind="films", core=0, windows=2, targets=1, eval_windows=1, eval_targets=1,
-        max_users=0, min_history=4, split="auto", item_fields="title,genres", prompt_fields="title,genres,rating",
-    )  # fmt: skip
+        source="made_up",
+        path="",
+        name="",
+        kind="films",
+        core=0,
+        windows=2,
+        targets=1,
+        eval_windows=1,
+        eval_targets=1,
+        max_users=0,
+        min_history=4,
+        split="auto",
+        item_fields="title,genres",
+        prompt_fields="title,genres,rating",
+    )
     SYSTEMS[config.system].tiny(config)
     config.evaluation.update(max_users=16, max_test_sessions=32, samples=2, bootstrap=200)
     config.evaluation.baselines = "random,popularity,last_item,bm25,history_text,history_trained,sasrec"

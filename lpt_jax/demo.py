@@ -321,10 +321,21 @@ def serve(desk: Desk, host: str, port: int, block: bool = True):
     page = Page(desk).blocks()
     try:
         page.launch(
-            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
-            theme=gr.themes.Base(**fonts), css_paths=STYLE, js=SCRIPT,
-            run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False,
-        )  # fmt: skip
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            theme=gr.themes.Base(**fonts),
+            css_paths=STYLE,
+            js=SCRIPT,
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+        )
     except OSError:
         raise InputError(f"--host={host} --port={port}: the address is taken or not this machine's.") from None
     print(f"lpt_jax: the page is at {page.local_url} (Ctrl-C ends it)", flush=True)

@@ -72,9 +72,13 @@ def _join(others: str) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is the training loop's
     try:
         jax.distributed.initialize(
-            address, count, number, heartbeat_timeout_seconds=30, initialization_timeout=120,
+            address,
+            count,
+            number,
+            heartbeat_timeout_seconds=30,
+            initialization_timeout=120,
             coordinator_bind_address=address if address and re.match(r"localhost:|127\.", address) else None,
-        )  # fmt: skip
+        )
     except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"--processes={others}: the processes did not find each other ({why}).") from None

@@ -23,7 +23,9 @@ from lpt_jax.run import Run
 SERVED = 512  # the largest rank that vLLM knows (--max-lora-rank)
 CARDS = {  # folder -> Hugging Face's library and pipeline, what it is, how it is used (from the folder it lies in)
     "lm": (
-        "transformers", "text-generation", "A language model that writes user profiles in plain language",
+        "transformers",
+        "text-generation",
+        "A language model that writes user profiles in plain language",
         """from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("lm")
 model = AutoModelForCausalLM.from_pretrained("lm")
@@ -31,21 +33,25 @@ prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
 print({start!r} + tokenizer.decode(model.generate(**prompt)[0, prompt.input_ids.shape[1]:], skip_special_tokens=True))""",
     ),
     "lm_adapter": (
-        "peft", "text-generation", "The LoRA matrices of a language model that writes user profiles in plain language",
+        "peft",
+        "text-generation",
+        "The LoRA matrices of a language model that writes user profiles in plain language",
         """from peft import PeftModel
 from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, "lm_adapter")""",
     ),
     "embedder": (
-        "sentence-transformers", "sentence-similarity", "A text embedder that ranks items by user profiles",
+        "sentence-transformers",
+        "sentence-similarity",
+        "A text embedder that ranks items by user profiles",
         """from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("embedder")
 profile = model.encode("Slow science fiction with ideas.", prompt_name="query")
 items = model.encode({items!r})  # cut to {limit} tokens in training
 print(model.similarity(profile, items))""",
     ),
-}  # fmt: skip
+}
 TIED = (
     "The head was trained apart from the embeddings, with which the base shares it: don't merge this adapter there, use "
     "the merged lm instead."
@@ -136,8 +142,10 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
         head["base_model"] = source.partition("@")[0]
     head["tags"] = ["lpt_jax", "user-profiles", "recommender-systems"]
     train, items = r.sessions["train"][0], tuple(range(min(2, r.run.count)))
-    rated, said = (value and (best,) * len(items)
-                   for value, best in ((train.ratings, config.data.best_rating), (train.reviews, "…")))  # fmt: skip
+    rated, said = (
+        value and (best,) * len(items)
+        for value, best in ((train.ratings, config.data.best_rating), (train.reviews, "…"))
+    )
     example = Session("", items, rated, said, (), float("nan"))  # of no user
     ids, _ = r.prompt(example)
     values = {
@@ -150,10 +158,12 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
     blocks = [
         "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"]),
         to.heading(1, f"{config.name}: {name.replace('_', ' ')}"),
-        to.paragraph(f"{what}. Trained from {named(source)} by lpt_jax (LangPTune, arXiv 2410.18870) on "
-                     f"{config.data.source} {config.data.name} data, seed {config.seed}."),
+        to.paragraph(
+            f"{what}. Trained from {named(source)} by lpt_jax (LangPTune, arXiv 2410.18870) on "
+            f"{config.data.source} {config.data.name} data, seed {config.seed}."
+        ),
         "```python\n" + code.format(**values) + "\n```",
-    ]  # fmt: skip
+    ]
     head_alone = library == "peft" and r.lm.spec.tied and "lm_head" in (folder / "adapter_config.json").read_text()
     blocks += [to.paragraph(TIED)] * head_alone
     blocks += [to.heading(2, "Results"), to.paragraph(r.data.protocol)]

@@ -161,7 +161,10 @@ def train(
     w = jax.device_put(init_weights(items, settings, seed))
     optimiser = optax.adam(settings.learning_rate, b2=b2).init(w)
     best, note, steps = None, {"epochs": 0, "best_epoch": 0, "validation": -1.0}, -(-len(sequences) // settings.batch)
-    key, bar = jax.random.key(seed), tqdm(total=settings.epochs, desc="sasrec", unit="epoch", disable=not devices.first())
+    key, bar = (
+        jax.random.key(seed),
+        tqdm(total=settings.epochs, desc="sasrec", unit="epoch", disable=not devices.first()),
+    )
     who = [s.user for s in validation]
     for epoch in range(settings.epochs):
         others = negatives(users, known, items, np.random.default_rng((seed, epoch, 1)))
@@ -174,9 +177,15 @@ def train(
             if settings.loss == "bce":
                 batch["negatives"] = others[at]
             w, optimiser, value = _update(
-                w, optimiser, batch, jax.random.fold_in(key, step),
-                heads=settings.heads, dropout=settings.dropout, rate=settings.learning_rate, b2=b2,
-            )  # fmt: skip
+                w,
+                optimiser,
+                batch,
+                jax.random.fold_in(key, step),
+                heads=settings.heads,
+                dropout=settings.dropout,
+                rate=settings.learning_rate,
+                b2=b2,
+            )
         if not np.isfinite(value):
             raise InputError(f"SASRec's loss is not finite in epoch {epoch + 1}: lower --config.sasrec.learning_rate.")
         after_epoch()

@@ -86,8 +86,12 @@ def tiny_tokenizer():
     )
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        bos_token="<|im_start|>", eos_token="<|im_end|>",
-    )  # fmt: skip
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

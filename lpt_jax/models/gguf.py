@@ -183,8 +183,11 @@ def tokenizer_of(fields: dict):
     tokenizer.add_special_tokens([token for token in added if token.special])
     tokenizer.add_tokens([token for token in added if not token.special])
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    special = {f"{ours}_token": tokens[get(f"{theirs}_token_id")]
-               for ours, theirs in names.items() if get(f"{theirs}_token_id") is not None}  # fmt: skip
+    special = {
+        f"{ours}_token": tokens[get(f"{theirs}_token_id")]
+        for ours, theirs in names.items()
+        if get(f"{theirs}_token_id") is not None
+    }
     from transformers import PreTrainedTokenizerFast  # here, as its import is slow
 
     return PreTrainedTokenizerFast(
