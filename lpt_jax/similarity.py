@@ -171,5 +171,8 @@ class Embedder:
     def _name(self, weights: dict, texts: list[str]) -> str:
         """A name for what the embeddings depend on."""
         parts = [np.ascontiguousarray(a) for a in jax.tree.leaves(devices.fetch(weights))]
-        parts += [f"{self.item_limit} {self.settings.dtype} {len(texts)}".encode(), "\n".join(texts).encode()]
+        parts += [
+            f"{self.item_limit} {devices.product_type(self.settings.dtype)} {len(texts)}".encode(),
+            "\n".join(texts).encode(),
+        ]
         return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]

@@ -6,9 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from lpt_jax.models import decoder
-from lpt_jax.models.decoder import DecoderSpec
+from lpt_jax.models import layers
+from lpt_jax.models.decoder import Decoder, DecoderSpec
 
 SHAPE = dict(vocab=97, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, hidden=48)
 GEMMA = dict(SHAPE, tied=True, norm_plus_one=True, embed_scale=math.sqrt(32),
@@ -21,16 +22,29 @@ SPECS = {
 }
 
 
-def random_weights(spec: DecoderSpec, seed: int = 0) -> dict:
+def random_decoder(spec: DecoderSpec, seed: int = 0) -> Decoder:
     """Weights large enough that all parts matter; norms are around their identity."""
     rng = np.random.default_rng(seed)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(spec, nnx.Rngs(0))))
 
-    def make(path, shape):
-        middle = float(path[-1].key.endswith("norm") and not spec.norm_plus_one)
-        return jnp.asarray(middle + 0.2 * rng.standard_normal(shape), jnp.float32)
+    def make(path, leaf):
+        middle = float(path[-1].key == "scale" and not spec.norm_plus_one)
+        return jnp.asarray(middle + 0.2 * rng.standard_normal(leaf.shape), jnp.float32)
 
-    shapes = decoder.shapes(spec)
-    return jax.tree_util.tree_map_with_path(make, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(make, layers.plain(state)))
+
+
+def changed(lm: Decoder, change) -> Decoder:
+    """The decoder with every array as change(array) has it."""
+    graph, state = nnx.split(lm)
+    return nnx.merge(graph, jax.tree.map(change, layers.plain(state)))
+
+
+def divided(lm: Decoder, start: int) -> Decoder:
+    """A copy whose first `start` layers are `lower`."""
+    copy = changed(lm, jnp.asarray)
+    copy.divide(start)
+    return copy
 
 
 def left_padded(batch: int, length: int, vocab: int = 97, seed: int = 0):
@@ -40,12 +54,15 @@ def left_padded(batch: int, length: int, vocab: int = 97, seed: int = 0):
     return tokens, mask
 
 
-@functools.partial(jax.jit, static_argnames="spec")
-def full_logits(spec: DecoderSpec, weights: dict, tokens, mask):
+@functools.partial(jax.jit, static_argnames="graph")
+def _logits(graph, weights, tokens, mask):
+    return nnx.merge(graph, weights)(tokens, mask)
+
+
+def full_logits(lm: Decoder, tokens, mask):
     """Logits [B, T, V] by one causal pass over everything."""
-    x = decoder.embed_tokens(spec, weights, tokens)
-    x, _ = decoder.run(spec, weights["layers"], x, mask)
-    return decoder.logits(spec, weights, x)
+    graph, state = nnx.split(lm)
+    return _logits(graph, layers.plain(state), tokens, mask)
 
 
 def joined(context, context_mask, own):

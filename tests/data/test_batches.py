@@ -23,7 +23,8 @@ def test_packed_lines_hold_every_row_once(most):
     lines = batches.packed([len(row) for row in rows], 32, most)
     assert sorted(sum(lines, [])) == list(range(len(rows))) and max(map(len, lines)) <= most
     assert all(sum(len(rows[i]) for i in line) <= 32 for line in lines)
-    tokens, texts, places = batches.pack(rows, lines, len(lines) + 2, 32, most, 0)
+    tokens, texts, packed_rows, places = batches.pack(rows, lines, len(lines) + 2, 32, most, 0)
+    assert packed_rows.tolist() == sum(lines, [])
     assert tokens.shape == texts.shape == (len(lines) + 2, 32)
     for row, place in zip(sum(lines, []), places, strict=True):
         line, number = divmod(int(place), most)
@@ -31,6 +32,22 @@ def test_packed_lines_hold_every_row_once(most):
     assert (texts > 0).sum() == sum(map(len, rows)) and not tokens[texts == 0].any()
     if most == 16:
         assert (texts > 0)[: len(lines)].mean() > 0.97  # hardly any padding
+
+
+@pytest.mark.parametrize("batch", [None, 1, 7])
+def test_packs_hold_every_row_once_in_lines_of_static_numbers(batch):
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 99, n).tolist() for n in rng.integers(1, 33, 50)]
+    seen = {}
+    for packed in batches.packs(rows, 32, 5, 0, lambda lines, alone: lines + 1, batch):
+        assert len(packed.tokens) - 1 <= (batch or 50) and not packed.texts[-1].any()
+        for row, place in zip(packed.rows, packed.places, strict=True):
+            line, number = divmod(int(place), 5)
+            seen[int(row)] = packed.tokens[line][packed.texts[line] == number + 1].tolist()
+        if batch is None:
+            assert [packed.places.tolist().index(p) for p in packed.places_of_rows()] == np.argsort(packed.rows).tolist()
+    assert [seen[row] for row in range(50)] == rows
+    assert list(batches.packs([[1, 2]], 4, 2, 0, lambda lines, alone: 3 if alone else 9))[0].tokens.shape == (3, 4)
 
 
 def test_buckets_are_few_multiples_that_hold_all():

