@@ -12,10 +12,15 @@ from jax.test_util import check_grads
 
 from lpt_jax.data.made_up import tiny_tokenizer
 from lpt_jax.errors import InputError
-from lpt_jax.generation import unstack
-from lpt_jax.models import decoder
-from lpt_jax.models.weights import load_decoder
-from tests.tiny_models import SPECS, full_logits, joined, left_padded, random_weights
+from lpt_jax.models import decoder, layers
+from lpt_jax.models.decoder import Decoder
+from tests.tiny_models import SPECS, divided, full_logits, joined, left_padded, random_decoder
+
+
+def arrays(module) -> dict:
+    """A module's arrays by path."""
+    return layers.plain(nnx.state(module))
+
 
 # ---- equal to transformers
 
@@ -70,7 +75,7 @@ def test_logits_equal_transformers(name, tmp_path):
         parameter.data = 0.3 * torch.randn_like(parameter)
     theirs.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    loaded = load_decoder(str(tmp_path))
+    loaded = Decoder.load(str(tmp_path))
 
     length = decoder.CHUNK + 12  # more than one block of chunked attention
     tokens = np.random.default_rng(0).integers(3, 97, (3, length))
@@ -79,7 +84,7 @@ def test_logits_equal_transformers(name, tmp_path):
     with torch.no_grad():
         inputs = [torch.tensor(a) for a in (tokens, mask.astype(int), positions)]
         wanted = theirs(inputs[0], attention_mask=inputs[1], position_ids=inputs[2]).logits.numpy()
-    found = decoder.Decoder(loaded.spec, loaded.weights)(jnp.array(tokens), jnp.array(mask))
+    found = loaded(jnp.array(tokens), jnp.array(mask))
     assert np.abs(wanted[mask]).max() > 0.5
     np.testing.assert_allclose(np.asarray(found)[mask], wanted[mask], atol=1e-4, rtol=0)
 
@@ -134,63 +139,71 @@ def test_rope_by_hand():
 
 def test_initial_weights():
     spec = dataclasses.replace(SPECS["gemma3"], tied=False)
-    weights = decoder.init_weights(spec, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, weights) == decoder.shapes(spec)
-    assert not weights["layers"]["q_norm"].any() and not weights["final_norm"].any()  # 1 + 0
-    assert abs(weights["head"].std() - 0.02) < 1e-3
-    assert not np.allclose(weights["layers"]["k"], weights["layers"]["v"])
-    again = decoder.init_weights(spec, jax.random.key(0))
-    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, weights, again)))
+    lm, again = (Decoder(spec, nnx.Rngs(params=jax.random.key(0))) for _ in range(2))
+    assert not lm.upper.attention.q_norm.scale[...].any() and not lm.final_norm.scale[...].any()  # 1 + 0
+    assert abs(lm.head.kernel[...].std() - 0.02) < 1e-3
+    assert lm.upper.attention.k.kernel.shape == (spec.layers, spec.width, spec.kv_heads * spec.head_dim)
+    assert not np.allclose(lm.upper.attention.k.kernel[...], lm.upper.attention.v.kernel[...])
+    jax.tree.map(np.testing.assert_array_equal, arrays(lm), arrays(again))
 
 
 # ---- equal to itself
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_chunked_attention_equals_xla(name):
-    spec = dataclasses.replace(SPECS[name], windows=(150, 0, 5))
-    weights, (tokens, mask) = random_weights(spec), left_padded(2, 2 * decoder.CHUNK + 44)
-    found = [
-        full_logits(dataclasses.replace(spec, attention=kind), weights, tokens, mask) for kind in ("chunked", "xla")
-    ]
-    np.testing.assert_allclose(*(np.asarray(a)[mask] for a in found), atol=2e-5)
+def test_chunked_attention_equals_one_block(name):
+    spec, rng = SPECS[name], np.random.default_rng(0)
+    length, rep = 2 * decoder.CHUNK + 44, spec.heads // spec.kv_heads
+    _, mask = left_padded(2, length)
+    q = rng.standard_normal((2, length, spec.kv_heads, rep, spec.head_dim)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, spec.kv_heads, length, spec.head_dim)).astype(np.float32)
+    attend = jax.jit(decoder.context_attention, static_argnames=("softcap", "chunk"))
+    for window in (150, 0, 5):
+        chunked, whole = (attend(q, k, v, mask, window, spec.attn_softcap, chunk) for chunk in (decoder.CHUNK, length))
+        np.testing.assert_allclose(np.asarray(chunked)[mask], np.asarray(whole)[mask], atol=2e-5)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "split"))
-def every_pass(spec, weights, context, mask, own, split):
+def passes(lm, split):
+    """The arguments of every_pass: the decoder whole and in two stacks, and its layers for decoding."""
+    graph, weights = nnx.split(lm)
+    graph_in_two, in_two = nnx.split(divided(lm, split))
+    block, trees = decoder.decoding_layers(nnx.graphdef(lm.upper), arrays(lm.upper), "float32", joined=True)
+    return (graph, graph_in_two, block), (layers.plain(weights), layers.plain(in_two), trees)
+
+
+@functools.partial(jax.jit, static_argnames="graphs")
+def every_pass(graphs, weights, context, mask, own):
     """The continuations' hidden states [B, G, T, D] by each way, and the contexts' caches."""
-    (B, G, T), P = own.shape, context.shape[1]
-    layers, lower, upper = (
-        jax.tree.map(lambda w, part=part: w[part], weights["layers"])
-        for part in (slice(None), slice(split), slice(split, None))
-    )
-    rows = decoder.embed_tokens(spec, weights, jnp.concatenate([context, own.reshape(B, -1)], 1))
+    lm, in_two = nnx.merge(graphs[0], weights[0]), nnx.merge(graphs[1], weights[1])
+    blocks = [nnx.merge(graphs[2], tree) for tree in weights[2]]
+    spec, split, (B, G, T), P = lm.spec, in_two.start, own.shape, context.shape[1]
+    rows = lm.embed_tokens(jnp.concatenate([context, own.reshape(B, -1)], 1))
     tokens, alone = joined(context, mask, own)
-    plain, kept = decoder.run(spec, layers, decoder.embed_tokens(spec, weights, tokens), alone)
+    plain, kept = decoder.run(lm.upper, lm.embed_tokens(tokens), alone)
     plain = plain.reshape(B, G, P + T, -1)
     # of a prompt's G rows, all have its keys and values
     kept = [tuple(a.reshape(B, G, spec.kv_heads, P + T, -1)[:, 0, :, :P] for a in pair) for pair in kept]
     states, caches = {"plain": plain[:, :, P:]}, {"plain": kept}
 
-    packed, caches["packed"] = decoder.run(spec, layers, rows, mask, G)
+    packed, caches["packed"] = decoder.run(lm.upper, rows, mask, G)
     states["packed"] = packed[:, P:].reshape(B, G, T, -1)
-    middle, first = decoder.run(spec, lower, rows, mask, G)
-    last, second = decoder.run(spec, upper, middle, mask, G, start=split, last=True, remat=True)
-    states["trunk and upper"] = last.reshape(B, G, T, -1)
-    caches["trunk and upper"] = first + second
+    middle, first = decoder.run(in_two.lower, rows, mask, G)
+    last, second = decoder.run(in_two.upper, middle, mask, G, start=split, last=True, remat=True)
+    states["lower and upper"] = last.reshape(B, G, T, -1)
+    caches["lower and upper"] = first + second
 
-    context_caches, listed = caches["packed"], unstack(weights["layers"], spec.dtype, joined=True)
-    states["listed"], caches["listed"] = decoder.run(spec, listed, rows, mask, G, last=True, remat=True)
+    graph, stack = nnx.split(lm.upper)
+    listed = nnx.merge(graph, layers.list_layers(layers.plain(stack)))
+    states["listed"], caches["listed"] = decoder.run(listed, rows, mask, G, last=True, remat=True)
     states["listed"] = states["listed"].reshape(B, G, T, -1)
     empty = jnp.zeros((B, spec.kv_heads, G, T, spec.head_dim))
 
-    def step(caches, t):
-        x = decoder.embed_tokens(spec, weights, own[:, :, t])
+    def step(own_caches, t):
+        x, kept = lm.embed_tokens(own[:, :, t]), []
         for part, at in ((slice(split), 0), (slice(split, None), split)):
-            x, caches[part] = decoder.decode_step(
-                spec, listed[part], x, t, context_caches[part], mask, caches[part], at
-            )
-        return caches, x
+            x, new = decoder.decode_step(blocks[part], x, t, caches["packed"][part], mask, own_caches[part], at)
+            kept += new
+        return kept, x
 
     _, cached = jax.lax.scan(step, [(empty, empty)] * spec.layers, jnp.arange(T))
     return states | {"cached": jnp.moveaxis(cached, 0, 2)}, caches, plain[:, 0, :P], packed[:, :P]
@@ -199,46 +212,51 @@ def every_pass(spec, weights, context, mask, own, split):
 @pytest.mark.parametrize("name", SPECS)
 def test_packed_and_cached_passes_equal_the_plain_one(name):
     """Context + G continuations, whole, in two parts or by position = each sequence alone."""
-    spec = SPECS[name]
+    graphs, weights = passes(random_decoder(SPECS[name]), 1)
     context, mask = left_padded(3, 7)  # the last row has 3 real tokens: windows reach into the padding
     own = left_padded(6, 6, seed=1)[0].reshape(3, 2, 6)
-    found = every_pass(spec, random_weights(spec), context, mask, own, 1)
-    states, caches, plain, packed = jax.device_get(found)
+    states, caches, plain, packed = jax.device_get(every_pass(graphs, weights, context, mask, own))
     np.testing.assert_allclose(packed[mask], plain[mask], atol=2e-5)
-    for way in ("packed", "trunk and upper", "listed", "cached"):
+    for way in ("packed", "lower and upper", "listed", "cached"):
         np.testing.assert_allclose(states[way], states["plain"], atol=2e-5, err_msg=way)
-    for way in ("packed", "trunk and upper", "listed"):  # and their caches hold the same where the context is real
+    for way in ("packed", "lower and upper", "listed"):  # and their caches hold the same where the context is real
         for a, b in zip(jax.tree.leaves(caches[way]), jax.tree.leaves(caches["plain"]), strict=True):
             real = np.broadcast_to(mask[:, None, :, None], a.shape)
             np.testing.assert_allclose(a[real], b[real], atol=2e-5, err_msg=way)
 
 
 def test_padding_changes_nothing():
-    spec = SPECS["gemma3"]
-    weights, tokens = random_weights(spec), left_padded(2, 9)[0]
-    short = full_logits(spec, weights, tokens, np.ones((2, 9), bool))
+    lm, tokens = random_decoder(SPECS["gemma3"]), left_padded(2, 9)[0]
+    short = full_logits(lm, tokens, np.ones((2, 9), bool))
     padded = np.pad(tokens, ((0, 0), (5, 0)), constant_values=8)
-    long = full_logits(spec, weights, padded, np.broadcast_to(np.arange(14) >= 5, (2, 14)))
+    long = full_logits(lm, padded, np.broadcast_to(np.arange(14) >= 5, (2, 14)))
     np.testing.assert_allclose(long[:, 5:], short, atol=2e-5)
 
 
 def test_module_holds_the_weights():
-    spec = SPECS["llama"]
-    weights, (tokens, mask) = random_weights(spec), left_padded(2, 9)
-    module = decoder.Decoder(spec, weights)
-    jax.tree.map(np.testing.assert_array_equal, module.weights(), weights)
+    lm, (tokens, mask) = random_decoder(SPECS["llama"]), left_padded(2, 9)
     call = nnx.jit(lambda module: module(tokens, mask))
-    wanted = np.asarray(full_logits(spec, weights, tokens, mask))
-    np.testing.assert_allclose(np.asarray(call(module))[mask], wanted[mask], atol=2e-5)
-    module.params["final_norm"][...] = jnp.zeros(spec.width)  # an NNX parameter: what is set is used
-    assert not np.asarray(call(module)).any()
+    wanted = np.asarray(full_logits(lm, tokens, mask))
+    np.testing.assert_allclose(np.asarray(call(lm))[mask], wanted[mask], atol=2e-5)
+    lm.final_norm.scale[...] = jnp.zeros(lm.spec.width)  # an NNX parameter: what is set is used
+    assert not np.asarray(call(lm)).any()
+
+
+def test_what_trains_is_selected_by_a_filter():
+    lm = divided(random_decoder(SPECS["llama"]), 1)
+    graph, trained, frozen = nnx.split(lm, decoder.top_layers, ...)
+    assert set(layers.plain(trained)) == {"upper", "final_norm", "head"}
+    assert set(layers.plain(frozen)) == {"embed", "lower"}
+    again = nnx.merge(graph, layers.plain(trained), layers.plain(frozen))
+    tokens, mask = left_padded(2, 9)
+    np.testing.assert_array_equal(again(tokens, mask), lm(tokens, mask))
 
 
 def test_bfloat16_stays_close():
-    spec = SPECS["llama"]
-    weights, (tokens, mask) = random_weights(spec), left_padded(2, 9)
-    specs = (spec, dataclasses.replace(spec, dtype="bfloat16"))
-    exact, rounded = (np.asarray(full_logits(s, weights, tokens, mask)) for s in specs)
+    lm, (tokens, mask) = random_decoder(SPECS["llama"]), left_padded(2, 9)
+    exact = np.asarray(full_logits(lm, tokens, mask))
+    lm.set_attributes(dtype="bfloat16")
+    rounded = np.asarray(full_logits(lm, tokens, mask))
     error = np.abs(rounded - exact)[mask].max() / np.abs(exact).max()
     assert rounded.dtype == np.float32 and 1e-5 < error < 0.03
 
@@ -246,8 +264,8 @@ def test_bfloat16_stays_close():
 # ---- log-probabilities
 
 
-def naive_log_probs(spec, weights, x, tokens, temperature):
-    scores = jax.nn.log_softmax(decoder.logits(spec, weights, x) / temperature)
+def naive_log_probs(lm, x, tokens, temperature):
+    scores = jax.nn.log_softmax(lm.logits(x) / temperature)
     return jnp.take_along_axis(scores, tokens[..., None], -1)[..., 0]
 
 
@@ -260,15 +278,17 @@ def hidden_and_tokens(spec, *shape):
 @pytest.mark.parametrize("name, temperature", [("llama", 0.7), ("gemma2", 1.0)])  # own head; tied, soft-capped
 def test_log_probs_in_chunks(name, temperature):
     spec = SPECS[name]
-    weights, (x, tokens, _) = random_weights(spec), hidden_and_tokens(spec, 2, 3, 7)
+    graph, weights = nnx.split(random_decoder(spec))
+    x, tokens, _ = hidden_and_tokens(spec, 2, 3, 7)
 
     @jax.jit
     def both(weights):
+        lm = nnx.merge(graph, weights)
         chunks = (1, 12, 18, 10_000)  # 1, 2, 3 (not dividing 7) and all positions at once
-        found = [decoder.log_probs(spec, weights, x, tokens, temperature, c) for c in chunks]
-        return found, naive_log_probs(spec, weights, x, tokens, temperature)
+        found = [lm.log_probs(x, tokens, temperature, chunk) for chunk in chunks]
+        return found, naive_log_probs(lm, x, tokens, temperature)
 
-    found, wanted = both(weights)
+    found, wanted = both(layers.plain(weights))
     for a in found:
         np.testing.assert_allclose(a, wanted, atol=1e-5)
 
@@ -279,16 +299,17 @@ def test_gradients_of_log_probs(name, frozen_head):
     """Equal to those of log_softmax over all logits, and to a finite difference; with a frozen head, the others'."""
     spec = SPECS[name]
     x, tokens, factor = hidden_and_tokens(spec, 2, 2, 5)
-    top = {name: w for name, w in random_weights(spec).items() if name != "layers"}
-    moving = ("final_norm",) if frozen_head else tuple(top)
+    graph, weights = nnx.split(random_decoder(spec))
+    top = {name: part for name, part in layers.plain(weights).items()}
+    moving = ("final_norm",) if frozen_head else ("final_norm", "embed" if spec.tied else "head")
 
     def total(log_probs, *rest):
         def value(moved, x):
-            return jnp.sum(factor * log_probs(spec, top | moved, x, tokens, 0.8, *rest))
+            return jnp.sum(factor * log_probs(nnx.merge(graph, top | moved), x, tokens, 0.8, *rest))
 
         return jax.jit(value)
 
-    chunked, naive = total(decoder.log_probs, 8, frozen_head), total(naive_log_probs)
+    chunked, naive = total(Decoder.log_probs, 8, frozen_head), total(naive_log_probs)
     at = {name: top[name] for name in moving}, x
     found, wanted = (jax.jit(jax.grad(f, (0, 1)))(*at) for f in (chunked, naive))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, wanted)
