@@ -9,7 +9,7 @@ from lpt_jax import evaluate, metrics, ranking, trec
 from lpt_jax.baselines import simple
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.data import sessions
-from lpt_jax.recommender import used_sessions
+from lpt_jax.run import used_sessions
 
 
 def test_a_run_by_popularity_scores_as_popularity(tmp_path, capsys):

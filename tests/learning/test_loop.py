@@ -1,6 +1,5 @@
 """The loop with phases of tiny arrays: places, best states, stops, and kills at every event."""
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from lpt_jax import checkpoints, files, trackers
 from lpt_jax.config import default
 from lpt_jax.errors import InputError
 from lpt_jax.learning import loop
+from lpt_jax.run import Interrupt, Stop
 from tests.conftest import ROOT
 
 STEPS = {"contrastive": 4, "policy": 3}
@@ -28,33 +28,44 @@ def nothing(*event):
     pass
 
 
-def make_phase(name, part, happens=nothing, steps=0, values=None, keep_best=True, evaluate_every=1, **wrong):
+class Made(loop.Phase):
     """A phase whose state depends on the order of all its steps; validation n is values[n]."""
-    steps = steps or STEPS[name]
-    values = values or range(steps + 1)
 
-    def begin(state, position):
-        happens("begin", position)
+    optimiser = None
 
-    def step(state, step):
-        happens("step", name, step)
-        state[part] = {"w": state[part]["w"] * 1.5 + step}
-        state[f"{part}_optimiser"] = {"count": state[f"{part}_optimiser"]["count"] + 1}
-        value = wrong.get("value") if step == wrong.get("at") else float(state[part]["w"][0])
-        return state, {"loss": 1.0, "grad_norm": 1.0} | {wrong.get("metric", "loss"): value}
+    def __init__(self, name, part, happens=nothing, steps=0, values=None, keep_best=True, evaluate_every=1, **wrong):
+        steps = steps or STEPS[name]
+        self.name, self.part, self.iteration, self.place = name, part, 0, 0
+        self.happens, self.values, self.wrong = happens, values or range(steps + 1), wrong
+        self.settings = types.SimpleNamespace(steps=steps, evaluate_every=evaluate_every, keep_best=keep_best)
 
-    def validate(state):
-        done = int(state[f"{part}_optimiser"]["count"])
-        happens("validate", name, done)
-        return {"val/ndcg": float(values[done])}
+    def begin(self, state):
+        self.happens("begin", self.place)
 
-    settings = types.SimpleNamespace(steps=steps, evaluate_every=evaluate_every, keep_best=keep_best)
-    return loop.Phase(name, 0, part, settings, begin, step, validate)
+    def step(self, state, step):
+        self.happens("step", self.name, step)
+        weights, optimiser = state[self.part]
+        part = loop.Part({"w": weights["w"] * 1.5 + step}, {"count": optimiser["count"] + 1})
+        value = self.wrong.get("value") if step == self.wrong.get("at") else float(part.weights["w"][0])
+        metrics = {"loss": 1.0, "grad_norm": 1.0} | {self.wrong.get("metric", "loss"): value}
+        return state | {self.part: part}, loop.Report(metrics)
+
+    def validate(self, state):
+        done = int(state[self.part].optimiser["count"])
+        self.happens("validate", self.name, done)
+        return {"val/ndcg": float(self.values[done])}
+
+
+def placed(phases):
+    """Phases by their places in the schedule."""
+    for place, phase in enumerate(phases):
+        phase.place = place
+    return phases
 
 
 def fresh_state():
-    state = {"encoder": {"w": jnp.ones(3)}, "policy": {"w": jnp.arange(2.0)}, "control": {"w": jnp.ones(1)}}
-    return state | {f"{part}_optimiser": {"count": jnp.zeros((), jnp.int32)} for part in state}
+    start = {"embedder": jnp.ones(3), "lm": jnp.arange(2.0), "control": jnp.ones(1)}
+    return {part: loop.Part({"w": w}, {"count": jnp.zeros((), jnp.int32)}) for part, w in start.items()}
 
 
 def settings(every=1):
@@ -65,21 +76,18 @@ def settings(every=1):
 
 def run(workdir, phases, every=1, happens=nothing):
     """One start of the command."""
-    tracker, interrupt = trackers.Tracker(workdir), loop.Interrupt()
+    tracker, interrupt = trackers.Tracker(workdir), Interrupt()
     log = tracker.log
     tracker.log = lambda *a: (happens("log", *a[1:3]), log(*a))
     try:
-        return loop.run(phases, fresh_state(), settings(every), workdir, tracker, interrupt)
+        return loop.Loop(placed(phases), settings(every), workdir, tracker, interrupt).run(fresh_state())
     finally:
         tracker.close()
         interrupt.close()
 
 
 def two_phases(happens=nothing, **options):
-    return [
-        make_phase("contrastive", "encoder", happens, **options),
-        make_phase("policy", "policy", happens, **options),
-    ]
+    return [Made("contrastive", "embedder", happens, **options), Made("policy", "lm", happens, **options)]
 
 
 def records(workdir):
@@ -87,7 +95,11 @@ def records(workdir):
 
 
 def arrays(state):
-    return {(part, name): np.asarray(a).tolist() for part, tree in state.items() for name, a in tree.items()}
+    return {(part, name): np.asarray(a).tolist() for part, tree in state.items() for name, a in tree.weights.items()}
+
+
+def counts(state):
+    return {part: int(tree.optimiser["count"]) for part, tree in state.items()}
 
 
 def after(start, steps):
@@ -104,38 +116,38 @@ def test_runs_all_phases_and_keeps_their_places(tmp_path):
     assert places == [("contrastive", s, s) for s in range(5)] + [("policy", s, 4 + s) for s in range(4)]
     assert (note["position"], note["step"], note["global_step"]) == (2, 0, 7)
     assert set(note["seconds"]) == {"contrastive", "policy"} and min(note["seconds"].values()) > 0
-    assert arrays(state)["encoder", "w"] == after(np.ones(3), 4)
-    assert arrays(state)["policy", "w"] == after(np.arange(2.0), 3)
+    assert arrays(state)["embedder", "w"] == after(np.ones(3), 4)
+    assert arrays(state)["lm", "w"] == after(np.arange(2.0), 3)
 
 
 def test_a_phase_ends_with_its_best_state(tmp_path, capsys):
     """Of validations .1 .5 .3 .5 .2 the first .5 is best; the optimiser's state stays the last one."""
-    phases = [make_phase("contrastive", "encoder", values=[0.1, 0.5, 0.3, 0.5, 0.2])]
+    phases = [Made("contrastive", "embedder", values=[0.1, 0.5, 0.3, 0.5, 0.2])]
     state, _ = run(tmp_path, phases)
-    assert arrays(state)["encoder", "w"] == after(np.ones(3), 1)
-    assert int(state["encoder_optimiser"]["count"]) == 4
+    assert arrays(state)["embedder", "w"] == after(np.ones(3), 1)
+    assert counts(state)["embedder"] == 4
     assert "best state by validation, step 1" in capsys.readouterr().out
-    kept = checkpoints.Checkpoints(loop.stage_folder(tmp_path, 0, phases[0]), 1)
+    kept = checkpoints.Checkpoints(loop.stage_folder(tmp_path, phases[0]), 1)
     assert kept.latest() == 1 and kept.note(1)["validation"] == 0.5
     last = checkpoints.Checkpoints(tmp_path / "checkpoints" / "last", 2)
     assert arrays(last.restore(last.latest(), fresh_state())) == arrays(state)
 
 
 def test_the_state_before_the_first_step_can_be_best(tmp_path):
-    state, _ = run(tmp_path, [make_phase("contrastive", "encoder", values=[0.9, 0.5, 0.3, 0.5, 0.2])])
-    assert arrays(state)["encoder", "w"] == [1.0, 1.0, 1.0]
+    state, _ = run(tmp_path, [Made("contrastive", "embedder", values=[0.9, 0.5, 0.3, 0.5, 0.2])])
+    assert arrays(state)["embedder", "w"] == [1.0, 1.0, 1.0]
 
 
 def test_without_keep_best_a_phase_ends_with_its_last_state(tmp_path):
-    phases = [make_phase("contrastive", "encoder", values=[0.9, 0.5, 0.3, 0.5, 0.2], keep_best=False)]
+    phases = [Made("contrastive", "embedder", values=[0.9, 0.5, 0.3, 0.5, 0.2], keep_best=False)]
     state, _ = run(tmp_path, phases)
-    assert arrays(state)["encoder", "w"] == after(np.ones(3), 4)
-    kept = checkpoints.Checkpoints(loop.stage_folder(tmp_path, 0, phases[0]), 1)
+    assert arrays(state)["embedder", "w"] == after(np.ones(3), 4)
+    kept = checkpoints.Checkpoints(loop.stage_folder(tmp_path, phases[0]), 1)
     assert kept.latest() == 4  # what the test's row of this phase is made from
 
 
 def test_validates_on_its_period_and_at_the_end(tmp_path):
-    run(tmp_path, [make_phase("contrastive", "encoder", evaluate_every=3)])
+    run(tmp_path, [Made("contrastive", "embedder", evaluate_every=3)])
     assert [r["step"] for r in records(tmp_path) if "val/ndcg" in r] == [0, 3, 4]
 
 
@@ -160,7 +172,7 @@ def test_killed_at_every_event_ends_as_if_never_killed(tmp_path, every, keep_bes
         except Killed:
             pass
     assert starts > 20
-    assert arrays(state) == arrays(wanted)
+    assert arrays(state) == arrays(wanted) and counts(state) == counts(wanted)
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
     places = ("position", "step", "global_step", "best")
     assert [found[k] for k in places] == [note[k] for k in places]
@@ -223,22 +235,22 @@ def test_killed_inside_a_checkpoint(tmp_path, target):
     options = {"values": [0.1, 0.5, 0.3, 0.2, 0.4]}
     state, _ = run(tmp_path / "killed", two_phases(**options))
     wanted, _ = run(tmp_path / "whole", two_phases(**options))
-    assert arrays(state) == arrays(wanted)
+    assert arrays(state) == arrays(wanted) and counts(state) == counts(wanted)
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("metric", "value"), [("loss", float("nan")), ("grad_norm", float("inf"))])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, metric, value):
     """The third of five steps breaks; the checkpoint of the second can be gone on from, with a smaller rate."""
-    broken = make_phase("contrastive", "encoder", at=2, metric=metric, value=value)
+    broken = Made("contrastive", "embedder", at=2, metric=metric, value=value)
     with pytest.raises(InputError, match=f"contrastive: {metric} is not finite at step 3 of iteration 1"):
         run(tmp_path, [broken])
     assert records(tmp_path)[-1]["step"] == 3 and records(tmp_path)[-1]["not_finite"] == [metric]
     last = checkpoints.Checkpoints(tmp_path / "checkpoints" / "last", 2)
     assert last.latest() == 2 and last.note(2)["step"] == 2
-    assert arrays(last.restore(2, fresh_state()))["encoder", "w"] == after(np.ones(3), 2)
-    state, _ = run(tmp_path, [make_phase("contrastive", "encoder")])
-    assert arrays(state)["encoder", "w"] == after(np.ones(3), 4)
+    assert arrays(last.restore(2, fresh_state()))["embedder", "w"] == after(np.ones(3), 2)
+    state, _ = run(tmp_path, [Made("contrastive", "embedder")])
+    assert arrays(state)["embedder", "w"] == after(np.ones(3), 4)
     assert [r["step"] for r in records(tmp_path)] == [0, 1, 2, 3, 4]
 
 
@@ -263,12 +275,12 @@ def test_asked_to_stop_saves_and_says_so(tmp_path, capsys):
 
 def test_signals_are_given_back_and_a_second_interrupt_stops_at_once():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    interrupt = loop.Interrupt()
+    interrupt = Interrupt()
     interrupt.check()
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    with pytest.raises(loop.Stop):
+    with pytest.raises(Stop):
         interrupt.check()
     interrupt.close()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -278,10 +290,11 @@ def test_resumes_in_a_control_that_comes_after_all_iterations(tmp_path):
     """Its iteration 0 comes later than the other phases' iteration 1, whose records must stay."""
 
     def phases(happens=nothing):
-        order = [("contrastive", "encoder", 0), ("policy", "policy", 0), ("contrastive", "encoder", 1),
-                 ("policy", "policy", 1), ("control", "control", 0), ("control", "control", 1)]  # fmt: skip
-        made = [make_phase(name, part, happens, steps=2, values=range(9)) for name, part, _ in order]
-        return [dataclasses.replace(p, iteration=i) for p, (_, _, i) in zip(made, order)]
+        pairs = [("contrastive", "embedder"), ("policy", "lm")] * 2 + [("control", "control")] * 2
+        made = [Made(name, part, happens, steps=2, values=range(9)) for name, part in pairs]
+        for phase, iteration in zip(made, (0, 0, 1, 1, 0, 1)):
+            phase.iteration = iteration
+        return made
 
     def happens(*event):
         if event == ("step", "control", 1):

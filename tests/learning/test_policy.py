@@ -3,18 +3,20 @@
 import dataclasses
 import itertools
 import math
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lpt_jax import devices
 from lpt_jax.generation import Profiles
 from lpt_jax.learning import optimisers, policy
-from lpt_jax.models import decoder
-from tests.tiny_models import SPECS, full_logits, joined, random_weights
+from lpt_jax.learning.loop import Part
+from lpt_jax.models import decoder, layers, low_rank
+from lpt_jax.models.decoder import top_layers
+from tests.tiny_models import SPECS, full_logits, joined, random_decoder
 
 # ---- losses
 
@@ -101,79 +103,88 @@ def test_rloo_starts_as_reinforce():
 
 # ---- what trains
 
-LORA = types.SimpleNamespace(targets="q|up|down|head", rank=2)
-LAST = types.SimpleNamespace(trains="last_layers", last_layers=1)
-LOW_RANK = types.SimpleNamespace(trains="lora", lora=LORA)
-SETTINGS = {"last_layers": LAST, "lora": LOW_RANK}
+FILTERS = {"last_layers": top_layers, "lora": nnx.LoRAParam}
 P, T = 6, 4
 
 
-def model(name, trains):
-    spec = dataclasses.replace(SPECS[name], lora_scale=0.5)
-    parts = policy.split(spec, random_weights(spec), SETTINGS[trains], jax.random.key(0))
-    return spec, *parts, parts[0]["layers"]["q"].shape[0]
+class Model:
+    """A decoder in two parts, what trains and what is frozen; base: its graph without LoRA."""
+
+    def __init__(self, name, trains, mesh=None):
+        self.lm = random_decoder(SPECS[name])
+        self.lm.set_attributes(mesh=mesh)
+        self.base = nnx.graphdef(self.lm)
+        if trains == "lora":
+            low_rank.attach(self.lm, "q|up|down|head", 2, 1.0, jax.random.key(0))
+        else:
+            self.lm.divide(self.lm.spec.layers - 1)
+        self.axes = layers.axes_of(self.lm)
+        self.graph, trained, frozen = nnx.split(self.lm, FILTERS[trains], ...)
+        self.trained, self.frozen = layers.plain(trained), layers.plain(frozen)
+
+    def plan(self, **changes) -> policy.Plan:
+        settings = dict(temperature=1.0, chunk=16, loss="rebel", eta=1.0, clip_ratio=0.2, remat=False)
+        return policy.Plan(self.graph, OPTIMISER, self.lm.start, **(settings | changes))
 
 
-def profiles_of(spec, trunk, users=8, samples=2):
+def profiles_of(lm, users=8, samples=2):
     """Rollouts of random tokens and ends, with hidden states; the contexts' mask; the inputs."""
-    rng = np.random.default_rng(0)
-    context = rng.integers(3, spec.vocab, (users, P)).astype(np.int32)
+    rng, vocab = np.random.default_rng(0), lm.spec.vocab
+    context = rng.integers(3, vocab, (users, P)).astype(np.int32)
     context_mask = np.arange(P) >= rng.integers(0, P, (users, 1))
-    tokens = rng.integers(3, spec.vocab, (users, samples, T)).astype(np.int32)
+    tokens = rng.integers(3, vocab, (users, samples, T)).astype(np.int32)
     mask = np.arange(T) < rng.integers(1, T + 1, (users, samples, 1))
     inputs = np.concatenate([np.full_like(tokens[..., :1], 5), tokens[..., :-1]], -1)  # all prompts end with a 5
-
-    @jax.jit
-    def below(trunk):
-        x = decoder.embed_tokens(spec, trunk, np.concatenate([context, inputs.reshape(users, -1)], 1))
-        x, _ = decoder.run(spec, trunk["layers"], x, context_mask, samples)
-        return x[:, :P], x[:, P:].reshape(users, samples, T, -1)
-
-    return Profiles(tokens, mask, None, *below(trunk)), context_mask, (context, inputs)
+    x = lm.embed_tokens(np.concatenate([context, inputs.reshape(users, -1)], 1))
+    if lm.lower is not None:
+        x, _ = decoder.run(lm.lower, x, context_mask, samples)
+    hidden = x[:, P:].reshape(users, samples, T, -1)
+    return Profiles(tokens, mask, None, x[:, :P], hidden), context_mask, (context, inputs)
 
 
 def pointers(tree):
     return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree) if leaf.size}
 
 
-@pytest.mark.parametrize("trains", SETTINGS)
+@pytest.mark.parametrize("trains", FILTERS)
 @pytest.mark.parametrize("name", ["llama", "gemma2"])  # a head of its own; tied
-def test_split_and_assembled_is_the_model(name, trains):
+def test_split_and_merged_is_the_model(name, trains):
     """Scores by parts are the full model's, and nothing that trains lies in a frozen part."""
-    spec, trunk, upper, trainable, start = model(name, trains)
-    assert start == (2 if trains == "last_layers" else 0)
-    assert not pointers(trainable) & (pointers(trunk) | pointers(upper))
-    profiles, context_mask, (context, inputs) = profiles_of(spec, trunk)
-    found = policy.score(spec, upper, trainable, profiles, context_mask,
-                         start=start, temperature=0.7, chunk=64)  # fmt: skip
-    scores = full_logits(spec, random_weights(spec), *joined(context, context_mask, jnp.asarray(inputs)))[:, P:]
+    m = Model(name, trains)
+    assert m.lm.start == (2 if trains == "last_layers" else 0)
+    assert not pointers(m.trained) & pointers(m.frozen)
+    profiles, context_mask, (context, inputs) = profiles_of(m.lm)
+    plan = m.plan(temperature=0.7, chunk=64)
+    found = policy.score(plan, m.frozen, m.trained, profiles, context_mask)
+    plain = random_decoder(SPECS[name])
+    scores = full_logits(plain, *joined(context, context_mask, jnp.asarray(inputs)))[:, P:]
     wanted = np.asarray(jax.nn.log_softmax(scores / 0.7)).reshape(8, 2, T, -1)
     wanted = np.take_along_axis(wanted, profiles.tokens[..., None], -1)[..., 0]
     np.testing.assert_allclose(found, np.where(profiles.mask, wanted, 0), atol=1e-4)
     if trains == "lora":  # the reference policy: the base alone
-        reference = policy.score(spec, upper, {}, profiles, context_mask,
-                                 start=start, temperature=0.7, chunk=64)  # fmt: skip
+        reference = policy.score(dataclasses.replace(plan, graph=m.base), m.frozen, {}, profiles, context_mask)
         np.testing.assert_allclose(reference, found, atol=1e-5)
 
 
 def test_what_trains():
-    spec, trunk, upper, trainable, _ = model("llama", "last_layers")
-    assert set(trainable) == {"layers", "final_norm", "head"} and set(trainable["layers"]) == set(trunk["layers"])
-    assert {len(w) for w in trainable["layers"].values()} == {1} and not jax.tree.leaves(upper)
-    spec, trunk, upper, trainable, _ = model("gemma2", "last_layers")
-    assert set(trainable) == {"layers", "final_norm"} and set(upper) == {"embed", "layers"}  # a tied head stays
-    spec, trunk, upper, trainable, _ = model("llama", "lora")
-    names = {f"{n}_lora_{x}" for n in ("q", "up", "down") for x in "ab"}
-    assert set(trainable["layers"]) == names and set(trainable) == {"layers", "head_lora_a", "head_lora_b"}
-    both = types.SimpleNamespace(trains="last_layers", last_layers=9)  # more than there are: all
-    trunk, upper, trainable = policy.split(spec, random_weights(spec), both, None)
-    assert {len(w) for w in trainable["layers"].values()} == {3} and "embed" not in trainable
+    m = Model("llama", "last_layers")
+    assert set(m.trained) == {"upper", "final_norm", "head"} and set(m.trained["upper"]) == set(m.frozen["lower"])
+    assert {len(w) for w in jax.tree.leaves(m.trained["upper"])} == {1} and set(m.frozen) == {"embed", "lower"}
+    m = Model("gemma2", "last_layers")
+    assert set(m.trained) == {"upper", "final_norm"} and set(m.frozen) == {"embed", "lower"}  # a tied head stays
+    m = Model("llama", "lora")
+    upper = m.trained["upper"]
+    assert set(m.trained) == {"upper", "head"} and set(m.trained["head"]["lora"]) == {"a", "b"}
+    assert set(upper["attention"]) == {"q"} and set(upper["mlp"]) == {"up", "down"}
+    lm = random_decoder(SPECS["llama"])
+    lm.divide(0)
+    trained = layers.plain(nnx.state(lm, top_layers))
+    assert {len(w) for w in jax.tree.leaves(trained["upper"])} == {3} and "embed" not in trained
 
 
 # ---- updates
 
 OPTIMISER = optimisers.adamw(optimisers.rate(5e-4, 1), 0.0, 1.0)
-STATIC = dict(optimiser=OPTIMISER, loss="rebel", temperature=1.0, chunk=16, eta=1.0, clip_ratio=0.2)
 
 
 def copied(tree):
@@ -182,58 +193,56 @@ def copied(tree):
 
 def updates(mesh, trains, steps, change=lambda profiles: profiles, accumulation=1):
     """Losses, last metrics, and the trained parts before and after some steps on one batch."""
-    spec, trunk, upper, trainable, start = model("llama", trains)
-    spec = dataclasses.replace(spec, mesh=mesh if accumulation > 1 else None)
-    before = copied((trainable, upper))
-    profiles, context_mask, _ = profiles_of(spec, trunk)
+    m = Model("llama", trains, mesh if accumulation > 1 else None)
+    before = copied((m.trained, m.frozen))
+    profiles, context_mask, _ = profiles_of(m.lm)
     profiles = change(profiles)
     rewards = np.random.default_rng(1).standard_normal(profiles.tokens.shape[:2]).astype(np.float32)
     put = devices.split_batch((profiles, context_mask, rewards), mesh)
-    upper, trainable = devices.place(upper, mesh), devices.place(trainable, mesh)
-    state, losses = devices.place(OPTIMISER.init(trainable), mesh), []
-    score = dict(start=start, temperature=1.0, chunk=16)
-    old = policy.score(spec, upper, trainable, *put[:2], **score, accumulation=accumulation)
+    frozen, trained = (devices.place(tree, mesh, m.axes) for tree in (m.frozen, m.trained))
+    part = Part(trained, devices.place(OPTIMISER.init(trained), mesh, m.axes))
+    plan = m.plan(remat=mesh.size == 1, accumulation=accumulation)  # remat changes no number
+    old = policy.score(plan, frozen, trained, *put[:2])
     if accumulation > 1:  # the rows come back in order
-        np.testing.assert_allclose(old, policy.score(spec, upper, trainable, *put[:2], **score), atol=1e-5)
-    settings = STATIC | {
-        "start": start,
-        "remat": mesh.size == 1,
-        "accumulation": accumulation,
-    }  # remat changes no number
+        np.testing.assert_allclose(old, policy.score(m.plan(), frozen, trained, *put[:2]), atol=1e-5)
+    losses = []
     for _ in range(steps):
-        trainable, state, found = policy.update(spec, upper, trainable, state, *put[:2], old, put[2], **settings)
+        part, found = policy.update(plan, frozen, part, *put[:2], old, put[2])
         losses.append(float(found["loss"]))
-    jax.tree.map(np.testing.assert_array_equal, copied(upper), before[1])
-    return losses, found, before[0], trainable
+    jax.tree.map(np.testing.assert_array_equal, copied(frozen), before[1])
+    if accumulation == 1:
+        placed = devices.place(part.weights, mesh, m.axes)  # what comes out of a step lies where it went in
+        for (path, a), b in zip(jax.tree.leaves_with_path(part.weights), jax.tree.leaves(placed), strict=True):
+            assert a.sharding.is_equivalent_to(b.sharding, a.ndim), jax.tree_util.keystr(path)
+    return losses, found, before[0], part.weights
 
 
 def test_without_old_log_probs_the_first_update_is_the_same():
-    spec, trunk, upper, trainable, start = model("llama", "last_layers")
-    profiles, context_mask, _ = profiles_of(spec, trunk)
+    m = Model("llama", "last_layers")
+    profiles, context_mask, _ = profiles_of(m.lm)
     rewards = jnp.array(np.random.default_rng(1).standard_normal(profiles.tokens.shape[:2]), jnp.float32)
-    old = policy.score(spec, upper, trainable, profiles, context_mask, start=start, temperature=1.0, chunk=16)
+    old = policy.score(m.plan(), m.frozen, m.trained, profiles, context_mask)
     found = []
     for given in (old, None):
-        copy = jax.tree.map(jnp.copy, trainable)
-        state, settings = OPTIMISER.init(copy), STATIC | {"start": start, "remat": False}
-        found.append(policy.update(spec, upper, copy, state, profiles, context_mask, given, rewards, **settings))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[0][0], found[1][0])
-    assert found[1][2]["loss"] == pytest.approx(float(found[0][2]["loss"]), rel=1e-5)
-    assert found[1][2]["log_ratio_moved"] == 0
+        copy = jax.tree.map(jnp.copy, m.trained)
+        part = Part(copy, OPTIMISER.init(copy))
+        found.append(policy.update(m.plan(), m.frozen, part, profiles, context_mask, given, rewards))
+    weights = [part.weights for part, _ in found]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *weights)
+    assert found[1][1]["loss"] == pytest.approx(float(found[0][1]["loss"]), rel=1e-5)
+    assert found[1][1]["log_ratio_moved"] == 0
 
 
 def one_device():
-    return jax.make_mesh(
-        (1, 1, 1), devices.AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3
-    )
+    return devices.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
 def on_one():
-    return {trains: updates(one_device(), trains, 4) for trains in SETTINGS}
+    return {trains: updates(one_device(), trains, 4) for trains in FILTERS}
 
 
-@pytest.mark.parametrize("trains", SETTINGS)
+@pytest.mark.parametrize("trains", FILTERS)
 def test_updates_lower_the_loss_by_what_trains(on_one, trains):
     losses, found, before, after = on_one[trains]
     assert losses[0] > losses[1] > losses[2] > losses[3] and losses[3] < 0.97 * losses[0]
@@ -259,9 +268,6 @@ def test_eight_devices_do_what_one_does(on_one, trains, sizes):
     for name, value in on_one[trains][1].items():
         np.testing.assert_allclose(found[name], value, rtol=1e-3, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), copied(after), copied(on_one[trains][3]))
-    placed = devices.place(after, mesh)  # what comes out of a step lies where it went in
-    for (path, a), b in zip(jax.tree.leaves_with_path(after), jax.tree.leaves(placed), strict=True):
-        assert a.sharding.is_equivalent_to(b.sharding, a.ndim), jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (2, 2, 2)])

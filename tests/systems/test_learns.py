@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from lpt_jax import files
+from lpt_jax import files, train
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.data import made_up
 from lpt_jax.systems import profiles
@@ -24,7 +24,7 @@ def test_rlso_raises_the_reward_of_users_it_never_saw(loss, tmp_path, monkeypatc
     )  # fmt: skip
     config.evaluation.update(max_users=0, max_test_sessions=0, baselines="random,popularity", bootstrap=2000)
     config.checkpoint.every = 1000
-    results = profiles.train(finish(config), tmp_path)
+    results = train.train(profiles, finish(config), tmp_path)
     gain = results["gains"]["zero_shot->rlso"]
     assert gain["low"] > 0.03, gain
     assert results["rows"]["rlso"]["ndcg"] > results["rows"]["popularity"]["ndcg"] + 0.05

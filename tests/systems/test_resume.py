@@ -77,5 +77,5 @@ def test_killed_again_and_again_ends_with_the_same_numbers(whole, tmp_path):
     found = everything(tmp_path)
     assert found.keys() == whole.keys()
     assert [name for name in found if found[name] != whole[name]] == []
-    moved = [name for name in found if name[0] == "last" and "'policy'" in name[2]]
+    moved = [name for name in found if name[0] == "last" and "'lm'" in name[2]]
     assert len(moved) > 5 and ("metrics.jsonl", 9) in found

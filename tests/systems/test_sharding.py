@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType
 
 from lpt_jax import devices, files
+from lpt_jax import train as lpt_train
 from lpt_jax.data import made_up
 from lpt_jax.recommender import ProfileRecommender
 from lpt_jax.systems import profiles
@@ -35,13 +36,14 @@ def one_device(sizes):
 
 def train(workdir, mesh=None):
     """A whole training: (records, profiles by file and row, all ranks in order)."""
-    ranks, count = [], ProfileRecommender.ranks
+    ranks, rank = [], ProfileRecommender.rank
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made_up, "world", lambda seed: small_world()(seed, items=61))
-        patch.setattr(ProfileRecommender, "ranks", lambda *a, **k: ranks.append(count(*a, **k)) or ranks[-1])
+        patch.setattr(ProfileRecommender, "rank", lambda *a, **k: ranks.append(rank(*a, **k)) or ranks[-1])
         if mesh is None:
             patch.setattr(devices, "make_mesh", one_device)
-        results = profiles.train(small_config(CHANGES | {f"mesh.{k}": v for k, v in (mesh or {}).items()}), workdir)
+        config = small_config(CHANGES | {f"mesh.{k}": v for k, v in (mesh or {}).items()})
+        results = lpt_train.train(profiles, config, workdir)
     texts = {
         (file.name, line["row"]): line["profile"]
         for file in (workdir / "profiles").iterdir()

@@ -40,8 +40,19 @@ def small_world(users=USERS, world=made_up.world):
     return functools.partial(world, users=users)
 
 
+def recommender(config, workdir):
+    """The recommender of a run of LangPTune, all its prompts made."""
+    from lpt_jax import train
+    from lpt_jax.run import Run
+    from lpt_jax.systems import profiles
+
+    r = profiles.build(Run(config, Path(workdir)))
+    train.prepare(r)
+    return r
+
+
 def main(workdir, number=0, event="", part="", count=1):
-    from lpt_jax import trackers
+    from lpt_jax import trackers, train
     from lpt_jax.systems import profiles
 
     made_up.world = small_world()
@@ -58,7 +69,7 @@ def main(workdir, number=0, event="", part="", count=1):
 
     if number:
         sys.addaudithook(hook)
-    profiles.train(small_config(), Path(workdir))
+    train.train(profiles, small_config(), Path(workdir))
 
 
 if __name__ == "__main__":
