@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from lpt_jax import devices, ranking
 from lpt_jax.config import default
 from lpt_jax.errors import InputError
+from lpt_jax.models import decoder, layers, low_rank
 
 
 def mesh(data=-1, fsdp=1, model=1):
@@ -31,39 +33,47 @@ def test_sizes_that_do_not_fit_are_told(sizes):
         mesh(*sizes)
 
 
+@pytest.fixture(scope="module")
+def axes():
+    """The mesh axes that a decoder's parameters carry, LoRA's among them."""
+    lm = decoder.Decoder(decoder.DecoderSpec("llama", 100, 64, 2, 2, 1, 16, 128), nnx.Rngs(0))
+    low_rank.attach(lm, "q|down", 4, 8.0, jax.random.key(0))
+    return layers.axes_of(lm)
+
+
 @pytest.mark.parametrize(
     ("path", "shape", "wanted"),
     [
-        (("layers", "q"), (2, 64, 32), P(None, "fsdp", "model")),
-        (("layers", "o"), (2, 32, 64), P(None, "model", "fsdp")),
-        (("layers", "q"), (2, 63, 32), P(None, None, "model")),  # 63 rows don't divide by 2
-        (("embed",), (100, 64), P("model", "fsdp")),
-        (("head",), (64, 101), P("fsdp", None)),
-        (("layers", "down_lora_a"), (2, 128, 4), P(None, "model", "fsdp")),  # the rank takes what the side leaves
-        (("layers", "down_lora_b"), (2, 4, 64), P(None, None, "fsdp")),
-        (("layers", "q_lora_a"), (2, 64, 4), P(None, "fsdp", None)),
-        (("layers", "q_lora_b"), (2, 4, 32), P(None, "fsdp", "model")),
-        (("layers", "attn_norm"), (2, 64), P()),
-        (("0", "mu", "layers", "q"), (2, 64, 32), P(None, "fsdp", "model")),
+        ("upper.attention.q.kernel", (2, 64, 32), P(None, "fsdp", "model")),
+        ("upper.attention.o.kernel", (2, 32, 64), P(None, "model", "fsdp")),
+        ("upper.attention.q.kernel", (2, 63, 32), P(None, None, "model")),  # 63 rows don't divide by 2
+        ("embed.table", (100, 64), P("model", "fsdp")),
+        ("head.kernel", (64, 101), P("fsdp", None)),
+        ("upper.mlp.down.lora.a", (2, 128, 4), P(None, "model", "fsdp")),  # the rank takes what the side leaves
+        ("upper.mlp.down.lora.b", (2, 4, 64), P(None, None, "fsdp")),
+        ("upper.attention.q.lora.a", (2, 64, 4), P(None, "fsdp", None)),
+        ("upper.attention.q.lora.b", (2, 4, 32), P(None, "fsdp", "model")),
+        ("upper.attn_norm.scale", (2, 64), P()),
     ],
     ids=str,
 )
-def test_a_matrix_is_spread_by_its_name(path, shape, wanted):
-    assert devices.weight_partition(path, shape, mesh(2, 2, 2)) == wanted
+def test_a_matrix_is_spread_as_its_parameter_says(axes, path, shape, wanted):
+    assert devices.weight_partition(axes[tuple(path.split("."))], shape, mesh(2, 2, 2)) == wanted
 
 
-def test_weights_and_their_optimiser_lie_alike():
+def test_weights_and_their_optimiser_lie_alike(axes):
     """A quarter of q on each device, and of Adam's moments; norms and counts on all."""
-    weights = {"layers": {"q": jnp.ones((2, 64, 32)), "attn_norm": jnp.ones((2, 64))}}
+    weights = {
+        "upper": {"attention": {"q": {"kernel": jnp.ones((2, 64, 32))}}, "attn_norm": {"scale": jnp.ones((2, 64))}}
+    }
     spread = mesh(2, 2, 2)
-    placed = devices.place(weights, spread)
-    state = devices.place(optax.adamw(1e-3).init(weights), spread)
-    moments = state[0].mu["layers"]
-    for tree in (placed["layers"], moments):
-        assert tree["q"].addressable_shards[0].data.shape == (2, 32, 16)
-        assert tree["attn_norm"].sharding.is_fully_replicated
+    placed = devices.place(weights, spread, axes)
+    state = devices.place(optax.adamw(1e-3).init(weights), spread, axes)
+    for tree in (placed["upper"], state[0].mu["upper"]):
+        assert tree["attention"]["q"]["kernel"].addressable_shards[0].data.shape == (2, 32, 16)
+        assert tree["attn_norm"]["scale"].sharding.is_fully_replicated
     assert state[0].count.sharding.is_fully_replicated
-    np.testing.assert_array_equal(placed["layers"]["q"], weights["layers"]["q"])
+    jax.tree.map(np.testing.assert_array_equal, placed, weights)
 
 
 def test_a_batch_is_spread_over_data_and_fsdp_where_it_divides():

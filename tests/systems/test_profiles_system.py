@@ -1,17 +1,23 @@
 """LangPTune's phases and runs: every variant of RLSO, profiles that earn nothing, and the rows of the results."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from pyarrow import parquet
 
-from lpt_jax import files, rewards
+from lpt_jax import files, recommend, trackers, train
 from lpt_jax.data import made_up
 from lpt_jax.errors import InputError
-from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.generation import LanguageModel
+from lpt_jax.learning import contrastive, optimisers, policy
+from lpt_jax.learning.loop import Loop
+from lpt_jax.models import layers
+from lpt_jax.run import Interrupt, Run, Stop
 from lpt_jax.systems import profiles
-from tests.systems.tiny_run import small_config, small_world
+from tests.systems.tiny_run import recommender, small_config, small_world
 
 CALLS = []
 
@@ -20,13 +26,6 @@ def short_is_good(ranks, similarities, texts):
     """A reward of one's own: the fewer words, the more."""
     CALLS.append((ranks.shape, similarities.shape, texts))
     return jnp.array([[1 / (1 + len(text.split())) for text in row] for row in texts])
-
-
-class Samples(list):
-    """Stands in for the tracker."""
-
-    def sample(self, *record):
-        self.append(record)
 
 
 @pytest.fixture(scope="module")
@@ -38,36 +37,49 @@ def world():
 
 @pytest.fixture(scope="module")
 def shared(world, tmp_path_factory):
-    return ProfileRecommender(small_config(), tmp_path_factory.mktemp("run"))
+    return recommender(small_config(), tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
-def r(shared, monkeypatch):
-    monkeypatch.setattr(shared, "config", shared.config)
-    return shared
+def r(shared):
+    config = shared.config
+    yield shared
+    shared.config = config
+
+
+class Watched(policy.PolicyPhase):
+    """Keeps what a step's profiles earned, and the signal that they gave."""
+
+    def learn(self, part, rollout, number):
+        self.signal = np.asarray(rollout[-1])
+        return super().learn(part, rollout, number)
+
+    def numbers(self, profiles, texts, unended, earned, parts):
+        self.parts = parts
+        return super().numbers(profiles, texts, unended, earned, parts)
+
+
+def policy_phase(r, changes=()):
+    """RLSO alone with some settings changed, and a state to begin with."""
+    r.config = small_config(changes)
+    phase = Watched(r, optimisers.of(r.config.policy, 100)).at(0, 0)
+    state = train.initial_state(r, [phase])
+    phase.begin(state)
+    return phase, state
 
 
 def policy_step(r, changes=(), steps=1):
-    """The first updates of RLSO alone with some settings changed: (state, metrics of the last, samples)."""
-    r.config = small_config(changes)
-    state, samples = r.initial_state({"policy": 0}), Samples()
-    phase = profiles.policy_phase(r, 0, samples)
-    phase.begin(state, 0)
+    """The first updates of RLSO: the state, metrics of the last, the samples and the phase."""
+    (phase, state), samples = policy_phase(r, changes), []
     for step in range(steps):
-        state, found = phase.step(state, step)
-    return state, {name: float(value) for name, value in found.items()}, samples
+        state, report = phase.step(state, step)
+        samples.append(report.sample)
+    return state, {name: float(value) for name, value in report.metrics.items()}, samples, phase
 
 
 def moved(r, state):
-    """How far each weight of the policy has moved at most."""
-    return jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state["policy"], r.fresh_policy())
-
-
-def captured(monkeypatch, name):
-    """The results of all calls of a function of rewards."""
-    found, function = [], getattr(rewards, name)
-    monkeypatch.setattr(rewards, name, lambda *a: found.append(function(*a)) or found[-1])
-    return found
+    """How far each weight of the language model has moved at most."""
+    return jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state["lm"].weights, r.fresh("lm"))
 
 
 def pairs(values):
@@ -77,18 +89,17 @@ def pairs(values):
     return np.mean((values[:, i] - values[:, j]) ** 2)
 
 
-def test_the_first_step_is_papers(r, monkeypatch):
+def test_the_first_step_is_papers(r):
     """At first π = π_ref: no KL, and REBEL's loss is that of the whitened rewards' differences, η² (r_i - r_j)²."""
-    whitened = captured(monkeypatch, "whiten")
-    state, found, samples = policy_step(r, {"policy.epochs": 1, "policy.eta": 0.5, "policy.samples": 3})
+    state, found, samples, phase = policy_step(r, {"policy.epochs": 1, "policy.eta": 0.5, "policy.samples": 3})
     assert found["kl"] == pytest.approx(0, abs=1e-5)
-    assert found["loss"] == pytest.approx(0.25 * pairs(whitened[0]), rel=1e-4)
-    np.testing.assert_allclose([whitened[0].mean(), whitened[0].std()], [0, 1], atol=1e-3)
-    assert min(jax.tree.leaves(moved(r, state)["layers"])) > 0
-    assert set(state["policy"]) == {"layers", "final_norm", "head"}  # the last layer, and what stands above it
-    assert state["policy"]["layers"]["q"].shape[0] == 1
-    place, values = samples[0][:3], samples[0][3]
-    assert place == (0, "policy", 1) and values["reward/total"] == pytest.approx(values["reward/metric"], abs=1e-5)
+    assert found["loss"] == pytest.approx(0.25 * pairs(phase.signal), rel=1e-4)
+    np.testing.assert_allclose([phase.signal.mean(), phase.signal.std()], [0, 1], atol=1e-3)
+    assert min(jax.tree.leaves(moved(r, state)["upper"])) > 0
+    weights, values = state["lm"].weights, samples[0]
+    assert set(weights) == {"upper", "final_norm", "head"}  # the last layer, and what stands above it
+    assert weights["upper"]["attention"]["q"]["kernel"].shape[0] == 1
+    assert values["reward/total"] == pytest.approx(values["reward/metric"], abs=1e-5)
     rank = values["ranks"][0]
     assert values["reward/metric"] == pytest.approx(1 / np.log2(1 + rank), rel=1e-5)
 
@@ -110,11 +121,11 @@ def test_the_first_step_is_papers(r, monkeypatch):
 )
 def test_variants_of_rlso(r, changes):
     CALLS.clear()
-    state, found, samples = policy_step(r, changes, steps=2)
+    state, found, _, _ = policy_step(r, changes, steps=2)
     assert np.isfinite(list(found.values())).all() and found["grad_norm"] > 0 and 0 < found["reward/metric"] < 1
-    assert found["kl"] != 0 and min(jax.tree.leaves(moved(r, state)["layers"])) > 0
+    assert found["kl"] != 0 and min(jax.tree.leaves(moved(r, state)["upper"])) > 0
     settings = r.config.policy
-    counts = [a for a in jax.tree.leaves(state["policy_optimiser"]) if a.dtype == jnp.int32]
+    counts = [a for a in jax.tree.leaves(state["lm"].optimiser) if a.dtype == jnp.int32]
     assert {int(count) for count in counts} == {2 * settings.epochs * settings.minibatches}
     if ":" in settings.reward:
         (ranks, similarities, texts), shape = CALLS[-1], (settings.users, settings.samples)
@@ -124,27 +135,28 @@ def test_variants_of_rlso(r, changes):
 
 
 def test_lora_trains_alone(world, tmp_path):
-    r = ProfileRecommender(small_config({"policy.trains": "lora"}), tmp_path)
-    before = jax.tree.map(np.array, [r.upper, r.trunk])
-    state, found, _ = policy_step(r, {"policy.trains": "lora"}, steps=2)
-    assert all("_lora_" in name for name in state["policy"]["layers"]) and found["kl"] != 0
-    assert min(jax.tree.leaves(moved(r, state)["layers"])) > 0
-    jax.tree.map(np.testing.assert_array_equal, before, [r.upper, r.trunk])
+    r = recommender(small_config({"policy.trains": "lora"}), tmp_path)
+    before = jax.tree.map(np.array, r.lm.frozen)
+    state, found, _, _ = policy_step(r, {"policy.trains": "lora"}, steps=2)
+    paths = [path for path, _ in jax.tree.leaves_with_path(state["lm"].weights)]
+    assert paths and all(path[-2].key == "lora" for path in paths) and found["kl"] != 0
+    assert min(jax.tree.leaves(moved(r, state)["upper"])) > 0
+    jax.tree.map(np.testing.assert_array_equal, before, r.lm.frozen)
 
 
 @pytest.mark.parametrize("trains", ["last_layers", "lora"])
 def test_frozen_layers_in_a_list_change_nothing(world, tmp_path, trains):
     """lm.layers=listed: the same profiles, rewards and trained weights."""
     found = []
-    for layers in ("stacked", "listed"):
-        changes = {"policy.trains": trains, "lm.layers": layers}
-        r = ProfileRecommender(small_config(changes), tmp_path)
-        assert isinstance((r.upper if trains == "lora" else r.trunk)["layers"], list if layers == "listed" else dict)
-        state, metrics, samples = policy_step(r, changes, steps=2)
+    for kind in ("stacked", "listed"):
+        changes = {"policy.trains": trains, "lm.layers": kind}
+        r = recommender(small_config(changes), tmp_path)
+        frozen = r.lm.frozen["upper" if trains == "lora" else "lower"]
+        assert layers.is_listed(frozen["mlp"]["up"]["kernel"]) == (kind == "listed")
+        state, metrics, samples, _ = policy_step(r, changes, steps=2)
         metrics = {n: v for n, v in metrics.items() if "seconds" not in n}
-        found.append(
-            (state["policy"], metrics, [s[3]["profile"] for s in samples], r.write("validation", None, 0, 0.0))
-        )
+        profiles_of = [s["profile"] for s in samples], r.write(state["lm"].weights, "validation")
+        found.append((state["lm"].weights, metrics, *profiles_of))
     assert found[1][2:] == found[0][2:]
     assert found[1][1] == pytest.approx(found[0][1], rel=1e-4, abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[1][0], found[0][0])
@@ -152,18 +164,17 @@ def test_frozen_layers_in_a_list_change_nothing(world, tmp_path, trains):
 
 def test_empty_and_overlong_profiles_earn_nothing_and_ties_are_counted(r, monkeypatch):
     """Of 8 users with 2 profiles: the first's are empty, the second's too long, the third's and fourth's alike."""
-    parts = captured(monkeypatch, "parts")
-    texts_of = r.writer.texts
-    long = ["space " * (r.profile_limit + 1), "crime " * (r.profile_limit + 1)]
+    texts_of, limit = r.lm.texts, r.embedder.profile_limit
+    long = ["space " * (limit + 1), "crime " * (limit + 1)]
 
     def texts(sampled):
         texts, unended = texts_of(sampled)
         return [["", " "], long, ["space"] * 2, ["crime alibi"] * 2, *texts[4:]], unended
 
-    monkeypatch.setattr(r.writer, "texts", texts)
-    _, found, _ = policy_step(r)
+    monkeypatch.setattr(r.lm, "texts", texts)
+    _, found, _, phase = policy_step(r)
     assert found["empty"] == 2 / 16 and found["invalid"] == 4 / 16
-    earned = np.asarray(parts[0]["metric"] + parts[0]["invalid"])
+    earned = np.asarray(phase.parts["metric"] + phase.parts["invalid"])
     assert (earned[:2] == 0).all() and (earned[2:] > 0).all()
     assert found["reward"] == pytest.approx(earned.mean(), abs=1e-5)
     assert found["tied"] == np.mean(earned[:, 0] == earned[:, 1]) >= 4 / 8
@@ -171,39 +182,69 @@ def test_empty_and_overlong_profiles_earn_nothing_and_ties_are_counted(r, monkey
 
 
 def test_a_batch_whose_profiles_all_tie_is_counted_and_teaches_nothing(r, monkeypatch):
-    texts_of = r.writer.texts
-    monkeypatch.setattr(r.writer, "texts", lambda p: ([["space"] * 2] * 8, texts_of(p)[1]))
-    state, found, _ = policy_step(r, {"policy.kl_coef": 0.0, "policy.epochs": 1})
+    texts_of = r.lm.texts
+    monkeypatch.setattr(r.lm, "texts", lambda p: ([["space"] * 2] * 8, texts_of(p)[1]))
+    state, found, _, _ = policy_step(r, {"policy.kl_coef": 0.0, "policy.epochs": 1})
     assert found["batch_tied"] == 1 and found["tied"] == 1 and found["spread"] == 0
     assert found["loss"] == pytest.approx(0, abs=1e-9) and max(jax.tree.leaves(moved(r, state))) < 1e-6
 
 
-def test_contrastive_phase_leaves_empty_profiles_out(r, monkeypatch):
-    state = r.initial_state({"encoder": 0, "policy": 0})
-    phase = profiles.contrastive_phase(r, 0)
-    sizes, indices = [], profiles.batches.indices
-    monkeypatch.setattr(profiles.batches, "indices", lambda n, *a: sizes.append(n) or indices(n, *a))
-    train = r.data.sessions["train"]
-    monkeypatch.setattr(r, "write", lambda split, *a: ["", *["space"] * (len(r.data.sessions[split]) - 1)])
-    phase.begin(state, 0)
-    before = jax.tree.map(np.array, [state["encoder"], state["policy"]])
-    state, found = phase.step(state, 0)
-    assert sizes == [len(train) - 1] and np.isfinite(float(found["loss"]))
-    jax.tree.map(np.testing.assert_array_equal, before[1], state["policy"])  # truly frozen
-    assert float(jnp.abs(state["encoder"]["word"] - before[0]["word"]).max()) > 0
-    monkeypatch.setattr(r, "write", lambda split, *a: [" "] * len(r.data.sessions[split]))
+def contrastive_phase(r, texts):
+    """CL alone on these texts, and a state of both models."""
+    optimiser = optimisers.of(r.config.contrastive, 100)
+    phase = contrastive.ContrastivePhase(r, "contrastive", "embedder", optimiser, texts).at(0, 0)
+    return phase, train.initial_state(r, [phase, policy.PolicyPhase(r, optimiser)])
+
+
+def test_contrastive_phase_leaves_empty_profiles_out(r):
+    def texts(phase, state):
+        return tuple(["", *["space"] * (len(r.sessions[split]) - 1)] for split in ("train", "validation"))
+
+    phase, state = contrastive_phase(r, texts)
+    phase.begin(state)
+    assert sorted({row for row, _ in phase.pairs}) == list(range(1, len(r.sessions["train"])))
+    before = jax.tree.map(np.array, {name: part.weights for name, part in state.items()})
+    state, report = phase.step(state, 0)
+    assert np.isfinite(float(report.metrics["loss"]))
+    jax.tree.map(np.testing.assert_array_equal, before["lm"], state["lm"].weights)  # truly frozen
+    word = state["embedder"].weights["encoder"]["word"]["table"]
+    assert float(jnp.abs(word - before["embedder"]["encoder"]["word"]["table"]).max()) > 0
+    phase, _ = contrastive_phase(r, lambda phase, state: ([" "] * len(r.sessions["train"]), []))
     with pytest.raises(InputError, match="Every training profile is empty"):
-        phase.begin(state, 0)
+        phase.begin(state)
+
+
+def test_a_contrastive_phase_alone(r):
+    """begin, step and validate need no loop, and the same step from the same state gives the same numbers."""
+    results = []
+    for _ in range(2):
+        phase, state = contrastive_phase(r, profiles.written_profiles)
+        phase.begin(state)
+        state, report = phase.step(state, 1)
+        results.append(({n: float(v) for n, v in report.metrics.items()}, phase.validate(state)))
+    assert results[0] == results[1] and set(results[0][0]) == {"loss", "accuracy", "grad_norm"}
+    assert 0 < results[0][1]["val/ndcg"] < 1
+
+
+def test_a_policy_phase_alone(r):
+    results = []
+    for _ in range(2):
+        phase, state = policy_phase(r)
+        state, report = phase.step(state, 1)
+        numbers = {n: float(v) for n, v in report.metrics.items() if "seconds" not in n}
+        results.append((numbers, report.sample, phase.validate(state)))
+    assert results[0] == results[1] and 0 < results[0][2]["val/ndcg"] < 1
 
 
 def test_the_schedule(r):
     r.config = small_config({"iterations": 2, "evaluation.baselines": "history_trained"})
-    names = [(p.name, p.part, p.iteration) for p in profiles.schedule(r, None)]
-    phases = [("contrastive", "encoder"), ("policy", "policy")]
+    schedule = profiles.schedule(r)
+    phases = [("contrastive", "embedder"), ("policy", "lm")]
     wanted = [(*phase, i) for i in range(2) for phase in phases] + [("control", "control", i) for i in range(2)]
-    assert names == wanted
+    assert [(p.name, p.part, p.iteration) for p in schedule] == wanted
+    assert [p.place for p in schedule] == list(range(6))
     r.config = small_config({"phases": "policy", "evaluation.baselines": "history_trained"})
-    assert [p.name for p in profiles.schedule(r, None)] == ["policy"]
+    assert [p.name for p in profiles.schedule(r)] == ["policy"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +263,7 @@ def test_the_schedule(r):
 def test_whole_runs(world, tmp_path, changes, rows):
     small = {"contrastive.steps": 1, "policy.steps": 1, "evaluation.bootstrap": 20}
     config = small_config(changes | small)
-    results = profiles.train(config, tmp_path)
+    results = train.train(profiles, config, tmp_path)
     assert list(results["rows"]) == rows
     steps = rows[rows.index("zero_shot") :]
     assert set(results["gains"]) == {f"{a}->{b}" for a, b in [*zip(steps, steps[1:]), (steps[0], steps[-1])]}
@@ -232,70 +273,102 @@ def test_whole_runs(world, tmp_path, changes, rows):
     records = files.read_jsonl(tmp_path / "metrics.jsonl")
     assert [(r["phase"], r["step"]) for r in records] == [(name, step) for name in phases for step in (0, 1)]
     assert {"report.html", "report.md", "results.json", "samples.jsonl"} <= {p.name for p in tmp_path.iterdir()}
-    again = profiles.evaluate(config, tmp_path)
+    again = train.test_again(profiles, config, tmp_path)
     assert again["rows"] == results["rows"] and again["gains"] == results["gains"]
-    written = profiles.write_profiles(config, tmp_path, tmp_path / "out.jsonl", "test")
+    written = train.write_profiles(profiles, config, tmp_path, tmp_path / "out.jsonl", "test")
     ours = [file for row in reversed(steps) for file in tmp_path.glob(f"profiles/{row}-*-test.jsonl")]
     kept = {line["row"]: line["profile"] for line in files.read_jsonl(ours[0])}  # steps of one policy share a file
     assert written == [kept[i] for i in range(len(written))]
 
 
-def test_an_unfinished_run_is_not_tested(r, tmp_path, monkeypatch):
-    r.config = small_config()
-    monkeypatch.setattr(profiles, "trained", lambda *a: (r, profiles.schedule(r, None), {}, {"position": 1, "step": 3}))
-    with pytest.raises(InputError, match=r"has not finished \(policy, step 3\): go on with --mode=train"):
-        profiles.evaluate(r.config, tmp_path)
+def stopped_after(config, workdir, steps):
+    """A run that was asked to stop after so many steps of its first phase."""
+    run = Run(config, workdir, Interrupt())
+    r = train.started(profiles, run)
+    train.prepare(r)
+    phases = profiles.schedule(r)
+
+    class Asking(trackers.Silent):
+        def log(self, iteration, phase, step, global_step, values):
+            run.interrupt.asked = step == steps
+
+        def written(self):
+            return {}
+
+    try:
+        with pytest.raises(Stop):
+            Loop(phases, config, workdir, Asking(), run.interrupt).run(train.initial_state(r, phases))
+    finally:
+        run.interrupt.close()
+    return phases
 
 
-def test_a_table_equals_the_lines_and_a_killed_call_goes_on(r, tmp_path, monkeypatch, capsys):
-    r.use_policy(r.fresh_policy())
-    monkeypatch.setattr(r, "profile_limit", 4)
-    monkeypatch.setattr(profiles, "trained", lambda *a: (r, None, None, {"global_step": 7}))
-    texts = profiles.write_profiles(r.config, tmp_path, tmp_path / "out.jsonl", "train")
-    lines, sample, calls = files.read_jsonl(tmp_path / "out.jsonl"), r.writer.sample, []
+def test_an_unfinished_run_is_not_tested_but_used(world, tmp_path, capsys):
+    config = small_config({"evaluation.baselines": "random"})
+    stopped_after(config, tmp_path, 3)
+    with pytest.raises(InputError, match=r"has not finished \(contrastive, step 3\): go on with --mode=train"):
+        train.test_again(profiles, config, tmp_path)
+    assert "Profile: " in recommend.run(profiles, config, tmp_path, "profile", "space comet", 3)
+
+
+class Sampling(LanguageModel):
+    """A language model that counts its batches, and is killed at one of them if asked."""
+
+    calls, dies_at = [], 0
+
+    def sample(self, *given):
+        if self.dies_at and len(self.calls) == self.dies_at - 1:
+            raise KeyboardInterrupt
+        self.calls.append(given)
+        return super().sample(*given)
+
+
+def test_a_table_equals_the_lines_and_a_killed_call_goes_on(world, tmp_path, capsys):
+    config = small_config({"embedder.max_profile_tokens": 4})
+    stopped_after(config, tmp_path, 3)
+
+    def build(run):
+        r = profiles.build(run)
+        r.lm.__class__ = Sampling
+        return r
+
+    system = types.SimpleNamespace(**{**vars(profiles), "build": build})
+    texts = train.write_profiles(system, config, tmp_path, tmp_path / "out.jsonl", "train")
+    lines, r = files.read_jsonl(tmp_path / "out.jsonl"), recommender(config, tmp_path)
     assert [line["profile"] for line in sorted(lines, key=lambda line: line["row"])] == texts
     for line in lines:
-        length = len(r.ranker.tokenizer(r.encoder_spec.query_prefix + line["profile"])["input_ids"])
-        assert line["over_long"] == (length > 4) and line["empty"] == (not line["profile"].strip())
+        assert line["over_long"] == (r.embedder.length(line["profile"]) > 4)
+        assert line["empty"] == (not line["profile"].strip())
         assert line["user"] == r.sessions["train"][line["row"]].user and (line["ended"] or line["tokens"] == 6)
     assert any(line["over_long"] for line in lines)
-
-    def killed(*given):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(given)
-        return sample(*given)
-
-    output, part = tmp_path / "out.parquet", tmp_path / "out.parquet.train-7.part"
-    monkeypatch.setattr(r.writer, "sample", killed)
+    output, part = tmp_path / "out.parquet", tmp_path / "out.parquet.train-3.part"
+    Sampling.calls, Sampling.dies_at = [], 3
     with pytest.raises(KeyboardInterrupt):
-        profiles.write_profiles(r.config, tmp_path, output, "train")
+        train.write_profiles(system, config, tmp_path, output, "train")
     assert files.read_jsonl(part) == lines[:32] and not output.exists()
     with open(part, "a", encoding="utf-8") as file:
         file.write('{"row": 3, "user": "us')
-    monkeypatch.setattr(r.writer, "sample", lambda *a: calls.append(a) or sample(*a))
+    Sampling.dies_at = 0
     capsys.readouterr()
-    assert profiles.write_profiles(r.config, tmp_path, output, "train") == texts
+    assert train.write_profiles(system, config, tmp_path, output, "train") == texts
     assert parquet.read_table(output).to_pylist() == lines and not list(tmp_path.glob("*.part"))
-    assert len(calls) == -(-len(texts) // 16) > 3
+    assert len(Sampling.calls) == -(-len(texts) // 16) > 3
     assert f"| 32/{len(texts)} [" in capsys.readouterr().err  # those that were there are no part of the rate
 
 
 def test_an_output_of_another_kind(tmp_path):
     with pytest.raises(InputError, match=r"--output=.*out\.csv won't do: its name must end in \.jsonl or \.parquet"):
-        profiles.write_profiles(None, tmp_path, tmp_path / "out.csv", "test")
+        train.write_profiles(profiles, None, tmp_path, tmp_path / "out.csv", "test")
 
 
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--output=.*out\.jsonl can't be written \(.+\): name another file"):
-        profiles.write_profiles(None, tmp_path, tmp_path / "file/out.jsonl", "test")
+        train.write_profiles(profiles, None, tmp_path, tmp_path / "file/out.jsonl", "test")
 
 
 def test_the_held_out_reward_is_the_validation_profiles_own(r):
-    r.config = small_config({"policy.reward": f"{__name__}:short_is_good"})
-    state, phase = r.initial_state({"policy": 0}), profiles.policy_phase(r, 0, None)
-    phase.begin(state, 0)
-    found, texts = phase.validate(state), r.write("validation", None, 0, 0.0)
+    phase, state = policy_phase(r, {"policy.reward": f"{__name__}:short_is_good"})
+    found, texts = phase.validate(state), r.write(state["lm"].weights, "validation")
     wanted = np.mean([bool(text.strip()) / (1 + len(text.split())) for text in texts])
     assert found["val/reward"] == pytest.approx(wanted, rel=1e-5)
