@@ -24,39 +24,56 @@ def pairs(options) -> tuple[list[str], list[str]]:
     return given["profiles"], given["chosen"]
 
 
+def our_encoder(options, dtype: str):
+    """The folder's DualEncoder, its graph, and its weights on the device."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from lpt_jax import devices, similarity
+    from lpt_jax.models import layers
+
+    dual = similarity.DualEncoder.load(str(options.folder / "encoder"))
+    dual.set_attributes(dtype=devices.product_type(dtype))
+    graph, weights = nnx.split(dual)
+    return dual, graph, jax.tree.map(jnp.array, layers.plain(weights))
+
+
 def our_step(options, dtype: str):
     """contrastive.update; returns the loss."""
     import jax
     import jax.numpy as jnp
     import optax
 
-    from lpt_jax import devices, similarity
+    from lpt_jax import similarity
     from lpt_jax.data import batches
     from lpt_jax.learning import contrastive
-    from lpt_jax.models import weights
+    from lpt_jax.learning.loop import Part
 
-    loaded = weights.load_encoder(str(options.folder / "encoder"))
-    optimiser, dtype = optax.adamw(RATE, weight_decay=0.0), devices.product_type(dtype)
-    held = {"weights": jax.tree.map(jnp.array, loaded.weights)}
-    held["state"] = optimiser.init(held["weights"])
-    rows = sum(
-        (batches.tokenise(loaded.tokenizer, texts, limit)[0] for texts, limit in zip(pairs(options), LIMITS)), []
-    )
-    room, most = similarity.line_of(max(map(len, rows)))
-    lines, count = batches.packed([len(row) for row in rows], room, most), len(rows) // 2
+    dual, graph, weights = our_encoder(options, dtype)
+    tokenizer, optimiser = dual.tokenizer, optax.adamw(RATE, weight_decay=0.0)
+    part = Part(weights, optimiser.init(weights))
+    rows = sum((batches.tokenise(tokenizer, texts, limit)[0] for texts, limit in zip(pairs(options), LIMITS)), [])
+    (room, most), count = similarity.line_of(max(map(len, rows))), len(rows) // 2
     size = math.ceil(1.1 * sum(map(len, rows)) / room)  # as a contrastive phase has it
-    tokens, texts, where = batches.pack(rows, lines, max(size, len(lines)), room, most, loaded.pad_id)
-    where = where[np.argsort(sum(lines, []))]
-    batch = {"tokens": tokens, "texts": texts, "profiles": where[:count], "items": where[count:],
-             "correction": np.zeros(count, np.float32), "excluded": np.zeros((count, count), bool)}  # fmt: skip
+    size_of = lambda lines, _: max(size, lines)  # noqa: E731
+    (packed,) = batches.packs(rows, room, most, dual.encoder.source.pad_id, size_of)
+    where = packed.places_of_rows()
+    batch = {
+        "tokens": packed.tokens,
+        "texts": packed.texts,
+        "profiles": where[:count],
+        "items": where[count:],
+        "correction": np.zeros(count, np.float32),
+        "excluded": np.zeros((count, count), bool),
+    }
     batch = jax.tree.map(jnp.asarray, batch)
+    plan = contrastive.Plan(graph, optimiser, TEMPERATURE, most, remat=False)
 
     def run():
-        held["weights"], held["state"], found = contrastive.update(
-            loaded.spec, held["weights"], held["state"], batch, optimiser=optimiser, temperature=TEMPERATURE,
-            most=most, dtype=dtype, remat=False,
-        )  # fmt: skip
-        jax.block_until_ready(held)
+        nonlocal part
+        part, found = contrastive.update(plan, part, batch)
+        jax.block_until_ready(part)
         return float(found["loss"])
 
     return run
@@ -129,17 +146,13 @@ def torch_step(options, cast: bool):
 
 def our_catalogue(options, dtype: str):
     """similarity.embed_texts, in the folder's own order; returns the embeddings."""
-    import jax
-    import jax.numpy as jnp
+    from lpt_jax import similarity
 
-    from lpt_jax import devices, similarity
-    from lpt_jax.models import weights
-
-    loaded, texts = weights.load_encoder(str(options.folder / "encoder")), inputs.read(options.folder)["catalogue"]
-    on_device, dtype = jax.tree.map(jnp.asarray, loaded.weights), devices.product_type(dtype)
+    dual, graph, weights = our_encoder(options, dtype)
+    texts = inputs.read(options.folder)["catalogue"]
 
     def run():
-        return similarity.embed_texts(loaded.spec, on_device, loaded.tokenizer, texts, BATCH, LIMITS[1], dtype=dtype)[0]
+        return similarity.embed_texts(graph, weights, dual.encoder, texts, BATCH, LIMITS[1])[0]
 
     return run
 
@@ -196,7 +209,7 @@ def step_needs(options, dtype: str) -> dict:
     from lpt_jax import devices
 
     lengths = sum((_lengths(options, texts, limit) for texts, limit in zip(pairs(options), LIMITS)), [])
-    spec = inputs.specs(options.folder, "float32")[1]
+    spec = inputs.specs(options.folder)[1]
     return {"whole": [floors.contrastive(spec, lengths, devices.product_type(dtype))]}
 
 
@@ -206,7 +219,7 @@ def catalogue_needs(options, dtype: str) -> dict:
     from lpt_jax import devices
 
     texts = inputs.read(options.folder)["catalogue"]
-    spec = inputs.specs(options.folder, "float32")[1]
+    spec = inputs.specs(options.folder)[1]
     return {"whole": [floors.embedding(spec, _lengths(options, texts, LIMITS[1]), devices.product_type(dtype))]}
 
 

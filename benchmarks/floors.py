@@ -2,16 +2,17 @@
 
 No machine does a part faster than its operations at the matmul rate, nor than its bytes at the copy rate: the part's
 floor is the longer of the two times, and the floors of stages that follow one another add up. Operations are counted
-as in lpt_jax/check.py; only real tokens count, and what two sides share counts once.
+as in operations.py; only real tokens count, and what two sides share counts once.
 """
 
 import dataclasses
-import math
 
 import jax
+from flax import nnx
 
-from lpt_jax import check
-from lpt_jax.models import encoder as encoder_lib
+from benchmarks.operations import embedding_operations, pass_operations
+from lpt_jax.models import layers
+from lpt_jax.models.encoder import TextEncoder
 
 BYTES = {"float32": 4, "bfloat16": 2}
 ADAMW = 8 * 4  # bytes a trained weight: it, its gradient and two moments, each float32, read and written once
@@ -31,66 +32,66 @@ def layer_weights(spec) -> float:
     return 2 * spec.width * (spec.heads + spec.kv_heads) * spec.head_dim + 3 * spec.width * spec.hidden
 
 
-def cache_bytes(spec, tokens: float) -> float:
+def cache_bytes(spec, dtype: str, tokens: float) -> float:
     """Bytes of the keys and values of so many tokens in all layers."""
-    return tokens * 2 * spec.layers * spec.kv_heads * spec.head_dim * BYTES[spec.dtype]
+    return tokens * 2 * spec.layers * spec.kv_heads * spec.head_dim * BYTES[dtype]
 
 
 def encoder_weights(spec) -> float:
     """All weights of an encoder, its word table included."""
-    sizes = jax.tree.leaves(encoder_lib.shapes(spec), is_leaf=lambda leaf: isinstance(leaf, tuple))
-    return sum(map(math.prod, sizes))
+    encoder = nnx.eval_shape(lambda: TextEncoder(spec, nnx.Rngs(0)))
+    return sum(shape.size for shape in jax.tree.leaves(layers.plain(nnx.state(encoder))))
 
 
-def prefill(spec, users: int, prompt: float) -> Need:
+def prefill(spec, dtype: str, users: int, prompt: float) -> Need:
     """The prompts' keys and values in every layer."""
     return Need(
-        check.pass_operations(spec, users, prompt, 0, 0, spec.layers, top=True),
-        spec.layers * layer_weights(spec) * BYTES[spec.dtype] + cache_bytes(spec, users * prompt),
+        pass_operations(spec, users, prompt, 0, 0, spec.layers, top=True),
+        spec.layers * layer_weights(spec) * BYTES[dtype] + cache_bytes(spec, dtype, users * prompt),
         "each prompt once through the layers (of the last only its keys and values); weights read, cache written once",
     )
 
 
-def decode(spec, users: int, prompt: float, rows: int, length: int) -> Need:
+def decode(spec, dtype: str, users: int, prompt: float, rows: int, length: int) -> Need:
     """`rows` profiles of `length` tokens in all, one token of each a step."""
     head = spec.width * spec.vocab
-    step = (spec.layers * layer_weights(spec) + head) * BYTES[spec.dtype]
-    step += cache_bytes(spec, users * prompt + rows * (length + 1) / 2)
+    step = (spec.layers * layer_weights(spec) + head) * BYTES[dtype]
+    step += cache_bytes(spec, dtype, users * prompt + rows * (length + 1) / 2)
     return Need(
-        check.pass_operations(spec, 0, prompt, rows, length, spec.layers) + 2 * rows * length * head,
+        pass_operations(spec, 0, prompt, rows, length, spec.layers) + 2 * rows * length * head,
         length * step,
         "each step reads all weights, each prompt's cache once, and on average half of the profiles' own",
     )
 
 
-def scoring(spec, users: int, prompt: float, rows: int, length: int, depth: int) -> Need:
+def scoring(spec, dtype: str, users: int, prompt: float, rows: int, length: int, depth: int) -> Need:
     """Log-probabilities of the profiles by the top `depth` layers, from the hidden states below them."""
     tokens, head = users * prompt + rows * length, spec.width * spec.vocab
     return Need(
-        check.pass_operations(spec, users, prompt, rows, length, depth, top=True) + 2 * rows * length * head,
-        (depth * layer_weights(spec) + head) * BYTES[spec.dtype] + tokens * spec.width * 4,
+        pass_operations(spec, users, prompt, rows, length, depth, top=True) + 2 * rows * length * head,
+        (depth * layer_weights(spec) + head) * BYTES[dtype] + tokens * spec.width * 4,
         f"the top {depth} layers over prompts and profiles once, the head over profiles; weights and states read",
     )
 
 
-def update(spec, users: int, prompt: float, rows: int, length: int, depth: int) -> Need:
+def update(spec, dtype: str, users: int, prompt: float, rows: int, length: int, depth: int) -> Need:
     """One step on the top `depth` layers: forward, both derivatives, AdamW; the head is frozen."""
-    head, once = spec.width * spec.vocab, scoring(spec, users, prompt, rows, length, depth)
-    layers = once.operations - 2 * rows * length * head
+    head, once = spec.width * spec.vocab, scoring(spec, dtype, users, prompt, rows, length, depth)
+    passed = once.operations - 2 * rows * length * head
     return Need(
-        3 * layers + 2 * 2 * rows * length * head,
+        3 * passed + 2 * 2 * rows * length * head,
         2 * once.bytes + depth * layer_weights(spec) * ADAMW,
         "three passes over the trained layers, two over the frozen head; states read twice, 32 bytes a trained weight",
     )
 
 
-def training(spec, rows: int, length: int) -> Need:
+def training(spec, dtype: str, rows: int, length: int) -> Need:
     """A next-token step over all layers and the tied head."""
-    layers = check.pass_operations(spec, rows, length, 0, 0, spec.layers)
+    passed = pass_operations(spec, rows, length, 0, 0, spec.layers)
     head = spec.width * spec.vocab
     return Need(
-        3 * (layers + 2 * rows * length * head),
-        (spec.layers * layer_weights(spec) + head) * (2 * BYTES[spec.dtype] + ADAMW),
+        3 * (passed + 2 * rows * length * head),
+        (spec.layers * layer_weights(spec) + head) * (2 * BYTES[dtype] + ADAMW),
         "three passes over layers and head; weights read twice, and 32 bytes each for AdamW",
     )
 
@@ -98,7 +99,7 @@ def training(spec, rows: int, length: int) -> Need:
 def embedding(spec, lengths, dtype: str) -> Need:
     """Embedding texts of these lengths in tokens."""
     return Need(
-        sum(check.embedding_operations(spec, 1, n) for n in lengths),
+        sum(embedding_operations(spec, 1, n) for n in lengths),
         spec.layers * (4 * spec.width**2 + 2 * spec.width * spec.hidden) * BYTES[dtype],
         "each text's real tokens once through the layers; the layers' weights read once",
     )

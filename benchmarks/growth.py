@@ -27,32 +27,26 @@ SMALL_AXES = {axis: tuple(2 * n for n in (1, 2, 4)) for axis in BASE} | {
 HISTORY, TEXT, TEXTS, REPEATS = 128, 32, 64, 3
 
 
-def timed(function, *arguments, carried=(), **static):
-    """Seconds and planned bytes of a jitted function, and its result; the first argument is a spec, or there is none.
+def timed(function, static: dict, given: dict, carried: str = ""):
+    """Seconds and planned bytes of a jitted function, and its result; its static and its other arguments by name.
 
-    carried: the numbers of arguments that are donated, which the first results replace.
+    carried: an argument that is donated, which the first result replaces.
     """
     import jax
 
-    compiled = function.lower(*arguments, **static).compile()
+    compiled = function.lower(**static, **given).compile()
     planned = compiled.memory_analysis()
     own = planned.argument_size_in_bytes + planned.output_size_in_bytes - planned.alias_size_in_bytes
-    given, seconds, out = [a for a in arguments if not _is_spec(a)], [], None
-    where = {at: jax.tree.map(lambda a: a.sharding, given[at]) for at in carried}
+    where = jax.tree.map(lambda a: a.sharding, given.get(carried))
+    seconds, out = [], None
     for _ in range(1 + REPEATS):
         out = None  # the last call's results, before new ones are made
         started = time.perf_counter()
-        out = jax.block_until_ready(compiled(*given))
+        out = jax.block_until_ready(compiled(**given))
         seconds.append(time.perf_counter() - started)
-        for place, at in enumerate(carried):
-            given[at] = jax.device_put(out[place], where[at])
+        if carried:
+            given = given | {carried: jax.device_put(out[0], where)}
     return {"seconds": min(seconds[1:]), "bytes": own + planned.temp_size_in_bytes}, out
-
-
-def _is_spec(argument) -> bool:
-    from lpt_jax.models import decoder, encoder
-
-    return isinstance(argument, (decoder.DecoderSpec, encoder.EncoderSpec))
 
 
 def of_policy(r, users: int, prompt: int, profile: int, G: int) -> dict:
@@ -61,26 +55,25 @@ def of_policy(r, users: int, prompt: int, profile: int, G: int) -> dict:
     import jax.numpy as jnp
 
     from lpt_jax import generation
-    from lpt_jax.learning import policy
+    from lpt_jax.learning import optimisers, policy
+    from lpt_jax.learning.loop import Part
 
-    rng, settings = np.random.default_rng(0), r.config.policy
-    tokens = jnp.asarray(rng.integers(inputs.FIRST_WORD, r.spec.vocab, (users, prompt)), jnp.int32)
+    rng, found = np.random.default_rng(0), {}
+    tokens = jnp.asarray(rng.integers(inputs.FIRST_WORD, r.lm.spec.vocab, (users, prompt)), jnp.int32)
     mask, keys = jnp.ones((users, prompt), bool), jnp.asarray(rng.integers(0, 2**31, (users, 2)), jnp.uint32)
-    found, writer = {}, r.writer
-    found["generation"], profiles = timed(
-        generation.sample, r.spec, r.trunk, writer.trunk_list, writer.upper, writer.upper_list, tokens, mask, keys,
-        samples=G, max_tokens=profile, temperature=1.0, eos=(-1,), pad=0, keep_hidden=True,
-    )  # fmt: skip
-    trainable = r.fresh_policy()
-    static = {"start": r.start, "temperature": 1.0, "chunk": settings.logits_chunk}
-    found["scoring"], old = timed(policy.score, r.spec, r.upper, trainable, profiles, mask[:, :-1], **static)
     rewards = jnp.asarray(rng.standard_normal((users, G)), jnp.float32)
-    optimiser = r.optimisers["policy"]
-    state = jax.tree.map(jnp.asarray, optimiser.init(trainable))
-    found["update"], _ = timed(
-        policy.update, r.spec, r.upper, trainable, state, profiles, mask[:, :-1], old, rewards, carried=(1, 2),
-        optimiser=optimiser, loss=settings.loss, remat=False, eta=1.0, clip_ratio=0.2, **static,
-    )  # fmt: skip
+    weights, optimiser = r.fresh("lm"), optimisers.of(r.config.policy, 1)
+
+    how = generation.Sampling(profile, ends=(-1,), pad=0, samples=G, temperature=1.0, keep_hidden=True)
+    given = {"weights": r.lm.prepared(weights), "prompts": tokens, "mask": mask, "keys": keys}
+    found["generation"], profiles = timed(generation.sample, {"how": how}, given)
+
+    plan = {"plan": policy.plan_of(r, optimiser)}
+    rollout = {"frozen": r.lm.frozen, "profiles": profiles, "context_mask": mask[:, :-1]}
+    found["scoring"], old = timed(policy.score, plan, rollout | {"weights": weights})
+    part = Part(weights, jax.tree.map(jnp.asarray, optimiser.init(weights)))
+    given = rollout | {"part": part, "old": old, "rewards": rewards}
+    found["update"], _ = timed(policy.update, plan, given, carried="part")
     return found
 
 
@@ -93,7 +86,8 @@ def of_ranking(profiles: int, items: int, width: int) -> dict:
     rng = np.random.default_rng(0)
     chosen = jnp.asarray(rng.integers(0, items, (profiles, HISTORY + 1)), jnp.int32)
     catalogue, rows = (jnp.asarray(rng.standard_normal((n, width), np.float32)) for n in (items, profiles))
-    return {"ranking": timed(ranking.counted, rows, catalogue, chosen[:, :1], chosen[:, 1:])[0]}
+    given = {"profiles": rows, "items": catalogue, "targets": chosen[:, :1], "hidden": chosen[:, 1:]}
+    return {"ranking": timed(ranking.counted, {}, given)[0]}
 
 
 def of_catalogue(r, weights: dict, texts: int) -> dict:
@@ -103,24 +97,22 @@ def of_catalogue(r, weights: dict, texts: int) -> dict:
 
     from lpt_jax import similarity
 
-    shape = (min(TEXTS, texts), TEXT)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(inputs.FIRST_WORD, r.encoder_spec.vocab, shape), jnp.int32)
+    spec, shape = r.embedder.spec, (min(TEXTS, texts), TEXT)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(inputs.FIRST_WORD, spec.vocab, shape), jnp.int32)
     room, most = similarity.line_of(TEXT)
     tokens, segments = (
         tokens.reshape(-1, room),
         jnp.tile(jnp.repeat(jnp.arange(1, room // TEXT + 1), TEXT), (tokens.size // room, 1)),
     )
     batches = texts // shape[0]
-    compiled = similarity.embed_batch.lower(
-        r.encoder_spec, weights, tokens, segments, most=most, dtype=r.encoder_dtype
-    ).compile()
+    compiled = similarity.embed_batch.lower(r.embedder.graph, weights, tokens, segments, most).compile()
     seconds = []
     for _ in range(1 + REPEATS):
         started = time.perf_counter()
         jax.block_until_ready([compiled(weights, tokens, segments) for _ in range(batches)])
         seconds.append(time.perf_counter() - started)
     planned = compiled.memory_analysis()
-    held = planned.argument_size_in_bytes + planned.temp_size_in_bytes + texts * r.encoder_spec.width * 4
+    held = planned.argument_size_in_bytes + planned.temp_size_in_bytes + texts * spec.width * 4
     return {"embedding": {"seconds": min(seconds[1:]), "bytes": held}}
 
 
@@ -129,9 +121,8 @@ def measure(options) -> dict:
     import jax
 
     base, axes = (SMALL, SMALL_AXES) if options.tiny else (BASE, AXES)
-    r = inputs.recommender(options)
-    r.use_policy(r.fresh_policy())
-    encoder, width, found = r.fresh_encoder(), r.encoder_spec.width, {}
+    r, found = inputs.recommender(options), {}
+    encoder, width = r.fresh("embedder"), r.embedder.spec.width
     for axis, sizes in axes.items():
         rows = []
         for size in sizes:

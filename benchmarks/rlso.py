@@ -1,6 +1,6 @@
 """One RLSO update: G profiles for each of 16 users, reward, old and reference log-probabilities, 4 epochs of updates.
 
-Ours is the policy phase's own step (lpt_jax/systems/profiles.py), as it is trained. The peer is the same mathematics
+Ours is the policy phase's own step (lpt_jax/learning/policy.py), as it is trained. The peer is the same mathematics
 in PyTorch: transformers' generate with whichever cache is fastest here, plain forward passes, AdamW on the last 4
 layers, the loss over all pairs of a user's profiles. Prompts, sizes, temperature and reward are alike; texts differ,
 as they are drawn.
@@ -23,19 +23,20 @@ def ours(options):
     """The policy phase's step; its own laps are the parts."""
     import jax
 
-    from lpt_jax import trackers
+    from lpt_jax import train
     from lpt_jax.systems import profiles
 
     r = inputs.recommender(options)
-    phase = profiles.policy_phase(r, 0, trackers.Silent())
-    held = {"state": r.initial_state(["policy"]), "step": 0}
-    phase.begin(held["state"], 0)
+    (phase,) = (phase for phase in profiles.schedule(r) if phase.name == "policy")
+    state, step = train.initial_state(r, [phase]), 0
+    phase.begin(state)
 
     def run():
-        held["state"], found = phase.step(held["state"], held["step"])
-        held["step"] += 1
-        jax.block_until_ready((held["state"], r.writer.upper_list))
-        return {"parts": {name: found[f"seconds/{name}"] for name in PARTS}}
+        nonlocal state, step
+        state, report = phase.step(state, step)
+        step += 1
+        jax.block_until_ready((state, r.lm.prepared(state["lm"].weights)))
+        return {"parts": {name: report.metrics[f"seconds/{name}"] for name in PARTS}}
 
     for _ in range(2):  # compiles, the second time for what an update hands on
         run()
@@ -152,15 +153,15 @@ def needs(options) -> dict:
 
     c, given = inputs.config(options), inputs.read(options.folder)
     dtype = devices.product_type(c.lm.dtype)
-    spec, ranker = inputs.specs(options.folder, dtype)
+    spec, ranker = inputs.specs(options.folder)
     prompt = float(np.mean([len(row) for row in given["prompts"]])) - 1
     users, length, depth = c.policy.users, c.profile.max_tokens, c.policy.last_layers
-    shape = (spec, users, prompt, users * c.policy.samples, length)
+    shape = (spec, dtype, users, prompt, users * c.policy.samples, length)
     return {
-        "generation": [floors.prefill(spec, users, prompt), floors.decode(*shape)],
+        "generation": [floors.prefill(spec, dtype, users, prompt), floors.decode(*shape)],
         "reward": [
-            floors.embedding(ranker, [length] * shape[3], dtype),
-            floors.ranking(shape[3], len(given["items"]), ranker.width),
+            floors.embedding(ranker, [length] * shape[4], dtype),
+            floors.ranking(shape[4], len(given["items"]), ranker.width),
         ],
         "scoring": [floors.scoring(*shape, depth)] * 2,
         "updates": [floors.update(*shape, depth)] * c.policy.epochs,

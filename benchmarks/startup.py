@@ -10,7 +10,6 @@ same run with three times the steps must compile nothing more: a length that rec
 """
 
 import collections
-import dataclasses
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 
 from benchmarks import inputs
 from lpt_jax.huge_pages import use_huge_pages
@@ -31,26 +31,25 @@ FLAGS = {
 
 def first_steps(started: float, arguments: list[str]) -> None:
     """In the process that is timed: runs the command, prints the marks after the second step, and ends."""
-    from lpt_jax import main
+    from lpt_jax import config as config_lib
+    from lpt_jax import main, train
     from lpt_jax.systems import profiles
 
-    marks, begin, make = {}, profiles.ProfileRecommender.__init__, profiles.policy_phase
+    marks = {}
 
     def mark(name):
         marks[name] = time.time() - started
 
-    def ready(self, *args, **kwargs):
-        begin(self, *args, **kwargs)
+    def schedule(r):  # the recommender's models and prompts are made by now
         mark("models and data ready")
-
-    def policy_phase(*args, **kwargs):
-        phase = make(*args, **kwargs)
+        (phase,) = profiles.schedule(r)
+        as_it_is = phase.step
 
         def step(state, number):
             before = time.time()
             if number == 0:
                 mark("first step begins")
-            found = phase.step(state, number)
+            found = as_it_is(state, number)
             if number == 0:
                 mark("first step done")
             else:
@@ -60,11 +59,14 @@ def first_steps(started: float, arguments: list[str]) -> None:
                 os._exit(0)
             return found
 
-        return dataclasses.replace(phase, step=step)
+        phase.step = step
+        return [phase]
 
     mark("imports done")
-    profiles.ProfileRecommender.__init__, profiles.policy_phase = ready, policy_phase
-    main.run(["lpt_jax", *arguments])
+    _, config, workdir = main.parse(["lpt_jax", *arguments])
+    system = types.SimpleNamespace(**vars(profiles) | {"schedule": schedule})
+    with config_lib.claimed(workdir, config):
+        train.train(system, config, workdir)
 
 
 def _environment(cache: str) -> dict[str, str]:

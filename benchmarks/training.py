@@ -1,6 +1,6 @@
 """A next-token training step over all layers, 4 rows of 640 tokens, AdamW: nothing is shared, no layer is frozen.
 
-Ours is decoder.run and decoder.log_probs under jax.grad with float32 weights, products in one type, nothing
+Ours is decoder.run and Decoder.log_probs under jax.grad with float32 weights, products in one type, nothing
 recomputed; the peer is the model's own loss in PyTorch, all of it in one type. Each type of ours is timed against
 both of the peer's.
 """
@@ -31,26 +31,27 @@ def ours(options, dtype: str):
     import jax
     import jax.numpy as jnp
     import optax
+    from flax import nnx
 
-    from lpt_jax.models import decoder, weights
+    from lpt_jax.models import decoder, layers
 
-    loaded = weights.load_decoder(str(options.folder / "decoder"))
-    spec, _ = inputs.specs(options.folder, dtype)
+    lm = decoder.Decoder.load(str(options.folder / "decoder"))
+    lm.set_attributes(dtype=dtype)
+    graph, weights = nnx.split(lm)
     optimiser = optax.adamw(RATE, b2=0.95, weight_decay=0.0)
     tokens = jnp.asarray(drawn(options), jnp.int32)
-    held = {"weights": jax.tree.map(jnp.array, loaded.weights)}
+    held = {"weights": jax.tree.map(jnp.array, layers.plain(weights))}
     held["state"] = optimiser.init(held["weights"])
-    del loaded
+    del lm, weights
 
     @functools.partial(jax.jit, donate_argnames=("weights", "state"))
     def step(weights, state, tokens):
         def objective(weights):
-            before, after = tokens[:, :-1], tokens[:, None, 1:]
-            x = decoder.embed_tokens(spec, weights, before)
-            x, _ = decoder.run(spec, weights["layers"], x, jnp.ones(before.shape, bool))
-            if spec.tied:  # held apart from its transpose: XLA's CPU compiler has no bfloat16 product of the two in one
-                weights = weights | {"head": jax.lax.optimization_barrier(weights["embed"].T)}
-            return -jnp.mean(decoder.log_probs(spec, weights, x[:, None], after, 1.0, CHUNK))
+            lm, before, after = nnx.merge(graph, weights), tokens[:, :-1], tokens[:, None, 1:]
+            x, _ = decoder.run(lm.upper, lm.embed_tokens(before), jnp.ones(before.shape, bool))
+            if lm.spec.tied:  # apart from its transpose: XLA's CPU compiler has no bfloat16 product of the two in one
+                lm.head.kernel = layers.parameter(jax.lax.optimization_barrier(lm.embed.table[...].T))
+            return -jnp.mean(lm.log_probs(x[:, None], after, 1.0, CHUNK))
 
         loss, slopes = jax.value_and_grad(objective)(weights)
         updates, state = optimiser.update(slopes, state, weights)
@@ -89,7 +90,7 @@ def needs(options, dtype: str) -> dict:
     """Floor of the step."""
     from benchmarks import floors
 
-    return {"whole": [floors.training(inputs.specs(options.folder, dtype)[0], *shape(options))]}
+    return {"whole": [floors.training(inputs.specs(options.folder)[0], dtype, *shape(options))]}
 
 
 def cases(options) -> list[harness.Case]:

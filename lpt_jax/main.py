@@ -2,6 +2,7 @@
 
 Any setting can be changed, as in --config.policy.eta=0.5; lpt_jax/config.py has them all. Flags:"""
 
+import importlib
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from lpt_jax.data import downloads
 from lpt_jax.errors import InputError
 from lpt_jax.huge_pages import use_huge_pages
 
+SYSTEMS = {"profiles": "lpt_jax.systems.profiles"}  # config.system: its module
+MODULES = {name: name for name in ("recommend", "demo", "export", "check")}  # a mode's module, if not train
 MODES = ["train", "evaluate", "write_profiles", "recommend", "demo", "export", "check"]
 STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "config": "a file of configs/, and a colon and its variant if wanted",
@@ -64,45 +67,21 @@ def run(argv: list[str]) -> int | None:
         return print(__doc__, define().get_help(), sep="\n")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(downloads.cache("jax")))  # before jax is imported
     f, config, workdir = parse(argv)
-    from lpt_jax import devices  # here, so that wrong flags are told at once; each mode imports what it needs
-
+    mode = importlib.import_module(f"lpt_jax.{MODULES.get(f.mode, 'train')}")  # wrong flags were told at once
     if f.mode == "check":
-        from lpt_jax import check
-
-        if f.processes:
-            raise InputError("--processes is not for --mode=check: one process compiles for all, without any device.")
-        return 1 - check.check(config, f.topology or "v5e:2x4")
+        return mode.main(config, f.topology, f.processes)
+    asked = f.mode == "recommend" and mode.asked(f.user, f.history, f.profile, f.profile_file)
+    devices = importlib.import_module("lpt_jax.devices")
     with devices.together(f.processes), config_lib.claimed(workdir, config, new=f.mode == "train"):
-        work(f, config, workdir)
-
-
-def work(f: flags.FlagValues, config, workdir: Path) -> None:
-    """Does what a mode does in a workdir."""
-    from lpt_jax import train
-    from lpt_jax.systems import profiles
-
-    system = {"profiles": profiles}[config.system]
-    if f.mode == "train":
-        train.train(system, config, workdir)
-    elif f.mode == "evaluate" and f.run:
-        train.evaluate.score_run(config, workdir, f.run)
-    elif f.mode == "evaluate":
-        train.test_again(system, config, workdir)
-    elif f.mode == "write_profiles":
-        train.write_profiles(system, config, workdir, Path(f.output or workdir / "profiles.jsonl"), f.split)
-    elif f.mode == "recommend":
-        from lpt_jax import recommend
-
-        asked = recommend.asked(f.user, f.history, f.profile, f.profile_file)
-        print(recommend.run(system, config, workdir, *asked, f.k))
-    elif f.mode == "demo":
-        from lpt_jax import demo
-
-        demo.run(system, config, workdir, f.host, f.port)
-    elif f.mode == "export":
-        from lpt_jax import export
-
-        export.export(system, config, workdir, Path(f.export_to or workdir / "export"))
+        run = importlib.import_module(SYSTEMS[config.system]), config, workdir
+        {
+            "train": lambda: mode.train(*run),
+            "evaluate": lambda: mode.test_again(*run, f.run),
+            "write_profiles": lambda: mode.write_profiles(*run, Path(f.output or workdir / "profiles.jsonl"), f.split),
+            "recommend": lambda: print(mode.run(*run, *asked, f.k)),
+            "demo": lambda: mode.run(*run, f.host, f.port),
+            "export": lambda: mode.export(*run, Path(f.export_to or workdir / "export")),
+        }[f.mode]()
 
 
 def main(argv: list[str] | None = None) -> int:

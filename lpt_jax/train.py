@@ -37,8 +37,10 @@ def train(system, config, workdir: Path) -> dict:
         interrupt.close()
 
 
-def test_again(system, config, workdir: Path) -> dict:
-    """The test of a trained workdir once more, from its checkpoints, with TREC files."""
+def test_again(system, config, workdir: Path, trec_run: str | None = None) -> dict:
+    """The test of a trained workdir once more, from its checkpoints, with TREC files; or of another system's TREC run."""
+    if trec_run:
+        return evaluate.score_run(config, workdir, trec_run)
     r, phases, state, note = trained(system, Run(config, workdir))
     if note["position"] < len(phases):
         raise InputError(

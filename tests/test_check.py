@@ -1,51 +1,23 @@
-"""--mode=check: what it counts by hand-worked programs, and one small config compiled for a slice that isn't there."""
+"""--mode=check: its programs beside a real run's, what the run holds, and one small config compiled for a slice that isn't there."""
 
-import functools
+import dataclasses
 import importlib.util
-import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
-from lpt_jax import check, config, devices
-from lpt_jax.errors import InputError
+from lpt_jax import check, config, devices, generation, ranking, similarity, train
+from lpt_jax.learning import contrastive, policy
 from lpt_jax.main import main
+from lpt_jax.models import layers
+from lpt_jax.run import Run
+from lpt_jax.systems import profiles
 from tests.conftest import ROOT
-
-
-def traced(function, *shapes):
-    return jax.jit(function).trace(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).jaxpr.jaxpr
-
-
-def test_operations_of_products_are_counted_with_their_repeats():
-    product = 2 * 3 * 5 * 4  # [3, 5] @ [5, 4]: multiplied and added
-
-    def scanned(a, b):
-        return jax.lax.scan(lambda x, _: (x + jnp.sum(a @ b), None), 0.0, length=7)[0]
-
-    def looped(a, b):
-        return jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x + a @ b, jnp.zeros((3, 4)))
-
-    def batched(a, b):
-        return jnp.einsum("bij,bjk->bik", jnp.stack([a, a]), jnp.stack([b, b]))
-
-    for function, times in ((jnp.matmul, 1), (scanned, 7), (looped, 11), (batched, 2), (jax.jit(jnp.matmul), 1)):
-        assert check.traced_operations(traced(function, (3, 5), (5, 4)), trips=11) == times * product
-    assert (
-        check.traced_operations(traced(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2)), (3, 5), (5, 4)), 1) == 2 * product
-    )
-
-
-def test_positions_with_logits_are_found_inside_loops():
-    def head(x, w):
-        return jax.lax.map(lambda rows: (rows @ w.T).max(), x.reshape(2, 2, 3, 5))  # w.T is no logits
-
-    assert check.most_logits(traced(head, (12, 5), (32, 5)), 32) == 6
-    assert check.most_logits(traced(jnp.matmul, (3, 4, 5), (5, 32)), 32) == 12
-    assert check.most_logits(traced(jnp.matmul, (3, 4, 5), (5, 32)), 33) == 0
 
 
 def test_bytes_are_those_of_one_device():
@@ -58,19 +30,6 @@ def test_bytes_are_those_of_one_device():
     assert check.bytes_of(tree) == 8 * 6 * 4 / 4 + 5 * 2
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v9:2x2", "v5e:2,4", "h100:many", ""])
-def test_unknown_machines_are_told(topology):
-    with pytest.raises(InputError, match=re.escape(f"--topology={topology} is not known")):
-        check.machine(topology)
-
-
-def test_a_missing_compiler_is_told():
-    if importlib.util.find_spec("jax_cuda12_plugin"):
-        pytest.skip("jax's CUDA wheels are installed")
-    with pytest.raises(InputError, match=r"pip install 'jax\[cuda12\]' first"):
-        check.machine("h100:8")
-
-
 def test_topology_is_for_check_alone(capsys):
     assert main(["main", f"--config={ROOT}/configs/movielens.py:tiny", "--topology=v5e:2x4"]) == 2
     assert "--topology is for --mode=check, and the mode is train" in capsys.readouterr().err
@@ -78,58 +37,160 @@ def test_topology_is_for_check_alone(capsys):
     assert "--processes is not for --mode=check" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["movies_tv_gemma.py", "movies_tv_gemma.py:colab", "movies_tv_llama.py"])
-def test_the_recipes_do_what_the_mathematics_needs(name):
-    """Traced at their real sizes: operations within 1.25 of the formulas, and never logits of a prompt."""
-    asked = config.load(f"{ROOT}/configs/{name}", {})
-    run = check.Run(asked, devices.make_mesh(asked.mesh), "cpu")
-    for what, program in check.programs(run).items():
-        jaxpr = check.needed(program.function.trace(*program.arguments, **program.static))
-        done = check.traced_operations(jaxpr, asked.profile.max_tokens)
-        assert 0.95 * program.need <= done - program.again <= 1.25 * program.need, what
-        rows = max(asked.policy.users * asked.policy.samples, asked.profile.batch)
-        assert check.most_logits(jaxpr, run.decoder.vocab) <= max(asked.policy.logits_chunk, rows)
+# ---- beside a real run
 
 
-def test_frozen_weights_have_no_gradient_in_the_count():
-    def loss(a, b):
-        return jnp.sum(check.decoder.product(check.decoder.product(a, b, "float32"), jnp.ones((4, 2)), "float32"))
+class Both:
+    """A tiny run with its state and phases by name, and the same in shapes."""
 
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 5), (5, 4))]
-    both, one = (jax.jit(jax.grad(loss, argnums)).trace(*shapes) for argnums in ((0, 1), 1))
-    count = [check.traced_operations(check.needed(traced), 1) for traced in (both, one)]
-    assert count[0] - count[1] == 2 * 3 * 5 * 4  # what the derivative by a takes
+    def __init__(self, name, folder, **changes):
+        asked = config.load(f"{ROOT}/configs/{name}", changes)
+        self.r = profiles.build(Run(asked, folder))
+        self.phases = {phase.name: phase for phase in profiles.schedule(self.r)}
+        self.state = train.initial_state(self.r, list(self.phases.values()))
+        self.shapes = check.Shapes(asked, self.r.run.mesh, "cpu")
+        self.programs = check.programs(self.shapes)
 
 
-@pytest.mark.parametrize("layers", ["stacked", "listed"])
-def test_no_buffer_counts_twice(layers):
-    """A program's own arguments and what is held beside them are together all that the run holds, whichever it is."""
-    asked = config.load(f"{ROOT}/configs/movies_tv_gemma.py:tiny", {"lm.layers": layers})
-    run = check.Run(asked, devices.make_mesh(asked.mesh), "cpu")
-    held, programs = run.resident(), check.programs(run)
-    lists = layers == "stacked"  # then the sampler has lists of its own
-    assert (held["writing_list"] > 0) == lists and (held["writing"] > 0) != lists
-    assert {"control", "control_optimiser"} <= held.keys()
-    for what in ("rollout", "scoring", "policy update", "contrastive step", "ranking"):
-        own = sum(check.bytes_of(run.parts[name]) for name in programs[what].parts if name not in ("upper", "policy"))
-        own += (
-            0
-            if what == "rollout"
-            else sum(check.bytes_of(run.parts[n]) for n in programs[what].parts if n in ("upper", "policy"))
-        )
-        assert own + run.beside(programs[what].parts) == pytest.approx(sum(held.values())), what
+@pytest.fixture(scope="module", params=["movielens.py:tiny", "movies_tv_gemma.py:tiny"])
+def both(request, tmp_path_factory):
+    return Both(request.param, tmp_path_factory.mktemp("run"))
+
+
+def described(tree):
+    """The shape and type of every array of a tree, by its path."""
+    return {jax.tree_util.keystr(path): (a.shape, a.dtype) for path, a in jax.tree.leaves_with_path(tree)}
+
+
+def assert_alike(shapes, arrays):
+    """The same paths, shapes, types and devices."""
+    assert described(shapes) == described(arrays)
+    for shape, array in zip(jax.tree.leaves(shapes), jax.tree.leaves(arrays)):
+        assert shape.sharding.is_equivalent_to(array.sharding, array.ndim), (shape, array.sharding)
+
+
+def graph_of(graph, *trees):
+    """A model's graph without its source, which equals none but itself."""
+    model = nnx.merge(graph, *trees)
+    model.set_attributes(source=None)
+    return nnx.split(model)[0]
+
+
+def static(plan, *trees):
+    """A plan without its optimiser, which equals none but itself."""
+    return dataclasses.replace(plan, graph=graph_of(plan.graph, *trees), optimiser=None)
+
+
+def test_the_functions_are_those_that_train(both):
+    assert [program.function for program in both.programs.values()] == [
+        generation.sample,
+        generation.sample,
+        policy.score,
+        policy.update,
+        contrastive.update,
+        similarity.embed_batch,
+        ranking.counted,
+    ]
+
+
+def test_a_rollout_and_its_update_are_a_run_s(both):
+    """Prompts, profiles, what scores them and what trains on them: all but the values."""
+    r, state, phase = both.r, both.state["lm"], both.phases["policy"]
+    users, samples = r.config.policy.users, r.config.policy.samples
+    how = r.lm.how(samples, r.config.policy.temperature, keep_hidden=True)
+    prompts = [r.prompt(session)[0] for session in r.sessions["train"][:users]]
+    writing, tokens, mask, keys, asked = both.programs["rollout"].arguments
+    assert asked == how
+    assert (keys.shape, keys.dtype) == ((users, 2), jnp.uint32)
+    assert_alike(writing, r.lm.prepared(state.weights))
+    assert_alike((tokens, mask), r.lm.pad_prompts(prompts))
+
+    written, mask = r.lm.sample(state.weights, prompts, np.arange(users), r.run.key, how)
+    rollout = written, mask[:, :-1]
+    plan, frozen, weights, *data = both.programs["scoring"].arguments
+    assert static(plan, weights, frozen) == static(phase.plan, state.weights, r.lm.frozen)
+    assert_alike((frozen, weights), (r.lm.frozen, state.weights))
+    assert described(data) == described(list(rollout))
+
+    old, rewards = phase.score(phase.plan, state.weights, rollout), np.zeros((users, samples), np.float32)
+    plan, frozen, part, *data = both.programs["policy update"].arguments
+    assert static(plan, part.weights, frozen) == static(phase.plan, state.weights, r.lm.frozen)
+    assert_alike((frozen, part), (r.lm.frozen, state))
+    assert described(data) == described([*rollout, old, rewards])
+
+
+def test_a_contrastive_step_is_a_run_s(both):
+    """The control's, which needs no profiles written; a batch has fewer lines where texts share them."""
+    state, phase = both.state["control"], both.phases["control"]
+    phase.begin(both.state)
+    plan, part, data = both.programs["contrastive step"].arguments
+    assert static(plan, part.weights) == static(phase.plan, state.weights)
+    assert_alike(part, state)
+    assert_alike(part, both.state["embedder"])
+    assert data["tokens"].shape == data["texts"].shape == (phase.sizes[-1], phase.room)
+    batch = phase.batch(0)
+    assert data.keys() == batch.keys()
+    for name, shape in data.items():
+        assert (shape.shape[1:], shape.dtype) == (batch[name].shape[1:], batch[name].dtype)
+        assert len(shape) == len(batch[name]) or name in ("tokens", "texts")
+
+
+def test_embedding_and_ranking_are_a_run_s(both):
+    r, weights = both.r, both.state["embedder"].weights
+    graph, shapes, tokens, texts, most = both.programs["embed catalogue"].arguments
+    assert graph_of(graph, shapes) == graph_of(r.embedder.graph, weights)
+    assert_alike(shapes, weights)
+    assert (tokens.shape[1], most) == similarity.line_of(r.embedder.item_limit)
+    assert tokens.shape == texts.shape == (r.config.embedder.batch, tokens.shape[1])
+
+    phase, users, samples = both.phases["policy"], r.config.policy.users, r.config.policy.samples
+    phase.begin(both.state)
+    earned = phase.earn([["Likes quiet films."] * samples] * users, r.sessions["train"][:users])
+    vectors, items, targets, hidden, *_ = both.programs["ranking"].arguments
+    assert vectors.shape == (users * samples, phase.items.shape[1])
+    assert targets.shape == (users * samples, earned.ranks.shape[-1])
+    assert hidden.shape[1] >= phase.longest
+    assert (items.shape[1], items.dtype) == (phase.items.shape[1], phase.items.dtype)
+    assert items.sharding.is_equivalent_to(phase.items.sharding, 2)
+
+
+# ---- what a run holds
+
+
+def bytes_on(device, tree):
+    """Bytes of the distinct buffers of a tree's arrays on one device."""
+    shards = [shard.data for a in jax.tree.leaves(tree) for shard in a.addressable_shards if shard.device == device]
+    return sum({data.unsafe_buffer_pointer(): data.nbytes for data in shards}.values())
+
+
+@pytest.mark.parametrize("trains", ["lora", "last_layers"])
+@pytest.mark.parametrize("kind", ["stacked", "listed"])
+def test_no_buffer_counts_twice(kind, trains, tmp_path):
+    """The parts are together the distinct buffers that a real run holds on a device; decoding reads listed layers in place."""
+    changes = {"lm.layers": kind, "policy.trains": trains}
+    both = Both("movies_tv_gemma.py:tiny", tmp_path, **changes)
+    lm, held, device = both.r.lm, both.shapes.resident(), both.r.run.mesh.devices.flat[0]
+    assert {"control", "control's optimiser"} <= held.keys()
+    decoding = lm.prepared(both.state["lm"].weights).layers
+    arrays = lm.frozen, decoding, lm.reference[1], both.state
+    assert bytes_on(device, arrays) == sum(held.values()) - held["items"]
+    beside = bytes_on(device, (lm.frozen, decoding)) - bytes_on(device, lm.frozen)
+    assert held["its layers for decoding"] == beside
+    assert (beside < bytes_on(device, decoding)) == (kind == "listed")
 
 
 def test_published_configs_are_those_of_the_recipes():
     for name in ("movies_tv_gemma", "movies_tv_llama"):
         asked = config.load(f"{ROOT}/configs/{name}.py", {})
-        writer, ranker = check.specs(asked)
-        assert (writer.layers, writer.width, ranker.layers, ranker.width) == (
+        lm, encoder = check.models(asked)
+        assert (lm.spec.layers, lm.spec.width, encoder.spec.layers, encoder.spec.width) == (
             (18, 2048, 24, 1024) if "gemma" in name else (32, 4096, 24, 1024)
-        )  # fmt: skip
-        shapes = jax.tree.leaves(check.decoder.shapes(writer), is_leaf=lambda s: isinstance(s, tuple))
-        count = sum(functools.reduce(lambda a, b: a * b, s) for s in shapes)
+        )
+        count = sum(a.size for a in jax.tree.leaves(layers.plain(nnx.state(lm))))
         assert round(count / 1e9, 2) == (2.51 if "gemma" in name else 8.03)
+
+
+# ---- compiled
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
@@ -147,10 +208,7 @@ def test_a_small_config_compiles_for_a_slice_that_is_not_here(capsys, tmp_path):
     assert not list(tmp_path.glob("jit_sample*"))  # no use to a machine without TPUs
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows[1:]] == [
-        "write profiles", "rollout", "scoring", "policy update", "contrastive step", "embed catalogue", "ranking",
-    ]  # fmt: skip
-    assert all(
-        row[1] == "yes" and 0.9 < float(row[5].split()[0]) < 2 for row in rows[1:]
-    )  # attention counts when so small
+    names = "write profiles, rollout, scoring, policy update, contrastive step, embed catalogue, ranking"
+    assert [row[0] for row in rows[1:]] == names.split(", ")
+    assert all(row[1] == "yes" for row in rows[1:])
     assert "all-gather" in out or "all-reduce" in out

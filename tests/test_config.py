@@ -33,7 +33,8 @@ def test_the_examples_in_docstrings():
 
 def test_every_rule_names_a_setting_that_exists():
     known = set(flat(default().to_dict()))
-    rules = [*config_lib.CHOICES, *config_lib.LISTS, *config_lib.MAY_BE_ZERO]
+    own = config_lib.SYSTEMS["profiles"]
+    rules = [*config_lib.CHOICES, *config_lib.LISTS, *config_lib.MAY_BE_ZERO, *own.CHOICES, *own.MAY_BE_ZERO]
     assert set(rules) <= known and len(rules) == len(set(rules))
 
 
@@ -42,7 +43,7 @@ def test_every_number_has_a_lower_bound(name):
     for number in (-2, 0):
         value = type(get(default(), name))(number)
         config = changed(**{name.replace(".", "__"): value})
-        if number == 0 and name in config_lib.MAY_BE_ZERO:
+        if number == 0 and name in config_lib.MAY_BE_ZERO + config_lib.SYSTEMS["profiles"].MAY_BE_ZERO:
             finish(config)
         else:
             said = "mesh: each axis" if name.startswith("mesh.") else f"{name}={value} won't do"

@@ -12,7 +12,9 @@ import pytest
 
 from lpt_jax import demo
 from lpt_jax.errors import InputError
-from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.learning.loop import Part
+from lpt_jax.run import Run
+from lpt_jax.systems import profiles
 from tests.test_recommender import tiny_config
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -22,17 +24,17 @@ EVIL = "<script>window.evil = 1</script><img src=x onerror='window.evil = 1'> ${
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     """A desk of random models, the trained embedder another one than the first; every other title is evil."""
-    r = ProfileRecommender(tiny_config(), tmp_path_factory.mktemp("run"))
+    r = profiles.build(Run(tiny_config(), tmp_path_factory.mktemp("run")))
     r.data.catalogue.titles[::2] = [f"{EVIL} {i}" for i in r.data.catalogue.ids[::2]]
-    other = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(jax.random.key(1), a.shape), r.fresh_encoder())
-    return demo.Desk(r, {"encoder": other})
+    other = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(jax.random.key(1), a.shape), r.fresh("embedder"))
+    return demo.Desk(r, {"embedder": Part(other, None)})
 
 
 def order(desk, stage, profile, hidden):
     """All items but the hidden ones by the plainest way: sort the cosines."""
-    encoder = desk.stages[stage]["encoder"]
-    items = desk.r.embed(encoder, desk.catalogue.texts, desk.r.item_limit)[0]
-    scores = items @ desk.r.embed_profiles(encoder, [profile])[0][0]
+    weights, embedder = desk.stages[stage]["embedder"], desk.r.embedder
+    items = embedder.embed(weights, desk.catalogue.texts, embedder.item_limit)[0]
+    scores = items @ embedder.embed_profiles(weights, [profile])[0][0]
     return [i for i in np.argsort(-scores, kind="stable").tolist() if i not in hidden]
 
 
@@ -80,9 +82,9 @@ def test_the_words_that_speak_most_for_an_item(desk):
 
 def test_words_speak_for_an_item_that_is_nearer_to_them_than_items_are(desk):
     said = ["space films and aliens.", "western films with a sheriff.", "a.", "romance in paris."]
-    encoder = desk.stages["after"]["encoder"]
-    items = desk.r.embed(encoder, desk.catalogue.texts, desk.r.item_limit)[0]
-    cosines = desk.r.embed_profiles(encoder, said)[0] @ items.T
+    weights, embedder = desk.stages["after"]["embedder"], desk.r.embedder
+    items = embedder.embed(weights, desk.catalogue.texts, embedder.item_limit)[0]
+    cosines = embedder.embed_profiles(weights, said)[0] @ items.T
     best = ((cosines - cosines.mean(1, keepdims=True)) / cosines.std(1, keepdims=True)).argmax(0)
     rows, _ = desk.rank("after", " ".join(said), (), k=len(items))
     assert [row.because for row in rows] == [said[best[row.item]] for row in rows]
@@ -93,7 +95,7 @@ def test_empty_and_too_long_profiles_get_a_sentence(desk):
     for profile in ("", " \n"):
         with pytest.raises(InputError, match="The profile is empty: say in a sentence"):
             desk.rank("after", profile, ())
-    limit = desk.r.profile_limit
+    limit = desk.r.embedder.profile_limit
     desk.rank("after", "space " * limit, ())
     with pytest.raises(InputError, match=f"has {limit + 1} tokens and the embedder reads {limit}: shorten it"):
         desk.rank("after", "space " * (limit + 1), ())
@@ -102,7 +104,11 @@ def test_empty_and_too_long_profiles_get_a_sentence(desk):
 def test_the_profile_grows_to_what_is_written_at_once(desk):
     session, _ = desk.session(desk.users[0], "")
     pieces = list(desk.write("after", session))
-    assert len(pieces) > 1 and pieces[-1] == desk.r.writer.write([desk.r.prompt(session)[0]], [0], desk.r.key)[0]
+    assert (
+        len(pieces) > 1
+        and pieces[-1]
+        == desk.r.lm.write(desk.stages["after"]["lm"], [desk.r.prompt(session)[0]], [0], desk.r.run.key)[0]
+    )
     assert all(later.startswith(piece) for piece, later in zip(pieces, pieces[1:]))
 
 
@@ -132,12 +138,12 @@ def test_all_that_is_not_ours_is_escaped(desk):
     assert "User: x: no user of" in demo.sentence(InputError("--user=x: no user of this id."))
 
 
-def test_a_host_that_others_reach_is_told(monkeypatch, capsys):
+def test_a_host_that_others_reach_is_told(desk, monkeypatch, capsys):
     page = types.SimpleNamespace(launch=lambda **how: launched.append(how), local_url="http://there")
-    monkeypatch.setattr(demo, "build", lambda desk: page)
+    monkeypatch.setattr(demo.Page, "blocks", lambda self: page)
     for host, open_to_others in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("::", True)):
         launched = []
-        demo.serve(None, host, 7860, block=False)
+        demo.serve(desk, host, 7860, block=False)
         assert launched[0]["server_name"] == host and not launched[0]["share"]
         assert ("nothing asks for a password" in capsys.readouterr().out) == open_to_others
 
@@ -145,18 +151,19 @@ def test_a_host_that_others_reach_is_told(monkeypatch, capsys):
 def test_what_is_missing_or_wrong_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     for port in ("abc", "0", "70000", "-1"):
         with pytest.raises(InputError, match=f"--port='{port}' won't do: it must be a number from 1 to 65535"):
-            demo.run(None, tmp_path, port=port)
+            demo.run(profiles, None, tmp_path, port=port)
     asked = []
     for given, used in ((None, "127.0.0.1"), ("::1", "::1")):
         asked.clear()
-        monkeypatch.setattr(demo.profiles, "trained", lambda *of_run: (None, None, None, None))
+        monkeypatch.setattr(demo, "Run", lambda *of_run: None)
+        monkeypatch.setattr(demo.train, "trained", lambda *of_run: (None, None, None, None))
         monkeypatch.setattr(demo, "Desk", lambda *of_run: types.SimpleNamespace(warm_up=lambda: None))
         monkeypatch.setattr(demo, "serve", lambda desk, *address: asked.append(address))
-        demo.run(None, tmp_path, given)
+        demo.run(profiles, None, tmp_path, given)
         assert asked == [(used, 7860)]
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(InputError, match=r'--mode=demo needs gradio: pip install "lpt_jax\[demo\]"'):
-        demo.run(None, tmp_path)
+        demo.run(profiles, None, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +220,7 @@ def test_an_edit_in_the_browser(page, desk, tmp_path):
 
 def test_wrong_input_gets_a_sentence_in_the_browser(page, desk):
     profile, said = page.locator("#profile textarea"), page.locator("#notice [role=status]")
-    for text, words in (("", "The profile is empty"), ("space " * 2 * desk.r.profile_limit, "shorten it")):
+    for text, words in (("", "The profile is empty"), ("space " * 2 * desk.r.embedder.profile_limit, "shorten it")):
         profile.fill(text)
         page.wait_for_function("words => document.querySelector('#notice').innerText.includes(words)", arg=words)
     page.locator("#person textarea").fill("qqqq")

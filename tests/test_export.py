@@ -1,6 +1,7 @@
 """Exported folders, read by the libraries they are for, are the very models that were trained."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -10,19 +11,24 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from lpt_jax import export, report
+from lpt_jax import export, report, train
+from lpt_jax import run as run_lib
 from lpt_jax.config import load
 from lpt_jax.data.made_up import tiny_tokenizer
 from lpt_jax.errors import InputError
-from lpt_jax.learning import policy
+from lpt_jax.learning.loop import Part
 from lpt_jax.main import main
 from lpt_jax.models import decoder, weights
-from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.recommender import load_encoder
+from lpt_jax.similarity import DualEncoder
 from lpt_jax.systems import profiles
 from tests.conftest import ROOT
+from tests.systems.tiny_run import recommender
+from tests.tiny_models import changed
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -41,12 +47,19 @@ def tied_model(folder, dtype="float32"):
     """A tied model in a folder, with settings of its own that nothing here reads."""
     tokenizer = tiny_tokenizer()
     spec = decoder.DecoderSpec("llama", len(tokenizer), 32, 2, 4, 2, 8, 48, rope_theta=5e5, tied=True)
-    made = jax.tree.map(lambda a: np.asarray(3 * a, dtype), decoder.init_weights(spec, jax.random.key(1)))
-    weights.save_decoder(folder, spec, made, tokenizer, {5})
+    made = decoder.Decoder(spec, nnx.Rngs(params=jax.random.key(1)))
+    made = changed(made, lambda a: np.asarray(3 * a, dtype))
+    made.source = weights.Source(tokenizer, tokenizer.pad_token_id, frozenset({5}))
+    weights.save_decoder(folder, made)
     config = json.loads((folder / "config.json").read_text())
     config |= {"max_position_embeddings": 640, "_name_or_path": str(folder)}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def untrained(r) -> decoder.Decoder:
+    """The language model of a recommender as it was loaded."""
+    return export.whole_decoder(r, r.fresh("lm"))
 
 
 class Run:
@@ -56,8 +69,9 @@ class Run:
         self.folder, self.workdir, self.settings = folder, folder / "run", SETTINGS | settings
         assert self.main() == 0 and self.main("--mode=export", f"--export_to={folder}/out") == 0
         config = load(CONFIG, self.settings)
-        self.r, _, self.state, _ = profiles.trained(config, self.workdir)
-        self.tokens = np.random.default_rng(0).integers(6, self.r.spec.vocab, (8, 20))
+        self.r, _, self.state, _ = train.trained(profiles, run_lib.Run(config, self.workdir))
+        self.trained = self.r.weights(self.state, "lm")
+        self.tokens = np.random.default_rng(0).integers(6, self.r.lm.spec.vocab, (8, 20))
 
     def main(self, *flags):
         overrides = [f"--config.{name}={value}" for name, value in self.settings.items()]
@@ -65,12 +79,11 @@ class Run:
 
     def logits(self):
         """Of what the trainer trains and the sampler samples from."""
-        r, mask = self.r, np.ones(self.tokens.shape, bool)
-        upper = {"embed": r.trunk["embed"]} | policy.assemble(r.upper, self.state["policy"])
-        x = decoder.embed_tokens(r.spec, r.trunk, self.tokens)
-        x = decoder.run(r.spec, r.trunk["layers"], x, mask)[0] if r.start else x
-        x, _ = decoder.run(r.spec, upper["layers"], x, mask, start=r.start)
-        return np.asarray(decoder.logits(r.spec, upper, x))
+        return np.asarray(self.r.lm.merged(self.trained)(self.tokens, np.ones(self.tokens.shape, bool)))
+
+    def written(self):
+        """Greedy profiles of the first test prompts."""
+        return self.r.lm.write(self.trained, self.r.prompts["test"][:8], range(8), self.r.run.key)
 
     def equal(self, model):
         with torch.no_grad():
@@ -83,7 +96,7 @@ class Run:
         for ids in self.r.prompts["test"][:8]:
             ids = torch.tensor([ids])
             out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :]
-            found.append(self.r.writer.tokenizer.decode(out, skip_special_tokens=True).strip())
+            found.append(self.r.lm.source.tokenizer.decode(out, skip_special_tokens=True).strip())
         return found
 
 
@@ -101,18 +114,17 @@ def causal(folder):
     return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
-def test_the_profile_encoder_in_transformers(run):
-    folder = run.folder / "out/profile_encoder"
+def test_the_language_model_in_transformers(run):
+    folder = run.folder / "out/lm"
     model = causal(folder)
     run.equal(model)
-    ours = run.r.writer.write(run.r.prompts["test"][:8], range(8), run.r.key)
+    ours = run.written()
     assert run.profiles(model) == ours and len(set(ours)) > 1
-    untrained = run.r.fresh_policy()
-    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), run.state["policy"], untrained)
-    assert min(jax.tree.leaves(moved["layers"])) > 1e-4
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), run.trained, run.r.fresh("lm"))
+    assert min(jax.tree.leaves(moved["upper"])) > 1e-4
     config = json.loads((folder / "config.json").read_text())
     generation = json.loads((folder / "generation_config.json").read_text())
-    tokenizer, again = run.r.writer.tokenizer, transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer, again = run.r.lm.source.tokenizer, transformers.AutoTokenizer.from_pretrained(folder)
     assert config["dtype"] == config["torch_dtype"] == "float32" and model.dtype == torch.float32
     assert generation == {"eos_token_id": [5], "bos_token_id": tokenizer.bos_token_id, "pad_token_id": 0, "do_sample": False,
                           "max_new_tokens": run.r.config.profile.max_tokens}  # fmt: skip
@@ -124,50 +136,48 @@ def test_the_profile_encoder_in_transformers(run):
 
 
 def test_the_adapter_in_peft(run):
-    folder = run.folder / "out/profile_encoder_adapter"
+    folder = run.folder / "out/lm_adapter"
     if run.r.config.policy.trains != "lora":
         assert not folder.exists()
         return
     base = run.folder / "base"
     if not base.exists():  # the untrained model, as it was loaded
-        loaded = run.r.writer.tokenizer
-        weights.save_decoder(base, run.r.spec, export.whole(run.r, run.r.fresh_policy()), loaded, {5})
+        weights.save_decoder(base, untrained(run.r))
     model = peft.PeftModel.from_pretrained(causal(base), folder)
     assert not model.peft_config["default"].target_modules ^ {"q_proj", "v_proj", "down_proj", "lm_head"}
     run.equal(model)
     settings = {"max_new_tokens": run.r.config.profile.max_tokens, "eos_token_id": 5, "do_sample": False}
-    assert run.profiles(model, **settings) == run.r.writer.write(run.r.prompts["test"][:8], range(8), run.r.key)
+    assert run.profiles(model, **settings) == run.written()
     with model.disable_adapter(), pytest.raises(AssertionError):
         run.equal(model)
     card = (folder / "README.md").read_text()
     source = run.settings.get("lm.source", "tiny")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == {"tiny": "tiny"}.get(source, "base")
-    assert (report.Markdown(folder).text(export.TIED) in card) == run.r.spec.tied
-    if not run.r.spec.tied:
+    assert (report.Markdown(folder).text(export.TIED) in card) == run.r.lm.spec.tied
+    if not run.r.lm.spec.tied:
         run.equal(model.merge_and_unload())
 
 
-def test_the_recommender_decoder_in_sentence_transformers(run, caplog):
-    folder, r = run.folder / "out/recommender_decoder", run.r
+def test_the_embedder_in_sentence_transformers(run, caplog):
+    folder, r = run.folder / "out/embedder", run.r
     model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     assert not [record for record in caplog.records if "MISSING" in record.getMessage()]  # of weights
-    encoder = run.state.get("encoder") or r.fresh_encoder()
+    trained = r.weights(run.state, "embedder")
     texts = ["space crime", "likes films of horror and romance .", r.data.catalogue.texts[3]]
-    items, _ = r.embed(encoder, texts, r.item_limit)
+    items, _ = r.embedder.embed(trained, texts, r.embedder.item_limit)
     np.testing.assert_allclose(model.encode(texts), items, atol=1e-5)
-    ours, valid = r.embed_profiles(encoder, texts)
+    ours, valid = r.embedder.embed_profiles(trained, texts)
     np.testing.assert_allclose(model.encode(texts, prompt_name="query"), ours, atol=1e-5)
     assert valid.all()
 
 
 def test_the_query_prompt(tmp_path):
-    r = ProfileRecommender(load(CONFIG, SETTINGS), tmp_path)
-    spec = r.encoder_spec.__class__(**(vars(r.ranker.spec) | {"query_prefix": "name the genres : ", "pooling": "cls"}))
-    weights.save_encoder(tmp_path / "e", spec, jax.device_get(r.fresh_encoder()), r.ranker.tokenizer)
-    r.encoder_spec = spec.__class__(**(vars(spec) | {"mesh": r.mesh}))
+    text_encoder = load_encoder(load(CONFIG, SETTINGS))
+    text_encoder.spec = dataclasses.replace(text_encoder.spec, query_prefix="name the genres : ", pooling="cls")
+    weights.save_encoder(tmp_path / "e", text_encoder)
     model = sentence_transformers.SentenceTransformer(str(tmp_path / "e"), device="cpu")
-    ours, _ = r.embed_profiles(r.fresh_encoder(), ["space", "crime and horror"])
+    ours = DualEncoder(text_encoder).embed(["space", "crime and horror"], profiles=True)
     np.testing.assert_allclose(model.encode(["space", "crime and horror"], prompt_name="query"), ours, atol=1e-5)
     assert abs(model.encode(["space"]) - ours[:1]).max() > 1e-2
 
@@ -180,7 +190,7 @@ def test_the_cards_code_runs_and_says_what_we_say(run, monkeypatch, capsys):
     for card in sorted(here.glob("*/README.md")):
         text = card.read_text()
         code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-        if card.parent.name == "profile_encoder_adapter":
+        if card.parent.name == "lm_adapter":
             if not (run.folder / "base").exists():
                 continue
             shutil.copytree(run.folder / "base", here / export.named(run.r.config.lm.source))
@@ -190,11 +200,11 @@ def test_the_cards_code_runs_and_says_what_we_say(run, monkeypatch, capsys):
         assert f'library_name: "{export.CARDS[card.parent.name][0]}"' in text and "base_model" not in text
         assert report.Markdown(here).text(run.r.data.protocol) in text
         assert "| Zero-shot profile |" in text
-    said, code = printed["profile_encoder"]
+    said, code = printed["lm"]
     prompt = eval(re.search(r"tokenizer\((['\"].*['\"]), add_special", code)[1])
-    ids = run.r.writer.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    assert "films" in prompt and said.strip() == run.r.writer.write([ids], [0], run.r.key)[0]
-    assert "tensor" in printed["recommender_decoder"][0]
+    ids = run.r.lm.source.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert "films" in prompt and said.strip() == run.r.lm.write(run.trained, [ids], [0], run.r.run.key)[0]
+    assert "tensor" in printed["embedder"][0]
 
 
 def test_no_path_of_this_machine_is_in_any_file(run):
@@ -212,7 +222,7 @@ def test_a_folder_that_is_there_and_a_run_that_is_not(run, tmp_path, capsys):
     assert re.search(r"--export_to=.*can't be written \(.*\): name another folder", capsys.readouterr().err)
     config = load(CONFIG, SETTINGS)
     with pytest.raises(InputError, match="holds no checkpoint: train first"):
-        export.export(config, tmp_path, tmp_path / "out")
+        export.export(profiles, config, tmp_path, tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
 
 
@@ -223,9 +233,8 @@ def test_a_folder_that_is_there_and_a_run_that_is_not(run, tmp_path, capsys):
 def test_untrained_tensors_are_the_sources_bytes_in_several_shards(trains, tmp_path):
     source = tied_model(tmp_path / "base", ml_dtypes.bfloat16)
     changes = {"lm.source": str(source), "lm.dtype": "bfloat16", "policy.trains": trains}
-    r = ProfileRecommender(load(CONFIG, SETTINGS | changes), tmp_path)
-    merged = export.whole(r, r.fresh_policy())
-    weights.save_decoder(tmp_path / "a", r.spec, merged, r.writer.tokenizer, r.writer.eos, r.decoder_config, 8, 9000)
+    r = recommender(load(CONFIG, SETTINGS | changes), tmp_path)
+    weights.save_decoder(tmp_path / "a", untrained(r), 8, 9000)
     files = sorted((tmp_path / "a").glob("*.safetensors"))
     count = len(files)
     assert count > 3 and files[0].name == f"model-00001-of-{count:05d}.safetensors"
@@ -246,16 +255,16 @@ def test_untrained_tensors_are_the_sources_bytes_in_several_shards(trains, tmp_p
     assert model.dtype == torch.bfloat16
     for (key, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
-    loaded = weights.load_decoder(tmp_path / "a", "bfloat16")
-    assert loaded.spec == weights.load_decoder(source, "bfloat16").spec and loaded.eos_ids == {5}
+    loaded = decoder.Decoder.load(tmp_path / "a", "bfloat16")
+    assert loaded.spec == decoder.Decoder.load(source, "bfloat16").spec and loaded.source.end_ids == {5}
     with safe_open(files[0], "np") as file:
         assert file.metadata() == {"format": "pt"}
 
 
 def test_a_bfloat16_source_computed_in_float32_keeps_its_values(tmp_path):
     source = tied_model(tmp_path / "base", ml_dtypes.bfloat16)
-    r = ProfileRecommender(load(CONFIG, SETTINGS | {"lm.source": str(source)}), tmp_path)
-    weights.save_decoder(tmp_path / "a", r.spec, export.whole(r, r.fresh_policy()), r.writer.tokenizer)
+    r = recommender(load(CONFIG, SETTINGS | {"lm.source": str(source)}), tmp_path)
+    weights.save_decoder(tmp_path / "a", untrained(r))
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "a", source))
     for key, a in theirs.items():
         assert ours[key].dtype == np.float32
@@ -265,24 +274,21 @@ def test_a_bfloat16_source_computed_in_float32_keeps_its_values(tmp_path):
 def test_the_head_alone_of_listed_layers_and_a_high_rank(tmp_path, capsys, monkeypatch):
     """An adapter of the head alone; frozen layers in a list; the warning about ranks; a text that would be markup."""
     changes = LORA | {"policy.lora.targets": "head", "policy.lora.rank": "520", "lm.layers": "listed"}
-    r = ProfileRecommender(load(CONFIG, SETTINGS | changes), tmp_path)
-    trained = r.fresh_policy()
-    trained["head_lora_b"] += 0.01
+    r = recommender(load(CONFIG, SETTINGS | changes), tmp_path)
+    trained = r.fresh("lm")
+    trained["head"]["lora"]["b"] += 0.01
     note = {"position": 0, "step": 1}
     r.data.catalogue.titles[0] = r.data.catalogue.texts[0] = '```\n"""{prompt}\n'
-    monkeypatch.setattr(profiles, "trained", lambda *a: (r, [None], {"policy": trained}, note))
-    export.export(r.config, tmp_path, tmp_path / "out")
+    state = {"lm": Part(trained, None)}
+    monkeypatch.setattr(train, "trained", lambda *a: (r, [None], state, note))
+    export.export(profiles, r.config, tmp_path, tmp_path / "out")
     said = capsys.readouterr().out
     assert "warning: servers such as vLLM refuse adapters of a rank above 512, and this one's is 520" in said
-    model = peft.PeftModel.from_pretrained(causal_of(r, tmp_path / "base"), tmp_path / "out/profile_encoder_adapter")
+    weights.save_decoder(tmp_path / "base", untrained(r))
+    model = peft.PeftModel.from_pretrained(causal(tmp_path / "base"), tmp_path / "out/lm_adapter")
     tokens = torch.arange(6, 26)[None]
     with torch.no_grad():
-        merged = causal(tmp_path / "out/profile_encoder")(tokens).logits
+        merged = causal(tmp_path / "out/lm")(tokens).logits
         np.testing.assert_allclose(model(tokens).logits, merged, atol=2e-4)
-    card = (tmp_path / "out/recommender_decoder/README.md").read_text()
+    card = (tmp_path / "out/embedder/README.md").read_text()
     assert "The run has not ended yet." in card and card.count("\n```") == 2
-
-
-def causal_of(r, folder):
-    weights.save_decoder(folder, r.spec, export.whole(r, r.fresh_policy()), r.writer.tokenizer)
-    return causal(folder)

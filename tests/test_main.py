@@ -62,12 +62,11 @@ def test_flags_belong_to_their_mode():
 
 @pytest.fixture
 def system(monkeypatch, tmp_path):
-    """Stands in for systems/profiles.py; calls are kept in .calls."""
+    """Stands in for train.py; calls are kept in .calls."""
     fake = types.SimpleNamespace(calls=[])
-    for name in ("train", "evaluate", "write_profiles"):
-        setattr(fake, name, lambda *a, name=name: fake.calls.append((name, *a[1:])))
-    monkeypatch.setitem(sys.modules, "lpt_jax.systems.profiles", fake)
-    monkeypatch.setattr("lpt_jax.systems.profiles", fake, raising=False)
+    for name, mode in (("train", "train"), ("test_again", "evaluate"), ("write_profiles", "write_profiles")):
+        setattr(fake, name, lambda *a, mode=mode: fake.calls.append((mode, *filter(None, a[2:]))))
+    monkeypatch.setitem(sys.modules, "lpt_jax.train", fake)
     monkeypatch.chdir(tmp_path)
     return fake
 

@@ -33,5 +33,5 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     ).execute()
     shown = json.dumps([cell.get("outputs") for cell in notebook.cells])
     assert "CpuDevice(id=0)" in shown and "What each step gained" in shown and "because of:" in shown
-    assert "recommender_decoder/modules.json" in shown and (tmp_path / "runs/notebook/results.json").exists()
+    assert "embedder/modules.json" in shown and (tmp_path / "runs/notebook/results.json").exists()
     assert "error" not in {output["output_type"] for cell in notebook.cells for output in cell.get("outputs", [])}

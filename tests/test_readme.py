@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import transformers
 
-from lpt_jax import files, rewards
+from lpt_jax import files, rewards, train
 from lpt_jax.data import made_up
 from lpt_jax.main import main, parse
 from lpt_jax.systems import profiles
@@ -122,7 +122,7 @@ def test_the_tree_names_every_file():
 def test_every_metric_is_explained(tmp_path):
     """Of a run in which everything is measured."""
     config = small_config({"contrastive.steps": 1, "policy.steps": 1, "evaluation.bootstrap": 20})
-    results = profiles.train(config, tmp_path)
+    results = train.train(profiles, config, tmp_path)
     found = {name for record in files.read_jsonl(tmp_path / "metrics.jsonl") for name in record}
     found |= {name for row in results["rows"].values() for name in row}
     found -= {"iteration", "phase", "step", "global_step"}

@@ -103,14 +103,20 @@ def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
     """Items on the unit circle; the profile looks along the x axis; the last row is padding."""
     angles = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     items = np.vstack([np.stack([np.cos(angles), np.sin(angles)], 1), [[1.0, 0.0]]]).astype(np.float32)
+    embedder = SimpleNamespace(
+        profile_limit=limit,
+        length=lambda text: len(text.split()),
+        embed_profiles=lambda weights, texts: (np.array([[1.0, 0.0]], np.float32), [True]),
+    )
     r = SimpleNamespace(
-        data=DATASET, count=len(IDS), key=None, profile_limit=limit, prompt=lambda session: (session, 1),
-        writer=SimpleNamespace(write=lambda sessions, rows, key: [write(sessions[0])]),
-        encoder_spec=SimpleNamespace(query_prefix="For: "),
-        ranker=SimpleNamespace(tokenizer=lambda text, verbose: {"input_ids": text.split()[1:]}),
-        embed_profiles=lambda encoder, texts: (np.array([[1.0, 0.0]], np.float32), [True]),
-        embed_catalogue=lambda encoder: items,
-    )  # fmt: skip
+        data=DATASET,
+        run=SimpleNamespace(count=len(IDS), key=None),
+        lm=SimpleNamespace(write=lambda weights, sessions, rows, key: [write(sessions[0])]),
+        embedder=embedder,
+        prompt=lambda session: (session, 1),
+        weights=lambda state, part: None,
+        catalogue=lambda weights, keep: items,
+    )
     return recommend.recommend(r, {}, kind, text, k)
 
 

@@ -368,7 +368,7 @@ class Decoder(nnx.Module):
         lm = nnx.eval_shape(lambda: cls(spec, nnx.Rngs(0)))
         lm = weights.filled_in(lm, gguf.KEYS if files.gguf else weights.decoder_keys(spec.post_norms), files, dtype)
         lm.set_attributes(dtype=dtype)
-        lm.source = files.source
+        lm.source = files.source()
         return lm
 
     @property
@@ -523,21 +523,35 @@ def run(stack: Block, x: jax.Array, mask: jax.Array, samples: int = 0, *, start=
     return x, kept
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dtype", "joined"))
 def decoding_layers(graph, stack: dict, dtype: str, joined: bool = False) -> tuple[object, list[dict]]:
     """A stack as (a layer's graph, the layers' trees), matrices in dtype: decoding reads each where it lies.
 
-    joined: q, k and v become one matrix (not on a mesh, which spreads each of them). Listed arrays stay as they are.
+    joined: q, k and v become one matrix (not on a mesh, which spreads each of them). Listed arrays stay as they are, and
+    where they are: a compiled function would hand on copies.
     """
-    listed = any(map(layers.is_listed, jax.tree.leaves(stack, is_leaf=layers.is_listed)))
-    cast = jax.tree.map(
-        lambda a: a if layers.is_listed(a) or a.ndim < 3 else a.astype(dtype), stack, is_leaf=layers.is_listed
-    )
+    leaves, structure = jax.tree.flatten(stack, is_leaf=layers.is_listed)
+    if not any(map(layers.is_listed, leaves)):
+        return _decoding_layers(graph, stack, dtype, joined)
+    lists = structure.unflatten([leaf if layers.is_listed(leaf) else _layers_of(leaf, dtype) for leaf in leaves])
+    trees = [layers.layer_of(lists, i) for i in range(layers.size_of(lists))]
+    block = nnx.merge(graph, trees[0])
+    block.set_attributes(mesh=None)  # few rows: they move to the weights, not these to them
+    return nnx.split(block)[0], trees
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _layers_of(stacked: jax.Array, dtype: str) -> tuple[jax.Array, ...]:
+    return tuple(stacked if stacked.ndim < 3 else stacked.astype(dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "dtype", "joined"))
+def _decoding_layers(graph, stack: dict, dtype: str, joined: bool) -> tuple[object, list[dict]]:
+    cast = jax.tree.map(lambda a: a if a.ndim < 3 else a.astype(dtype), stack)
     trees, block = [], None
     for i in range(layers.size_of(cast)):
         block = nnx.merge(graph, layers.layer_of(cast, i))
-        block.set_attributes(mesh=None)  # few rows: they move to the weights, not these to them
-        if joined and not listed:
+        block.set_attributes(mesh=None)
+        if joined:
             block.attention.join()
         block, state = nnx.split(block)
         trees.append(layers.plain(state))

@@ -117,7 +117,7 @@ class TextEncoder(nnx.Module):
         spec = spec_from_hf(files.config)
         encoder = nnx.eval_shape(lambda: cls(spec, nnx.Rngs(0)))
         encoder = weights.filled_in(encoder, weights.ENCODER_KEYS, files, dtype)
-        encoder.source = files.source
+        encoder.source = files.source()
         return encoder
 
     def hidden_states(self, tokens: Tokens, texts: Mask | Segments, remat: bool = False) -> Float[jax.Array, "B T D"]:

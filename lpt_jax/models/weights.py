@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,31 @@ ENCODER_FILES = (
     "1_Pooling/config.json",
     "config_sentence_transformers.json",
 )
+PUBLISHED = {  # the recipes' models: of their config.json what is not transformers' default
+    "google/gemma-2b-it": {
+        "model_type": "gemma",
+        "hidden_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "intermediate_size": 16384,
+    },
+    "meta-llama/Meta-Llama-3-8B-Instruct": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+    },
+    "mixedbread-ai/mxbai-embed-large-v1": {
+        "model_type": "bert",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
+}
 ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
 # never pickles or code
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt"]
@@ -106,7 +132,7 @@ class Files:
 
     where: pathlib.Path
     config: dict  # of a decoder: filled; of an encoder: its JSON files by name
-    source: Source
+    source: Callable[[], Source]  # read last: what is wrong with the tensors is told first
     tensors: dict
     gguf: bool = False
 
@@ -117,11 +143,11 @@ def decoder_files(source: str) -> Files:
     if path.is_file():
         config, tokenizer, tensors = gguf.read(path)
         config_of_text = filled(config, path)
-        return Files(path, config_of_text, _source(tokenizer, config), tensors, gguf=True)
+        return Files(path, config_of_text, lambda: _source(tokenizer, config), tensors, gguf=True)
     filled_config, whole, config = _decoder_configs(path)
     generation = path / "generation_config.json"
     ends = [whole, config, _json(generation) if generation.exists() else {}]
-    return Files(path, filled_config, _source(_tokenizer(path), config, *ends), _safetensors(path))
+    return Files(path, filled_config, lambda: _source(_tokenizer(path), config, *ends), _safetensors(path))
 
 
 def encoder_files(source: str) -> Files:
@@ -129,16 +155,24 @@ def encoder_files(source: str) -> Files:
     path = _locate(source)
     if path.is_file():
         raise InputError(f"{path}: an encoder is read from its folder; give the folder")
-    configs, tensors, tokenizer = _encoder_configs(path), _safetensors(path), _tokenizer(path)
-    own = Source(tokenizer, tokenizer.pad_token_id, config=_json(path / "config.json"))
-    return Files(path, configs, own, tensors)
+
+    def source() -> Source:
+        tokenizer = _tokenizer(path)
+        return Source(tokenizer, tokenizer.pad_token_id, config=_json(path / "config.json"))
+
+    return Files(path, _encoder_configs(path), source, _safetensors(path))
 
 
 def configs(decoder: str, encoder: str) -> tuple[dict, dict]:
-    """What spec_from_hf needs of both models: of a folder or hub id only the JSON files are read."""
-    path = _locate(decoder, ["*.json"])
-    config = decoder_files(decoder).config if path.is_file() else _decoder_configs(path)[0]
-    return config, _encoder_configs(_locate(encoder, ["*.json"]))
+    """What spec_from_hf needs of both models: of a folder or hub id only the JSON files are read, of PUBLISHED ones none."""
+    if decoder in PUBLISHED:
+        of_decoder = filled(PUBLISHED[decoder], decoder)
+    else:
+        path = _locate(decoder, ["*.json"])
+        of_decoder = decoder_files(decoder).config if path.is_file() else _decoder_configs(path)[0]
+    if encoder in PUBLISHED:
+        return of_decoder, {"config.json": filled(PUBLISHED[encoder], encoder)}
+    return of_decoder, _encoder_configs(_locate(encoder, ["*.json"]))
 
 
 def _decoder_configs(path):

@@ -45,7 +45,9 @@ def test_packs_hold_every_row_once_in_lines_of_static_numbers(batch):
             line, number = divmod(int(place), 5)
             seen[int(row)] = packed.tokens[line][packed.texts[line] == number + 1].tolist()
         if batch is None:
-            assert [packed.places.tolist().index(p) for p in packed.places_of_rows()] == np.argsort(packed.rows).tolist()
+            assert [packed.places.tolist().index(p) for p in packed.places_of_rows()] == np.argsort(
+                packed.rows
+            ).tolist()
     assert [seen[row] for row in range(50)] == rows
     assert list(batches.packs([[1, 2]], 4, 2, 0, lambda lines, alone: 3 if alone else 9))[0].tokens.shape == (3, 4)
 
