@@ -18,6 +18,7 @@ from flax import nnx
 
 from lpt_jax import devices, generation, ranking, recommender, similarity, topologies
 from lpt_jax.config import listed
+from lpt_jax.errors import InputError
 from lpt_jax.learning import contrastive, optimisers, policy
 from lpt_jax.learning.loop import Part
 from lpt_jax.models import decoder, encoder, layers, weights

@@ -11,11 +11,12 @@ import pytest
 
 from experiments import sweep
 from lpt_jax import config as config_lib
-from lpt_jax import files
+from lpt_jax import files, train
 from lpt_jax import main as main_lib
 from lpt_jax.data import made_up
 from lpt_jax.errors import InputError
-from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.run import Run
+from lpt_jax.systems import profiles
 from tests.conftest import ROOT
 from tests.systems.tiny_run import small_world
 
@@ -34,6 +35,11 @@ CHANGES = {"phases": "policy"}
 RUNS = {"NDCG": {}, "MRR": {"policy.reward": "mrr"}}
 WORDS = "None of them."
 """
+
+
+def begun(config, workdir):
+    """The recommender of a run that begins as its config says."""
+    return train.started(profiles, Run(config, workdir))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def test_a_run_begins_with_the_other_ones_models(folder):
         assert list(results["rows"]) == ["last_item", "start", "rlso"]
         assert results["rows"]["last_item"] == before["rows"]["last_item"]  # by the embedder as loaded
     made = {
-        begin: ProfileRecommender(config_lib.load("small.py", {"seed": "1"} | begin_from), folder / "new")
+        begin: begun(config_lib.load("small.py", {"seed": "1"} | begin_from), folder / "new")
         for begin, begin_from in (
             ("", {}),
             ("cl", {"begin_from": str(firsts[1])}),
@@ -84,15 +90,14 @@ def test_a_run_begins_with_the_other_ones_models(folder):
     }
 
     def moved(name, other, part):
-        ours, theirs = (getattr(made[one], f"fresh_{part}")() for one in (name, other))
+        ours, theirs = (made[one].fresh(part) for one in (name, other))
         return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), ours, theirs)))
 
-    assert moved("cl", "", "encoder") > 1e-4 and moved("cl", "", "policy") == 0
-    assert moved("rlso", "cl", "encoder") == 0 and moved("rlso", "cl", "policy") > 1e-4  # a chain of three
+    assert moved("cl", "", "embedder") > 1e-4 and moved("cl", "", "lm") == 0
+    assert moved("rlso", "cl", "embedder") == 0 and moved("rlso", "cl", "lm") > 1e-4  # a chain of three
     for name in ("", "rlso"):  # what KL is measured from, and the control begins with
-        jax.tree.map(np.testing.assert_array_equal, made[name].reference, made[""].reference)
-        loaded = made[name].initial_state(["control"])["control"]
-        jax.tree.map(np.testing.assert_array_equal, loaded, made[""].fresh_encoder())
+        jax.tree.map(np.testing.assert_array_equal, made[name].lm.reference[1], made[""].lm.reference[1])
+        jax.tree.map(np.testing.assert_array_equal, made[name].fresh("control"), made[""].fresh("embedder"))
 
 
 def test_what_is_collected(folder):
@@ -200,13 +205,13 @@ def test_wrong_starts_are_told(folder):
     workdir, *_ = runs_of(folder, 0)
     config = config_lib.load("small.py", {"begin_from": str(workdir), "data.min_history": "5"})
     with pytest.raises(InputError, match="has another data "):
-        ProfileRecommender(config, folder / "new")
+        begun(config, folder / "new")
     config = config_lib.load("small.py", {"begin_from": str(workdir), "seed": "1"})
     with pytest.raises(InputError, match=r"has another seed \(0\)"):  # random models
-        ProfileRecommender(config, folder / "new")
+        begun(config, folder / "new")
     config = config_lib.load("small.py", {"begin_from": str(folder)})
     with pytest.raises(InputError, match="holds no finished run"):
-        ProfileRecommender(config, folder / "new")
+        begun(config, folder / "new")
 
 
 def test_gains_are_compared_where_starts_differ(folder):
@@ -227,7 +232,7 @@ def test_a_start_whose_models_were_removed_is_told(folder, capsys):
         assert f"{first} has results but not their models" in capsys.readouterr().err
     assert sweep.main(["sweep", "reward.py", "--collect"]) == 0
     with pytest.raises(InputError, match=r"has results but not their models: there is no checkpoints/\*-contrastive"):
-        ProfileRecommender(config_lib.load("small.py", {"begin_from": str(first)}), folder / "new")
+        begun(config_lib.load("small.py", {"begin_from": str(first)}), folder / "new")
     (first / "away").rename(first / "checkpoints")
 
 

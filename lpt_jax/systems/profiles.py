@@ -85,13 +85,13 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
 
     Profiles are greedy; stages with the same language model share them.
     """
-    written = {}
+    written, final = {}, list(stages.values())[-1]["embedder"]
     for name, weights in stages.items():
-        lm, last = weights["lm"], name == list(stages)[-1]
+        lm = weights["lm"]
         if id(lm) not in written:
             file = r.run.workdir / f"profiles/{name}-{note['global_step']}-test.jsonl"
             written[id(lm)] = r.write(lm, "test", file)
-        items = r.catalogue(weights["embedder"], keep=last)  # a later call to recommend finds them
+        items = r.catalogue(weights["embedder"], keep=weights["embedder"] is final)  # for later calls to recommend
         yield Row(name, r.scored(weights["embedder"], written[id(lm)], items), written[id(lm)])
     if "control" in state:
         yield Row("history_trained", r.scored(state["control"].weights, r.history_texts("test"), cut=True))
