@@ -206,7 +206,7 @@ def doubled_words(weights):
     return {"encoder": encoder | {"word": {"table": encoder["word"]["table"] * 2}}}
 
 
-def test_the_catalogue_is_embedded_anew_for_other_weights_only(r, tmp_path):
+def test_the_catalogue_is_embedded_anew_for_another_encoder_only(r, tmp_path):
     counting, texts = Counting(r, tmp_path), r.data.catalogue.texts
     one = r.fresh("embedder")
     other = doubled_words(one)

@@ -148,7 +148,7 @@ def pointers(tree):
 
 @pytest.mark.parametrize("trains", FILTERS)
 @pytest.mark.parametrize("name", ["llama", "gemma2"])  # a head of its own; tied
-def test_split_and_merged_is_the_model(name, trains):
+def test_split_and_assembled_is_the_model(name, trains):
     """Scores by parts are the full model's, and nothing that trains lies in a frozen part."""
     m = Model(name, trains)
     assert m.lm.start == (2 if trains == "last_layers" else 0)

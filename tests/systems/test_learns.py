@@ -21,7 +21,7 @@ def test_rlso_raises_the_reward_of_users_it_never_saw(loss, tmp_path, monkeypatc
     config.policy.update(
         steps=60, users=32, samples=16, last_layers=2, learning_rate=3e-3, kl_coef=0.0, epochs=4, loss=loss,
         evaluate_every=20, warmup=5,
-    )  # fmt: skip
+    )
     config.evaluation.update(max_users=0, max_test_sessions=0, baselines="random,popularity", bootstrap=2000)
     config.checkpoint.every = 1000
     results = train.train(profiles, finish(config), tmp_path)

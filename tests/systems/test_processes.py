@@ -20,7 +20,7 @@ from lpt_jax import files
 from lpt_jax.main import main
 from tests.conftest import ROOT
 
-SETTINGS = ["--config.contrastive.steps=3", "--config.policy.steps=4", "--config.trackers=", "--config.seed=1"]  # fmt: skip
+SETTINGS = ["--config.contrastive.steps=3", "--config.policy.steps=4", "--config.trackers=", "--config.seed=1"]
 CONFIG = f"--config={ROOT}/configs/movielens.py:tiny"
 
 
