@@ -19,8 +19,16 @@ def test_rlso_raises_the_reward_of_users_it_never_saw(loss, tmp_path, monkeypatc
     config.data.update(test_share=0.3, validation_share=0.15, eval_windows=3, eval_targets=3, windows=4)
     config.profile.update(max_tokens=1, batch=64)
     config.policy.update(
-        steps=60, users=32, samples=16, last_layers=2, learning_rate=3e-3, kl_coef=0.0, epochs=4, loss=loss,
-        evaluate_every=20, warmup=5,
+        steps=60,
+        users=32,
+        samples=16,
+        last_layers=2,
+        learning_rate=3e-3,
+        kl_coef=0.0,
+        epochs=4,
+        loss=loss,
+        evaluate_every=20,
+        warmup=5,
     )
     config.evaluation.update(max_users=0, max_test_sessions=0, baselines="random,popularity", bootstrap=2000)
     config.checkpoint.every = 1000
