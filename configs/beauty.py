@@ -18,6 +18,7 @@ from lpt_jax.config import choose, default
 def get_config(variant: str = ""):
     c = default()
     c.name = "beauty"
+    c.phases = "contrastive,policy,residuals"
     c.data.update(
         source="amazon",
         year=2014,

@@ -14,6 +14,7 @@ from lpt_jax.config import choose, default
 def get_config(variant: str = ""):
     c = default()
     c.name = "movielens"
+    c.phases = "contrastive,policy,residuals"
     c.data.update(
         source="movielens",
         path="carrier:recbole",

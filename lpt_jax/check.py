@@ -78,7 +78,7 @@ class Shapes:
         of_layer = {path[1:]: axes for path, axes in self.lm.axes.items() if path[0] == "upper"}
         self.writing = self.lm.prepared(self.state["lm"].weights)
         self.writing = dataclasses.replace(self.writing, layers=devices.place(self.writing.layers, mesh, of_layer))
-        items = ITEMS + -ITEMS % mesh.size, self.embedder.spec.width
+        items = ITEMS + -ITEMS % mesh.size, self.embedder.spec.width + 1  # the bias
         self.items = jax.ShapeDtypeStruct(items, jnp.float32, sharding=devices.row_sharding(mesh))
 
     def part(self, name: str, model) -> Part:
@@ -157,7 +157,7 @@ def policy_update(run: Shapes) -> Program:
 
 def contrastive_step(run: Shapes) -> Program:
     settings, ways = run.config.contrastive, devices.ways(run.mesh)
-    pairs, candidates = settings.batch, settings.batch + settings.hard_negatives
+    pairs, candidates = settings.batch, settings.batch + settings.hard_negatives + contrastive.drawn_for_edits(settings)
     lines = -(-(pairs + candidates) // ways) * ways  # at most one for each text
     room, most = similarity.line_of(max(run.embedder.profile_limit, run.embedder.item_limit))
     data = {
@@ -165,7 +165,7 @@ def contrastive_step(run: Shapes) -> Program:
         "texts": run.batch(lines, room),
         "profiles": run.batch(pairs),
         "items": run.batch(candidates),
-        "correction": run.batch(candidates, dtype=jnp.float32),
+        "correction": run.batch(pairs, candidates, dtype=jnp.float32),
         "excluded": run.batch(pairs, candidates, dtype=bool),
     }
     plan = contrastive.plan_of(run, run.optimisers["embedder"], most)
@@ -181,7 +181,7 @@ def embedding(run: Shapes) -> Program:
 
 def rank(run: Shapes) -> Program:
     data, profiles = run.config.data, run.config.policy.users * run.config.policy.samples
-    vectors = run.batch(profiles, run.embedder.spec.width, dtype=jnp.float32)
+    vectors = run.batch(profiles, run.items.shape[1], dtype=jnp.float32)
     targets, hidden = run.batch(profiles, max(data.targets, data.eval_targets)), run.batch(profiles, HISTORY)
     valid = jax.ShapeDtypeStruct((), jnp.int32)
     arguments = vectors, run.items, targets, hidden, valid, run.mesh.size, ranking.ACCELERATOR

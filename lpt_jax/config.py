@@ -54,6 +54,7 @@ def default(system: str = "profiles") -> ml_collections.ConfigDict:
         best_rating=5.0,  # the scale's end, as prompts say "4/5"
         item_fields="title,genres,categories,brand,description",  # what an item's text is made of, in order
         prompt_fields="title,genres,categories,rating,review",  # what the language model reads of each item
+        attribute_items=20,  # what edits name (genres, categories, brands, decades, else words of titles) has so many items
         core=5,  # iterative k-core: users and items with fewer interactions are dropped; 0 = none
         max_users=0,  # keep a fixed random sample of this many users; 0 = all
         split="auto",  # time | leave_last | auto (time where there are times, else leave_last)
@@ -70,9 +71,14 @@ def default(system: str = "profiles") -> ml_collections.ConfigDict:
         max_users=0,  # validation sessions used, a fixed sample; 0 = all
         max_test_sessions=0,  # test sessions used, a fixed sample; 0 = all
         # rows beside the trained models'; history_trained and sasrec are trained: see README
-        baselines="random,popularity,last_item,bm25,history_text,history_trained",
+        baselines="random,popularity,last_item,items_popularity,bm25,history_text,history_popularity,transitions,item_knn,ease,"
+        "history_trained",
         bootstrap=10000,  # resamples of users for the gains' intervals
         samples=4,  # users shown before and after in the report
+    )
+    c.audit = _dict(  # of what profiles' words do (lpt_jax/audit.py)
+        profiles=48,  # test profiles that are edited, a fixed sample; 0: no audit
+        attributes=20,  # that edits name, the most frequent
     )
     c.sasrec = _dict(  # the baseline of item ids, where evaluation.baselines lists it
         width=64,
@@ -106,6 +112,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         name="",
         kind="films",
         core=0,
+        attribute_items=5,
         windows=2,
         targets=1,
         eval_windows=1,
@@ -118,7 +125,8 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     )
     SYSTEMS[config.system].tiny(config)
     config.evaluation.update(max_users=16, max_test_sessions=32, samples=2, bootstrap=200)
-    config.evaluation.baselines = "random,popularity,last_item,bm25,history_text,history_trained,sasrec"
+    config.audit.profiles = 4
+    config.evaluation.baselines = ",".join(BASELINES)
     config.sasrec.update(width=16, blocks=1, max_items=8, epochs=2, evaluate_every=1)
     config.checkpoint.update(every=1)
     config.iterations = 1
@@ -141,11 +149,15 @@ CHOICES = {
     "data.year": (2014, 2018, 2023),
 }
 MAY_BE_ZERO = """
-    seed data.core data.max_users evaluation.max_users evaluation.max_test_sessions evaluation.samples sasrec.dropout
+    seed data.core data.max_users evaluation.max_users evaluation.max_test_sessions evaluation.samples audit.profiles sasrec.dropout
 """.split()  # all other numbers but the mesh's are greater
+BASELINES = (
+    *("random", "popularity", "last_item", "items_popularity", "bm25", "history_text", "history_popularity"),
+    *("transitions", "item_knn", "ease", "history_trained", "sasrec"),
+)
 LISTS = {  # comma-separated settings: what they may name
     "trackers": ("tensorboard", "wandb", "trackio"),
-    "evaluation.baselines": ("random", "popularity", "last_item", "bm25", "history_text", "history_trained", "sasrec"),
+    "evaluation.baselines": BASELINES,
 }
 
 
@@ -261,12 +273,13 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for name, choices in choices_of.items():
         if get(config, name) not in choices:
             wrong(name, "one of " + ", ".join(map(str, choices)))
-    for name, choices in (LISTS | {"phases": system.PHASES}).items():
+    for name, choices in (LISTS | system.LISTS).items():
         chosen = listed(get(config, name))
         if set(chosen) - set(choices) or len(set(chosen)) < len(chosen):
             wrong(name, "a comma-separated list of " + ", ".join(choices) + ", each once at most")
-    if not listed(config.phases):
-        wrong("phases", f"{', '.join(system.PHASES)}, or several with commas between them")
+    for name, choices in system.LISTS.items():
+        if not listed(get(config, name)):
+            wrong(name, f"{', '.join(choices)}, or several with commas between them")
     if config.data.validation_share + config.data.test_share >= 1:
         wrong("data.test_share", "such that it and data.validation_share are together below 1")
     for name in ("user", "item"):

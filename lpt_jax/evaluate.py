@@ -11,37 +11,81 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lpt_jax import audit, devices, files, metrics, report
 from lpt_jax import config as config_lib
-from lpt_jax import devices, files, metrics, report
+from lpt_jax.baselines import counts as count
 from lpt_jax.baselines import sasrec, simple
-from lpt_jax.data import sessions
+from lpt_jax.data.sessions import prepare, training_items
 from lpt_jax.errors import InputError
 from lpt_jax.recommender import ProfileRecommender
 from lpt_jax.run import used_sessions
 from lpt_jax.trec import queries, ranks_of_run, read_run, write_best, write_qrels
 
+UNTRAINED = "items_popularity"  # the row that trains nothing over which gains are stated too
+LAST, POPULARITY, PENALTIES = (
+    (3, 6, 12),
+    (0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
+    (30.0, 100.0, 300.0, 1000.0),
+)  # that are tried
+
 
 class Row(NamedTuple):
-    """A row of the results: what its ranking is made by (ProfileRecommender.scored), and the profiles of a stage of training."""
+    """A row of the results: what its ranking is made by (ProfileRecommender.scored), and the profiles of a stage of training.
+
+    audited: by what its texts' edits are audited.
+    """
 
     name: str
     scored: tuple
     texts: list[str] | None = None
+    audited: audit.Audited | None = None
 
 
 def baseline_rows(r: ProfileRecommender, untrained: dict):
     """The rows of config.evaluation.baselines that have a ranking; untrained: the embedder's weights as loaded."""
-    sessions = r.sessions["test"]
+    sessions, counts = r.sessions["test"], r.data.popularity
+    sequences = functools.cache(lambda: training_items(r.data))
+    texts = functools.cache(lambda: r.catalogue(untrained)[:, :-1])
+    history = functools.cache(lambda split: r.embedder.embed_profiles(untrained, r.history_texts(split))[0])
+    mean = functools.cache(lambda split, last: simple.items_mean(r.sessions[split], texts(), last))
     make = {
-        "popularity": lambda: simple.popularity(sessions, r.data.popularity),
-        "last_item": lambda: simple.last_item(sessions, r.catalogue(untrained)),
+        "popularity": lambda: simple.popularity(sessions, counts),
+        "last_item": lambda: simple.last_item(sessions, texts()),
+        "items_popularity": lambda: best(
+            r,
+            lambda split, last, weight: simple.and_popularity(mean(split, last), texts(), counts, weight),
+            itertools.product(LAST, POPULARITY),
+        ),
         "bm25": lambda: (simple.BM25(r.history_texts("test"), r.data.catalogue.texts), None),
-        "history_text": lambda: r.scored(untrained, r.history_texts("test"), cut=True),
+        "history_text": lambda: (history("test"), texts()),
+        "history_popularity": lambda: best(
+            r,
+            lambda split, weight: simple.and_popularity(history(split), texts(), counts, weight),
+            itertools.product(POPULARITY),
+        ),
+        "transitions": lambda: count.transitions(sessions, sequences(), counts),
+        "item_knn": lambda: count.item_knn(sessions, sequences(), counts),
+        "ease": lambda: best(
+            r,
+            lambda split, penalty: count.ease(r.sessions[split], sequences(), counts, penalty),
+            itertools.product(PENALTIES),
+        ),
         "sasrec": lambda: by_ids(r, sessions),
     }
     for name in config_lib.listed(r.config.evaluation.baselines):
-        if name in make:
+        if name == "ease" and r.run.count > count.DENSE:
+            print(f"lpt_jax: the row ease is left out: it inverts a matrix of items × items, here of {r.run.count:,}.")
+        elif name in make:
             yield Row(name, make[name]())
+
+
+def best(r: ProfileRecommender, make, grid) -> tuple:
+    """make("test", *options) with those options of the grid that rank the validation users' targets best."""
+
+    def value(options):
+        return r.validation(r.rank("validation", *make("validation", *options)))[f"val/{r.config.evaluation.metric}"]
+
+    return make("test", *max(grid, key=value))
 
 
 def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = False) -> dict:
@@ -57,7 +101,7 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
       what results.json holds.
     """
     sessions, config, workdir = r.sessions["test"], r.config, r.run.workdir
-    users, ranks, texts = [s.user for s in sessions], {}, {}
+    users, ranks, texts, audits = [s.user for s in sessions], {}, {}, {}
     if trec and devices.first():
         (workdir / "trec").mkdir(exist_ok=True)
         relevant = [[r.data.catalogue.ids[i] for i in s.targets] for s in sessions]
@@ -68,12 +112,15 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         ranks[row.name] = r.rank("test", *row.scored)
         if row.texts is not None:
             texts[row.name] = row.texts
+        if row.audited and (found := audit.audit(r, row.audited)):
+            audits[row.name] = found
         if trec:
             write_best(workdir / f"trec/{row.name}.run", sessions, r.data.catalogue.ids, *row.scored)
     names = list(texts)
     ranks = {name: ranks[name] for name in [*(name for name in ranks if name not in texts), *names]}
     values = {name: metrics.per_user(rank, users) for name, rank in ranks.items()}
-    metric, pairs = config.evaluation.metric, [*zip(names, names[1:]), (names[0], names[-1])]
+    over = [(UNTRAINED, name) for name in ("summary", names[-1]) if {UNTRAINED, name} <= ranks.keys()]
+    metric, pairs = config.evaluation.metric, [*over, *zip(names, names[1:]), (names[0], names[-1])]
     gains = {
         f"{a}->{b}": metrics.paired_bootstrap(
             values[a][1][metric], values[b][1][metric], config.seed, config.evaluation.bootstrap, metric
@@ -87,6 +134,7 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         "protocol": r.data.protocol,
         "rows": {name: metrics.table_row(v) for name, (_, v) in values.items()},
         "gains": gains,
+        "audit": audits,
         "seed": config.seed,
         "config": json.loads(config.to_json_best_effort()),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "transformers")},
@@ -101,6 +149,7 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         report.write_results(r.run.workdir, results, values)
         report.write(r.run.workdir, results, files.read_jsonl(r.run.workdir / "metrics.jsonl"), shown)
     print(f"\n{results['protocol']}\n\n{report.results_table(results['rows'])}\n")
+    print(f"{audit.table(audits)}\n") if audits else None
     for name, gain in gains.items():
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     print(f"\nresults.json and report.html are in {r.run.workdir} ({results['seconds']:.0f} s of training)", flush=True)
@@ -121,7 +170,7 @@ def by_ids(r: ProfileRecommender, tested: list) -> tuple[np.ndarray, np.ndarray]
             r.run.interrupt.stop("all but SASRec, which begins anew")
 
     if devices.any_process(not path.exists()):
-        sequences, metric = sessions.training_items(r.data), r.config.evaluation.metric
+        sequences, metric = training_items(r.data), r.config.evaluation.metric
         train = functools.partial(sasrec.train, sequences, r.run.count, r.sessions["validation"], settings)
         weights, _ = train(r.config.seed, metric, stop_if_asked)
         if devices.first():
@@ -137,7 +186,7 @@ def score_run(config, workdir: Path, file: str) -> dict:
     Returns:
       {"row": its metrics, "counts": what was passed over, "gain": over the last stage, if the workdir has been tested}.
     """
-    data = sessions.prepare(config.data)
+    data = prepare(config.data)
     tested = used_sessions(data, config.evaluation)["test"]
     names, run = queries(tested), read_run(file)
     if not run.keys() & set(names):

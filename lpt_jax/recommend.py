@@ -131,7 +131,7 @@ def recommend(r, state, kind: str, text: str, k: int, write=None) -> str:
     if length > limit:
         notes.append(f"The profile has {length} tokens, of which the embedder reads {limit}.")
     hidden, weights = ranking.padded([session.history if session else ()]), r.weights(state, "embedder")
-    embedded, items = r.embedder.embed_profiles(weights, [profile])[0], r.catalogue(weights, keep=True)
+    embedded, items = r.queries(weights, [profile])[0], r.catalogue(weights, keep=True)
     ids, scores = devices.fetch(ranking.top_k(embedded, items, hidden, k, r.run.count))
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
     return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, ids[0], scores[0])])

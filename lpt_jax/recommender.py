@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -84,6 +85,14 @@ def language_model(config, lm: Decoder, mesh, key: jax.Array, platform: str = ""
     )
 
 
+@jax.jit
+def _mean_items(items, recent):
+    """The means [S, D] of items' embeddings, without their bias, by indices [S, K], -1 for none."""
+    exists = recent >= 0
+    found = items[jnp.maximum(recent, 0), :-1] * exists[..., None]
+    return jnp.sum(found, 1) / jnp.maximum(exists.sum(1, keepdims=True), 1)
+
+
 class ProfileRecommender:
     """Prompt → profile → rank: a run, its language model and its embedder.
 
@@ -93,7 +102,7 @@ class ProfileRecommender:
 
     def __init__(self, run: Run, lm: Callable[[], LanguageModel], embedder: Callable[[], Embedder]):
         """lm, embedder: make the models, which happens when they are first asked for."""
-        self.run, self._lm, self._embedder = run, lm, embedder
+        self.run, self._lm, self._embedder, self.begin_residuals = run, lm, embedder, None
         self.config, self.data, self.sessions = run.config, run.data, run.sessions
 
     @functools.cached_property
@@ -114,6 +123,13 @@ class ProfileRecommender:
         """A part's weights as the run begins with them, on the mesh, as float32 masters."""
         if part == "lm":
             return self.lm.fresh()
+        if part == "residuals":
+            shape = self.run.count, self.embedder.spec.width
+            return self.place(
+                part,
+                self.begin_residuals
+                or {"residual": np.zeros(shape, np.float32), "bias": np.zeros(shape[:1], np.float32)},
+            )
         return self.embedder.fresh(loaded=part == "control")
 
     def weights(self, state: dict, part: str) -> dict:
@@ -122,11 +138,16 @@ class ProfileRecommender:
 
     def place(self, part: str, tree):
         """A tree of a part's weights, or of its optimiser's state, on the mesh."""
+        if part == "residuals":
+            return devices.place(tree, self.run.mesh, {})
         return (self.lm if part == "lm" else self.embedder).place(tree)
 
     def begin_with(self, part: str, weights: dict) -> None:
         """Lets the run begin with these weights of "lm" or "embedder"."""
-        (self.lm if part == "lm" else self.embedder).begin_with = weights
+        if part == "residuals":
+            self.begin_residuals = weights
+        else:
+            (self.lm if part == "lm" else self.embedder).begin_with = weights
 
     # ---- prompts
 
@@ -190,6 +211,17 @@ class ProfileRecommender:
         what, keep = f"{split} profiles", keep if file else None
         return self.lm.write(weights, self.prompts[split], numbers, key, temperature, what, known, keep)
 
+    def summaries(self, split: str, copy: int = 0) -> list[str]:
+        """A summary of each session's latest items, as many as prompts show (prompts.summary); copies differ in wording."""
+        return self.summaries_of(self.sessions[split], copy)
+
+    def summaries_of(self, sessions: list, copy: int = 0) -> list[str]:
+        """A summary of each of the sessions."""
+        last, settings = self.config.prompt.history_items, self.config.data
+        return [
+            prompts.summary(s, self.data.catalogue, settings, last, copy and copy + i) for i, s in enumerate(sessions)
+        ]
+
     def history_texts(self, split: str) -> list[str]:
         """The raw texts of the histories' latest items, as many as prompts show."""
         last = self.config.prompt.history_items
@@ -197,9 +229,54 @@ class ProfileRecommender:
 
     # ---- ranks
 
+    @functools.cached_property
+    def bias(self) -> np.ndarray:
+        """What popularity adds to each item's score, Float[N]: score.popularity × log((1 + n) / (1 + the most)).
+
+        n: training interactions. With in-batch negatives and no logQ, InfoNCE at temperature τ teaches log p(item | profile) −
+        log p(item); τ × log n gives the latter back (Yi et al. 2019, turned round), so that the text need not carry it.
+        """
+        counts = 1 + self.data.popularity.astype(np.float64)
+        return (self.config.score.popularity * np.log(counts / counts.max())).astype(np.float32)
+
     def catalogue(self, weights: dict, keep: bool = False) -> jax.Array:
-        """ItemEmbeddings [N, D] (Embedder.catalogue)."""
-        return self.embedder.catalogue(weights, self.data.catalogue.texts, keep)
+        """ItemEmbeddings [N, D + 1], the bias in the last column (Embedder.catalogue)."""
+        return self.embedder.catalogue(weights, self.data.catalogue.texts, self.bias, keep)
+
+    def with_terms(self, items: jax.Array, terms: dict) -> jax.Array:
+        """ItemEmbeddings with what the residuals phase learned of them: residuals, and biases (learning/residuals.py)."""
+        learned = np.concatenate([terms["residual"], np.asarray(terms["bias"])[:, None]], 1)
+        learned *= (self.data.popularity > 0)[:, None]
+        return items + devices.split_rows(learned, self.run.mesh)
+
+    def with_history(self, queries: np.ndarray, items: jax.Array, sessions: list, weight: float) -> np.ndarray:
+        """Queries + weight × the mean of each session's latest items, as many as prompts show."""
+        if not weight:
+            return queries
+        last = self.config.prompt.history_items
+        recent = ranking.padded([s.history[-last:] for s in sessions], last)
+        means = devices.fetch(_mean_items(items, recent))
+        return np.concatenate([queries[:, :-1] + weight * means, queries[:, -1:]], 1)
+
+    def queries(self, weights: dict, texts: list[str], rejects: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Profiles to what scores the catalogue's rows, Float[n, D + 1], and Bool[n]: the profile counts.
+
+        score = cos(profile, item) + bias; where score.rejected is w > 0, cos(what the profile affirms, item) −
+        w × Σ cos(a thing that it rejects, item) + bias (prompts.clauses; rejects=False: texts are no profiles).
+        """
+        vectors, valid = self.embedder.embed_profiles(weights, texts)
+        weight = self.config.score.rejected
+        read = [prompts.clauses(text) for text in texts] if weight and rejects else []
+        if things := list(dict.fromkeys(thing for _, rejected in read for thing in rejected)):
+            signed = [i for i, (_, rejected) in enumerate(read) if rejected]
+            affirmed = self.embedder.embed_profiles(weights, [read[i][0] or texts[i] for i in signed])[0]
+            against = self.embedder.embed_profiles(weights, [prompts.LIKED_THING.format(n=thing) for thing in things])[
+                0
+            ]
+            against = dict(zip(things, against, strict=True))
+            for i, vector in zip(signed, affirmed, strict=True):
+                vectors[i] = vector - weight * np.sum([against[thing] for thing in read[i][1]], 0)
+        return np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], 1), valid
 
     def scored(self, weights: dict, texts: list[str], items: jax.Array | None = None, cut: bool = False) -> tuple:
         """What to rank by: Embeddings of the profiles, ItemEmbeddings, and Bool[n]: the profile counts.
@@ -208,7 +285,7 @@ class ProfileRecommender:
         count.
         """
         items = self.catalogue(weights) if items is None else items
-        embedded, valid = self.embedder.embed_profiles(weights, texts)
+        embedded, valid = self.queries(weights, texts, rejects=not cut)
         return embedded, items, valid | cut
 
     def rank(self, split: str, profiles, items, valid=True) -> np.ndarray:

@@ -35,10 +35,16 @@ pre { background: #f6f7f9; padding: 1rem; }
 """
 LABELS = {  # what the rows of the results are called in words; others by their own name
     **{"random": "Random", "popularity": "Popularity", "last_item": "Last item’s text"},
-    **{"bm25": "BM25 on the raw text", "sasrec": "SASRec on item ids"},
+    **{"bm25": "BM25 on the raw text", "sasrec": "SASRec on item ids", "ease": "EASE on item ids"},
+    **{"items_popularity": "Items’ mean + popularity", "history_popularity": "Raw text + popularity"},
+    **{"transitions": "Transition counts", "item_knn": "Item-kNN", "summary": "Summary by rules"},
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
     **{"start": "Profile at the start", "zero_shot": "Zero-shot profile", "cl": "Profile after CL"},
     **{"cl_rlso": "Profile after CL + RLSO", "rlso": "Profile after RLSO", "rlso_cl": "Profile after RLSO + CL"},
+}
+EDITS = {  # kinds of edits (lpt_jax/audit.py) in words
+    **{"like": "a like appended", "like_alone": "a like alone", "dislike": "a dislike appended"},
+    **{"avoid_alone": "a dislike alone", "replace": "a name replaced"},
 }
 TABLES = (("ndcg",), ("recall", "mean_rank"), ("mrr",))  # families of metrics side by side
 PANELS = {  # of the learning curves: a record's key and its title; METRIC is the validation's
@@ -130,6 +136,48 @@ def gains_picture(gains: dict) -> bytes:
     metrics = sorted({gain["metric"] for gain in gains.values()})
     axes.set_xlabel(f"gain in {', '.join(metrics)}", fontsize=9, color=INK)
     return png(figure)
+
+
+def control_picture(audits: dict[str, dict], rows: dict[str, dict], metric: str) -> bytes:
+    """A PNG of accuracy against control: a point for each audited row and each of likes and dislikes appended."""
+    figure = new_figure(figsize=(8, 3.6))
+    axes = axes_of(figure)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    for kind, color, what in (("like", ACCENT, "a like appended"), ("dislike", SECOND, "a dislike appended")):
+        points = [(name, rows[name][metric], found[kind]) for name, found in audits.items() if found.get(kind)]
+        for name, x, found in points:
+            axes.plot([x, x], [found["low"], found["high"]], color=color, linewidth=2)
+            if kind == "like":
+                label = _label(name).replace("$", r"\$")
+                axes.annotate(label, (x, found["change"]), (5, 4), textcoords="offset points", fontsize=8, color=INK)
+        axes.plot([x for _, x, _ in points], [found["change"] for *_, found in points], "o", color=color, label=what)
+    axes.set_xlabel(f"accuracy: {metric}", fontsize=9, color=INK)
+    axes.set_ylabel("change of what is named\nin the top 20", fontsize=9, color=INK)
+    axes.margins(x=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    return png(figure)
+
+
+def audit_blocks(to, audits: dict[str, dict], rows: dict[str, dict], metric: str):
+    """What edits do, as a table and a picture."""
+    lines = []
+    for name, found in audits.items():
+        for kind, what in EDITS.items():
+            if not (row := found.get(kind)):
+                continue
+            right, kept = ("–" if row[key] is None else f"{row[key]:.2f}" for key in ("right", "kept"))
+            change = f"{row['change']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            counts = f"{row['obeyed']} of {row['attributes']}"
+            lines.append([to.text(_label(name)), what, change, right, f"{row['wrong']:.2f}", counts, kept])
+    yield to.heading(2, "What a profile’s words do")
+    yield to.table(["", "Edit", "Change (95 % interval)", "Right", "Wrong", "Obeyed", "Kept"], lines)
+    yield to.picture("control", control_picture(audits, rows, metric), "Accuracy against control")
+    yield to.paragraph(
+        "Change: of the share of the named genre, category, brand or decade in the top 20, when a sentence in words that "
+        "training never uses is appended to a profile, stands alone, or replaces a name. Right and wrong: the share of pairs "
+        "of a profile and a name that moved so (right, of a dislike: of those whose list had it). Obeyed: names for which it "
+        "moved the right way on average. Kept: of the listed items that have not what is named, those that still are."
+    )
 
 
 def curves_picture(records: list[dict], phase: str, metric: str) -> bytes | None:
@@ -276,6 +324,8 @@ def _blocks(to, results, curves, samples):
         yield to.picture("gains", gains_picture(gains), "Each step's gain with its interval")
         yield to.paragraph("Intervals by paired bootstrap over users.")
     metric = config.get("evaluation", {}).get("metric", "ndcg")
+    if results.get("audit"):
+        yield from audit_blocks(to, results["audit"], results["rows"], metric)
     for phase, title in (("contrastive", "Contrastive learning"), ("policy", "Policy (RLSO)")):
         if picture := curves_picture(curves, phase, metric):
             yield to.heading(2, f"{title}: learning curves")

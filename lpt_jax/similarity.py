@@ -133,8 +133,10 @@ class Embedder:
         """A profile's tokens."""
         return len(self.tokenizer(self.spec.query_prefix + profile, verbose=False)["input_ids"])
 
-    def catalogue(self, weights: dict, texts: list[str], keep: bool = False) -> jax.Array:
-        """ItemEmbeddings [N, D], padded and spread over the mesh; asked twice for the same weights, it embeds once.
+    def catalogue(self, weights: dict, texts: list[str], bias: np.ndarray, keep: bool = False) -> jax.Array:
+        """ItemEmbeddings [N, D + 1], padded and spread over the mesh; asked twice for the same weights, it embeds once.
+
+        bias: Float[N], the last column: what a profile, whose last column is 1 (profiles()), adds to its cosine.
 
         keep: they also stay in the folder, under a name made of weights and texts, for a later process. Those of a large
         catalogue always do, shard by shard, so that a killed run goes on.
@@ -142,6 +144,7 @@ class Embedder:
         if self._for is not weights:  # an update makes new ones
             kept = keep or len(texts) > SHARD
             vectors = self._kept(weights, texts) if kept else self.embed(weights, texts, self.item_limit)[0]
+            vectors = np.concatenate([vectors, bias[:, None].astype(np.float32)], 1)
             self._for, self._items = weights, devices.split_rows(vectors, self.mesh)
         return self._items
 

@@ -36,6 +36,19 @@ def last_item(sessions, items: ItemEmbeddings) -> tuple[np.ndarray, ItemEmbeddin
     return devices.fetch(jnp.take(items, last, axis=0)), items
 
 
+def items_mean(sessions, items: ItemEmbeddings, last: int) -> np.ndarray:
+    """The mean of the last items' text embeddings, Float[S, D]: a user without a profile."""
+    return np.stack([devices.fetch(items[jnp.asarray(s.history[-last:])]).mean(0) for s in sessions])
+
+
+def and_popularity(vectors, items: ItemEmbeddings, counts, weight: float) -> tuple[np.ndarray, ItemEmbeddings]:
+    """By vectors Float[S, D] · items + weight × log(1 + training interactions Int[N]), as columns of both."""
+    column = np.zeros((len(items), 1), np.float32)
+    column[: len(counts), 0] = weight * np.log1p(counts)
+    queries = np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], 1)
+    return queries, jnp.concatenate([items, jnp.asarray(column)], 1)
+
+
 class BM25:
     """By the words that an item's text shares with a query, the history's raw text: Scores [B,N] of queries by their rows.
 

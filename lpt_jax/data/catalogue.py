@@ -1,9 +1,11 @@
 """Item metadata -> the text the embedder reads, one labelled line per field."""
 
 import dataclasses
+import functools
 import math
 import re
 
+from lpt_jax.data.attributes import FEWEST, Attributes, attributes_of
 from lpt_jax.errors import InputError
 
 FIELDS = ("title", "year", "genres", "categories", "brand", "description", "price", "average_rating")
@@ -18,6 +20,12 @@ class Catalogue:
     titles: list[str]
     texts: list[str]
     fields: list[dict]
+    attribute_items: int = FEWEST
+
+    @functools.cached_property
+    def attributes(self) -> Attributes:
+        """What many of the items have in common."""
+        return attributes_of(self.fields, self.attribute_items)
 
 
 def names(listed: str, setting: str, known=FIELDS) -> list[str]:
@@ -53,7 +61,7 @@ def lines(fields: dict, chosen: list[str]) -> list[str]:
     return [f"{name.replace('_', ' ').capitalize()}: {text}" for name, text in values(fields, chosen)]
 
 
-def build(ids: list[str], items: dict[str, dict], item_fields: str) -> Catalogue:
+def build(ids: list[str], items: dict[str, dict], item_fields: str, attribute_items: int = FEWEST) -> Catalogue:
     """The catalogue of these ids in this order; its texts are made of `item_fields` only."""
     chosen = names(item_fields, "data.item_fields")
     fields = [items[i] for i in ids]
@@ -62,4 +70,5 @@ def build(ids: list[str], items: dict[str, dict], item_fields: str) -> Catalogue
         titles=[value(f, "title") or i for i, f in zip(ids, fields)],
         texts=["\n".join(lines(f, chosen)) for f in fields],
         fields=fields,
+        attribute_items=attribute_items,
     )

@@ -1,5 +1,6 @@
 """Every English sentence the models read: Session -> chat messages -> token ids within a budget."""
 
+import collections
 import functools
 import re
 
@@ -30,6 +31,80 @@ DID = {  # (ratings are shown, reviews are shown) -> the verb
 }
 NO_TEMPLATE = "{text}\n\nProfile:"  # the prompt of a model without a chat template
 USER_FIELDS = ("rating", "review")
+# What people say of what they like or reject: {a}: "horror movies", {n}: "horror", {t}: a title, {kind}: "movies". The audit's
+# phrases are never trained on.
+LIKES = {
+    "train": (
+        "Likes {a}.",
+        "Loves {n}.",
+        "I like {a} best.",
+        "I enjoy {a}.",
+        "A fan of {n}.",
+        "Wants more {a}.",
+        "More {n}!",
+        "Recommend {a}.",
+        "They are into {n}.",
+        "The user is fond of {a}.",
+        "Show me {n}.",
+        "Mostly {a}.",
+    ),
+    "audit": ("They enjoy {a} a lot.", "This person likes {a}.", "I love {n}!", "Some {a} would be great."),
+}
+DISLIKES = {
+    "train": (
+        "Dislikes {a}.",
+        "Avoids {a}.",
+        "I don't like {a}.",
+        "I can't stand {n}.",
+        "Hates {n}.",
+        "Wants less {n}.",
+        "Less {a}.",
+        "No more {a}.",
+        "Not {n}.",
+        "Never {a}.",
+        "Without {n}.",
+        "The user is tired of {a}.",
+        "They do not want {n}.",
+        "Not interested in {a}.",
+    ),
+    "audit": ("No {n}, please.", "I hate {a}.", "This person doesn't care for {a}.", "They would rather skip {n}.", "{n} bores them."),
+}
+BOTH = {
+    "train": ("Likes {a}, but not {other}.", "I enjoy {n} and dislike {other}.", "More {n}, less {other}."),
+    "audit": ("I love {a}, and I hate {other}.",),
+}
+TITLES = ("More like {t}.", "Likes {t}.", "Something similar to {t}.", "I loved {t}.")
+NEUTRAL = {
+    "train": ("A person who chooses {kind}.", "Looks for {kind}.", "This user has no profile yet."),
+    "audit": ("Someone who would like to find good {kind}.",),
+}
+SUMMARIES = (  # of what a history shows: {liked}: "crime and drama movies of the 1990s", {titles}: two or three of them
+    ("Likes {liked}, for example {titles}.", "Avoids {n}."),
+    ("This person enjoys {liked}, such as {titles}.", "Dislikes {n}."),
+    ("A fan of {liked}. Favourites are {titles}.", "Not a fan of {n}."),
+    ("I like {liked}. I loved {titles}.", "I don't like {n}."),
+)
+LIKED_THING = "Likes {n}."  # against which what a profile rejects is scored
+CHOSEN = "Has chosen {titles}."  # where none was rated well
+LIKED, DISLIKED = 0.8, 0.4  # of the best rating: at least, at most
+# What turns a clause into a rejection, what only seems to, and where one clause ends and another begins.
+REJECTS = (
+    r"(?:no|not|never|nor|hates?|hated|dislikes?|disliked|avoids?|without|less|fewer|except|skip|skips|tired of|sick of|"
+    r"fed up with|bored (?:of|by|with)|stays? away from|cannot|can't|won't|isn't|aren't|don't|doesn't|didn't)\b"
+)
+AFFIRMS = r"(?:likes?|loves?|enjoys?|prefers?|wants?|more)\b"
+SEEMS = re.compile(r"\b(?:not only|not just|no doubt|no matter|nothing but|(?:can't|cannot|never) get enough)\b")
+LEAD = r"(?:(?:I|i|they|he|she|we|who|also|just|please|am|is|are|do|does|would|rather|really)\s+)*"
+JOINT = re.compile(
+    r"(?<=[^A-Z][.!?])\s+|\s*\n\s*|\s*[,;]?\s+but\s+|"  # a sentence's end, a "but", or a comma or an "and" before a verb
+    rf"(?:\s*[,;]\s*(?:(?:and|though|yet)\s+)?|\s+(?:and|though|yet)\s+)(?={LEAD}(?:{REJECTS}|{AFFIRMS}))"
+)
+EMPTY = re.compile(  # words of a rejection that do not say what is rejected
+    r"\b(i|i'm|they|he|she|we|you|the|this|that|person|user|someone|am|is|are|was|be|been|do|does|did|will|would|rather|really|"
+    r"want|wants|like|likes|care|cares|for|to|any|anything|more|much|so|too|at all|please|stand|see|watch|read|buy|interested in|"
+    r"of|with|me|show|recommend|but|and|it|just|into|fan|enjoys?|loves?|a|an|my|thing|cup of tea)\b",
+    re.IGNORECASE,
+)
 ONE_LINE = {"title", "year", "genres", "rating"}  # with no other fields an item is one line
 
 
@@ -158,3 +233,100 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
 def history_text(session, catalogue, n: int) -> str:
     """The texts of the history's last n items, latest first: a cut to fit loses the oldest."""
     return "\n\n".join(catalogue.texts[i] for i in session.history[::-1][:n])
+
+
+# ---- summaries
+
+
+def summary(session, catalogue, data_config, last: int, wording: int = 0) -> str:
+    """What a session's latest items show, made of their fields and ratings: a profile that no model wrote.
+
+    Liked and rejected attributes by rating (all items count as liked where there are no ratings), the decade of most of
+    the liked ones, and the latest three titles of them; nothing else, so nothing that isn't so.
+    """
+    items, ratings = session.history[-last:], (session.ratings or ())[-last:]
+    best, attributes = data_config.best_rating, catalogue.attributes
+    rated = [LIKED * best if r is None or r != r else r for r in ratings or [None] * len(items)]
+    liked = [item for item, rating in zip(items, rated) if rating >= LIKED * best]
+    disliked = [item for item, rating in zip(items, rated) if rating <= DISLIKED * best]
+    of_liked = collections.Counter(a for item in liked for a in attributes.of(item))
+    of_disliked = collections.Counter(a for item in disliked for a in attributes.of(item))
+    titles = listed([catalogue.titles[item] for item in liked[::-1][:3] or items[::-1][:3]])
+    sentences, (likes, avoids) = [], SUMMARIES[wording % len(SUMMARIES)]
+    ranked = [a for a, _ in of_liked.most_common() if attributes.fields[a] != "decade"][:3]
+    if liked and ranked:
+        spoken = listed([attributes.names[a] for a in ranked]) + f" {data_config.kind}"
+        era = [
+            attributes.names[a]
+            for a, n in of_liked.most_common()
+            if n > len(liked) / 2 and attributes.fields[a] == "decade"
+        ]
+        sentences.append(likes.format(liked=spoken + (f" of the {era[0]}" if era else ""), titles=titles))
+    else:
+        sentences.append(
+            (likes.format(liked=data_config.kind, titles=titles)) if liked else CHOSEN.format(titles=titles)
+        )
+    rejected = [a for a, _ in of_disliked.most_common() if a not in of_liked and attributes.fields[a] != "decade"][:2]
+    if rejected:
+        sentences.append(avoids.format(n=listed([attributes.names[a] for a in rejected])))
+    return " ".join(sentences)
+
+
+def listed(words: list[str]) -> str:
+    """Words as an English list.
+
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+# ---- what people say of items
+
+
+def called(name: str, field: str, kind: str) -> str:
+    """An attribute as sentences name it: "horror movies", "nail polish".
+
+    >>> called("horror", "genres", "movies"), called("nail polish", "categories", "beauty products")
+    ('horror movies', 'nail polish')
+    """
+    return name if field in ("categories", "title") else f"{name} {kind}"
+
+
+def said(phrase: str, name: str, field: str, kind: str, other: str = "") -> str:
+    """A phrase of LIKES, DISLIKES or BOTH about an attribute, as a sentence."""
+    return phrase.format(n=name, a=called(name, field, kind), other=other)
+
+
+def clauses(text: str) -> tuple[str, list[str]]:
+    """A profile without what it rejects, and what it rejects.
+
+    >>> clauses("I love old romances, and I hate horror.")
+    ('I love old romances', ['horror'])
+    >>> clauses("Likes westerns. No musicals or war movies, please!")
+    ('Likes westerns.', ['musicals or war movies'])
+    """
+    kept, rejected, start, before = "", [], 0, ""
+    for joint in [*JOINT.finditer(text), None]:
+        clause = text[start : joint and joint.start()]
+        thing = rejected_thing(clause)
+        if thing:
+            rejected.append(thing)
+        else:
+            kept += (before if kept else "") + clause
+        start, before = joint and joint.end(), joint and joint[0]
+    return kept.strip(), rejected
+
+
+def rejected_thing(clause: str) -> str:
+    """What a clause rejects; empty if it rejects nothing.
+
+    >>> rejected_thing("Horror is not my thing"), rejected_thing("They can't get enough of Alien")
+    ('Horror', '')
+    """
+    marker = re.search(rf"\b{REJECTS}", clause[:1].lower() + clause[1:])
+    if not marker or SEEMS.search(clause.lower()):
+        return ""
+    sides = clause[marker.end() :], clause[: marker.start()]
+    things = (" ".join(EMPTY.sub(" ", side).split()).strip(" .,;:!?'") for side in sides)
+    return next(filter(None, things), "")

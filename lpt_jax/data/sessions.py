@@ -148,7 +148,7 @@ def from_raw(raw, data_config) -> Dataset:
             )
     counts["items ranked"] = len(ids)
     return Dataset(
-        catalogue=catalogue_lib.build(ids, fields, c.item_fields),
+        catalogue=catalogue_lib.build(ids, fields, c.item_fields, c.attribute_items),
         sessions=sessions,
         popularity=np.bincount(index, minlength=len(ids)).astype(np.int64),
         counts=counts,
@@ -212,6 +212,14 @@ def _few_users(counts, c):
         ways.append(f"lower --config.data.min_history={c.min_history} ({short:,} more have too few items)")
     ways.append("give more data")
     return f"Only {counts['test users']} test users: intervals will be wide and most gains noise; {' or '.join(ways)}."
+
+
+def more(data: Dataset, data_config, windows: int, targets: int) -> list[Session]:
+    """Other training sessions than the dataset's own: up to so many windows per user, each with so many next items."""
+    c = data_config.copy_and_resolve_references()
+    with c.unlocked():
+        c.update(windows=windows, targets=targets)
+    return _sessions(data.rows, data.part, np.ones(len(data.rows.user_ids), bool), c, {})["train"]
 
 
 def training_items(data: Dataset) -> list[tuple[int, ...]]:

@@ -230,7 +230,7 @@ class PolicyPhase(Phase):
         r, samples = self.r, len(texts[0])
         width = max(r.config.data.targets, r.config.data.eval_targets)
         shape = (len(users), samples, width)
-        embedded, valid = r.embedder.embed_profiles(self.embedder, sum(texts, []))
+        embedded, valid = r.queries(self.embedder, sum(texts, []))
         targets = np.repeat(ranking.padded([u.targets for u in users], width), samples, 0)
         hidden = np.repeat(ranking.padded([u.history for u in users], longest), samples, 0)
         put = devices.split_batch((embedded, targets, hidden), r.run.mesh)

@@ -12,19 +12,23 @@ recommender decoder) ranks the whole catalogue by it.
     loss of the policy phase = mean over pairs of a user's profiles ((Δᵢ − Δⱼ) − η (rᵢ − rⱼ))²     (learning/policy.py, rebel)
 """
 
+import numpy as np
+
 from lpt_jax import config as config_lib
+from lpt_jax.audit import Audited
 from lpt_jax.evaluate import Row
 from lpt_jax.learning import optimisers
 from lpt_jax.learning.contrastive import ContrastivePhase
 from lpt_jax.learning.loop import Part, Phase
 from lpt_jax.learning.policy import PolicyPhase
+from lpt_jax.learning.residuals import ResidualsPhase
 from lpt_jax.recommender import ProfileRecommender, language_model, load_decoder, load_encoder
 from lpt_jax.run import Run
 from lpt_jax.similarity import DualEncoder, Embedder
 from lpt_jax.systems.profiles_settings import settings as settings
 
-TRAINS = {"contrastive": "embedder", "policy": "lm"}  # phase -> the part that it trains
-STEPS = {"contrastive": "cl", "policy": "rlso"}  # phase -> its name in the results' rows
+TRAINS = {"contrastive": "embedder", "policy": "lm", "residuals": "residuals"}  # phase -> the part that it trains
+STEPS = {"contrastive": "cl", "policy": "rlso", "residuals": "items"}  # phase -> its name in the results' rows
 SAME = ("data", "lm.source", "embedder.source", "policy.trains", "policy.last_layers", "policy.lora")  # of begin_from
 
 
@@ -41,11 +45,20 @@ def build(run: Run) -> ProfileRecommender:
 # ---- the phases
 
 
-def written_profiles(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str]]:
-    """Fresh profiles of the training sessions, several a session if the config says so, and of the validation sessions."""
+def profiles_and_summaries(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str]]:
+    """What CL reads of the training sessions, and of the validation sessions, as contrastive.texts says.
+
+    profiles: fresh ones, several a session if the config says so; summaries: one for each of those. Validation is by
+    profiles if CL reads any.
+    """
     r, place, settings = phase.r, phase.place, phase.settings
-    lm, folder, texts = r.weights(state, "lm"), r.run.workdir / "profiles", []
-    for copy in range(settings.profiles_per_session):
+    lm, folder, texts, copies = r.weights(state, "lm"), r.run.workdir / "profiles", [], settings.profiles_per_session
+    kinds = config_lib.listed(settings.texts)
+    if "summaries" in kinds:
+        texts += [text for copy in range(copies) for text in r.summaries("train", copy + 1)]
+    if "profiles" not in kinds:
+        return texts, r.summaries("validation")
+    for copy in range(copies):
         file = folder / f"{place}-train-{copy}.jsonl"
         texts += r.write(lm, "train", file, place, settings.sampling_temperature, copy)
     return texts, r.write(lm, "validation", folder / f"{place}-validation.jsonl")
@@ -54,6 +67,11 @@ def written_profiles(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[l
 def histories(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str]]:
     """The raw texts of the training and the validation sessions' histories."""
     return phase.r.history_texts("train"), phase.r.history_texts("validation")
+
+
+def summaries(phase: ResidualsPhase, sessions: list) -> list[str]:
+    """Summaries of sessions."""
+    return phase.r.summaries_of(sessions)
 
 
 def schedule(r: ProfileRecommender) -> list[Phase]:
@@ -66,9 +84,13 @@ def schedule(r: ProfileRecommender) -> list[Phase]:
     for iteration in range(config.iterations):
         for name in names:
             if name == "contrastive":
-                phase = ContrastivePhase(r, name, "embedder", cl, written_profiles)
-            else:
+                phase = ContrastivePhase(r, name, "embedder", cl, profiles_and_summaries)
+            elif name == "policy":
                 phase = PolicyPhase(r, rl)
+            else:
+                phase = ResidualsPhase(
+                    r, optimisers.of(config.residuals, config.iterations * config.residuals.steps), summaries
+                )
             phases.append(phase.at(iteration, len(phases)))
     if "history_trained" in config_lib.listed(config.evaluation.baselines) and "contrastive" in names:
         for iteration in range(config.iterations):
@@ -92,9 +114,25 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
             file = r.run.workdir / f"profiles/{name}-{note['global_step']}-test.jsonl"
             written[id(lm)] = r.write(lm, "test", file)
         items = r.catalogue(weights["embedder"], keep=weights["embedder"] is final)  # for later calls to recommend
-        yield Row(name, r.scored(weights["embedder"], written[id(lm)], items), written[id(lm)])
+        texts = written[id(lm)]
+        yield from text_rows(r, name, weights, items, texts, stage=True)
+    yield from text_rows(r, "summary", weights | {"residuals": None}, items, r.summaries("test"))
+    if "residuals" in state:
+        yield from text_rows(r, "summary_items", weights, items, r.summaries("test"))
     if "control" in state:
         yield Row("history_trained", r.scored(state["control"].weights, r.history_texts("test"), cut=True))
+
+
+def text_rows(r: ProfileRecommender, name: str, weights: dict, items, texts: list[str], stage: bool = False):
+    """The row of texts by a stage's weights, audited; where items have learned residuals, also one with the latest items."""
+    learned = weights["residuals"] if weights["residuals"] and np.any(weights["residuals"]["residual"]) else None
+    items = r.with_terms(items, learned) if learned else items
+    queries, valid = r.queries(weights["embedder"], texts)
+    audited = Audited(weights["embedder"], items, texts)
+    yield Row(name, (queries, items, valid), texts if stage else None, audited)
+    if learned and r.config.score.history:
+        sessions = r.sessions["test"]
+        yield Row(f"{name}_history", (r.with_history(queries, items, sessions, r.config.score.history), items, valid))
 
 
 def write(r: ProfileRecommender, state: dict[str, Part], split: str, file) -> list[str]:

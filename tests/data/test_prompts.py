@@ -4,6 +4,7 @@ import pytest
 
 from lpt_jax import config
 from lpt_jax.data import catalogue, made_up, prompts
+from lpt_jax.data.attributes import attributes_of
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 
@@ -129,3 +130,52 @@ def test_raw_texts_of_the_history():
         "Title: forgery\nGenres: crime\n\nTitle: verdict\nGenres: crime"
     )
     assert prompts.history_text(SESSION, CATALOGUE, 99).count("Title") == 6
+
+
+# ---- summaries and clauses
+
+
+class Films:
+    """A catalogue of films with titles and genres."""
+
+    def __init__(self, *genres):
+        self.fields = [{"title": f"Film {i}", "genres": list(g), "year": 1994} for i, g in enumerate(genres)]
+        self.titles = [f["title"] for f in self.fields]
+        self.attributes = attributes_of(self.fields * 10 + [{}] * 10 * len(genres), fewest=1)
+
+
+@pytest.mark.parametrize(
+    "ratings, wanted",
+    [
+        ((5, 4, 1), "Likes crime and drama films of the 1990s, for example Film 1 and Film 0. Avoids horror."),
+        ((3, 3, 5), "Likes horror films of the 1990s, for example Film 2."),
+        ((3, 3, 2), "Has chosen Film 2, Film 1 and Film 0. Avoids horror."),
+        (None, "Likes crime, drama and horror films of the 1990s, for example Film 2, Film 1 and Film 0."),
+    ],
+)
+def test_a_summary_says_what_the_ratings_show_and_nothing_else(ratings, wanted):
+    films = Films(("Crime", "Drama"), ("Crime",), ("Horror",))
+    said, _ = settings()
+    session = Session("u", (0, 1, 2), ratings, None, (), 0.0)
+    assert prompts.summary(session, films, said, 6) == wanted
+    others = {prompts.summary(session, films, said, 6, wording) for wording in range(4)}
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize(
+    "text, kept, rejected",
+    [
+        ("No horror, please.", "", ["horror"]),
+        ("I hate war movies!", "", ["war movies"]),
+        ("Likes comedies but not musicals", "Likes comedies", ["musicals"]),
+        ("I don't like war movies; I enjoy drama.", "I enjoy drama.", ["war movies"]),
+        ("less horror, more comedy", "more comedy", ["horror"]),
+        ("no gore, but lots of laughs", "lots of laughs", ["gore"]),
+        ("I can't get enough of film-noir", "I can't get enough of film-noir", []),
+        ("Likes drama, for example No Escape (1994) and Heat (1995).", None, []),
+        ("Horror is not my thing. More westerns", "More westerns", ["Horror"]),
+        ("", "", []),
+    ],
+)
+def test_what_people_type_is_split_into_what_they_want_and_reject(text, kept, rejected):
+    assert prompts.clauses(text) == (text if kept is None else kept, rejected)

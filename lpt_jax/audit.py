@@ -1,0 +1,193 @@
+"""What a profile's words do: edits in phrasings that training never uses, and how the top of the list follows them.
+
+    like         a like appended to a profile: the attribute's share of the top 20 should rise
+    like_alone   only the like: against the list of a neutral profile
+    dislike      a dislike appended: the share should fall
+    avoid_alone  only the dislike: against the neutral list
+    replace      a named attribute replaced by another, whose share should rise
+
+For each, over (profile, attribute) pairs: "change", the mean change of the share, with its 95 % interval over profiles
+(attributes where there is no profile); "share", the mean share afterwards; "right" and "wrong", the share of pairs moved
+that way (right, of a dislike: of the pairs whose list had the attribute at all); "attributes", how many there are;
+"obeyed", how many of them moved the right way on average or, when rejected, are not in any list; "kept", the share of
+the listed items without the attribute that are still listed (of those that still had a place).
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from lpt_jax import devices, metrics, ranking
+from lpt_jax.data import prompts
+from lpt_jax.recommender import ProfileRecommender
+
+TOP = 20
+KINDS = ("like", "like_alone", "dislike", "avoid_alone", "replace")
+FALLS = ("dislike", "avoid_alone")
+
+
+class Audited(NamedTuple):
+    """What is audited: the embedder's weights and the items' rows by which texts, one per session of a split, are ranked."""
+
+    weights: dict
+    items: object
+    texts: list[str]
+
+
+class Lists(NamedTuple):
+    """The best TOP items of n profiles, Int[n, TOP], and the share of each attribute among them, Float[n, A]."""
+
+    items: np.ndarray
+    shares: np.ndarray
+
+
+class Pairs(NamedTuple):
+    """Edits of one kind: texts, the profile that each is of (its row), the attribute that it is about."""
+
+    texts: list[str]
+    profiles: np.ndarray
+    about: np.ndarray
+
+
+def audit(r: ProfileRecommender, audited: Audited, split: str = "test") -> dict:
+    """The audit of a split's profiles: {kind: its numbers, "kept", "profiles"}; {} if there is none.
+
+    Of the profiles a fixed sample is taken, and a neutral one.
+    """
+    texts = audited.texts
+    settings, attributes, kind = r.config.audit, r.data.catalogue.attributes, r.config.data.kind
+    count = min(settings.attributes, len(attributes.names))
+    if not settings.profiles or not count:
+        return {}
+    rows = np.linspace(0, len(texts) - 1, min(settings.profiles, len(texts)), dtype=int)
+    neutral = prompts.NEUTRAL["audit"][0].format(kind=kind)
+    profiles = [texts[row] for row in rows] + [neutral]
+    histories = [r.sessions[split][row].history for row in rows] + [()]
+    made = pairs(profiles, attributes, count, kind)
+    asked = [text for of_kind in made.values() for text in of_kind.texts]
+    of_pair = np.concatenate([of_kind.profiles for of_kind in made.values()])
+    lists, valid = listed(r, audited, profiles + asked, histories + [histories[p] for p in of_pair])
+    before, after = Lists(*(a[: len(profiles)] for a in lists)), Lists(*(a[len(profiles) :] for a in lists))
+    valid, found, start = valid[len(profiles) :] & valid[of_pair], {}, 0
+    for name, of_kind in made.items():
+        where = slice(start, start := start + len(of_kind.texts))
+        stays = np.flatnonzero(valid[where])
+        edited = Lists(*(a[where][stays] for a in after))
+        of_kind = Pairs([of_kind.texts[i] for i in stays], of_kind.profiles[stays], of_kind.about[stays])
+        has = attributes.has
+        found[name] = measured(
+            of_kind, before, edited, has, name in FALLS, r.config.seed, r.config.evaluation.bootstrap
+        )
+    found["kept"] = found["dislike"] and found["dislike"]["kept"]
+    return found | {"profiles": len(rows)}
+
+
+def pairs(profiles: list[str], attributes, count: int, kind: str) -> dict[str, Pairs]:
+    """All edits by kind; the last profile is the neutral one, with which what stands alone is compared."""
+    made, neutral = {}, len(profiles) - 1
+
+    def phrase(phrases, a, number):
+        phrases = phrases["audit"]
+        return prompts.said(phrases[number % len(phrases)], attributes.names[a], attributes.fields[a], kind)
+
+    both = [(p, a) for p in range(len(profiles)) for a in range(count)]
+    for name, phrases in (("like", prompts.LIKES), ("dislike", prompts.DISLIKES)):
+        appended = [f"{profiles[p].strip()} {phrase(phrases, a, p + a)}" for p, a in both]
+        made[name] = Pairs(appended, *np.array(both, int).T)
+        alone = [(neutral, a, number) for a in range(count) for number in range(len(phrases["audit"]))]
+        texts = [phrase(phrases, a, number) for _, a, number in alone]
+        made["like_alone" if name == "like" else "avoid_alone"] = Pairs(texts, *np.array(alone, int).T[:2])
+    replaced = [(p, *found) for p in range(neutral) if (found := replacement(profiles[p], attributes, count, p))]
+    texts, about = [text for _, text, _ in replaced], [a for *_, a in replaced]
+    made["replace"] = Pairs(texts, np.array([p for p, *_ in replaced], int), np.array(about, int))
+    return {name: made[name] for name in KINDS}
+
+
+def replacement(profile: str, attributes, count: int, number: int) -> tuple[str, int] | None:
+    """The profile with the first attribute that it names replaced by another that it doesn't name, and that one."""
+
+    def named(a):
+        return re.search(rf"\b{re.escape(attributes.names[a])}\b", profile, re.IGNORECASE)
+
+    here = [a for a in range(count) if named(a)]
+    others = [a for a in range(count) if a not in here]
+    if not here or not others:
+        return None
+    new = others[number % len(others)]
+    where = min((named(a) for a in here), key=lambda match: match.start())
+    pattern = rf"\b{re.escape(where[0])}\b"
+    return re.sub(pattern, lambda _: attributes.names[new], profile, flags=re.IGNORECASE), new
+
+
+def listed(r: ProfileRecommender, by: Audited, texts: list[str], histories: list, batch: int = 256) -> tuple:
+    """The Lists of texts, each without its history, and Bool[n]: the text counts."""
+    vectors, valid = r.queries(by.weights, texts)
+    items, hidden, found = by.items, ranking.padded(histories), []
+    for start in range(0, len(texts), batch):
+        rows = np.arange(start, start + batch) % len(texts)
+        best = ranking.top_k(vectors[rows], items, hidden[rows], TOP, r.run.count)[0]
+        found.append(devices.fetch(best)[: len(texts) - start])
+    found = np.concatenate(found)
+    has = r.data.catalogue.attributes.has[:, np.maximum(found, 0)] & (found >= 0)
+    return Lists(found, has.mean(-1).T), valid
+
+
+def measured(pairs: Pairs, before: Lists, after: Lists, has: np.ndarray, falls: bool, seed: int, samples: int) -> dict:
+    """The numbers of one kind of edit; {} if there are none."""
+    if not len(pairs.texts):
+        return {}
+    old, new = before.shares[pairs.profiles, pairs.about], after.shares[np.arange(len(pairs.about)), pairs.about]
+    change, sign = new - old, -1 if falls else 1
+    could = old > 0 if falls else old < 1
+    groups = pairs.profiles if len(set(pairs.profiles)) > 1 else pairs.about
+    means = np.array([change[groups == group].mean() for group in np.unique(groups)])
+    interval = metrics.paired_bootstrap(np.zeros_like(means), means, seed, samples, "share")
+    obeyed = 0
+    for a in np.unique(pairs.about):
+        of_one = pairs.about == a
+        obeyed += bool(sign * change[of_one].mean() > 0 or falls and new[of_one].max() == 0)
+    return {
+        "change": float(change.mean()),
+        "low": interval["low"],
+        "high": interval["high"],
+        "share": float(new.mean()),
+        "before": float(old.mean()),
+        "right": float((sign * change[could] > 0).mean()) if could.any() else None,
+        "wrong": float((sign * change < 0).mean()),
+        "attributes": len(set(pairs.about.tolist())),
+        "obeyed": obeyed,
+        "pairs": len(change),
+        "kept": kept(pairs, before, after, has),
+    }
+
+
+def kept(pairs: Pairs, before: Lists, after: Lists, has: np.ndarray) -> float | None:
+    """Of the items that were listed and don't have the attribute, the share that still is.
+
+    Where the list now has more items with the attribute there are fewer places for them: the share is of as many as fit.
+    """
+    shares = []
+    for row, (profile, a) in enumerate(zip(pairs.profiles, pairs.about)):
+        others = [item for item in before.items[profile] if item >= 0 and not has[a, item]]
+        places = sum(item >= 0 and not has[a, item] for item in after.items[row])
+        fit = min(len(others), places)
+        if fit:
+            shares.append(len(set(others) & set(after.items[row].tolist())) / fit)
+    return float(np.mean(shares)) if shares else None
+
+
+def table(audits: dict[str, dict]) -> str:
+    """The audit of several stages for a terminal."""
+    lines = [
+        f"{'what the words do':24}{'edit':12}{'change of share':>24}{'right':>8}{'wrong':>8}{'obeyed':>9}{'kept':>7}"
+    ]
+    for stage, found in audits.items():
+        for name in KINDS:
+            if row := found.get(name):
+                spread = f"{row['change']:+.3f} ({row['low']:+.2f} … {row['high']:+.2f})"
+                right, kept_ = (f"{row[key]:.2f}" if row[key] is not None else "–" for key in ("right", "kept"))
+                counts = f"{row['obeyed']}/{row['attributes']}"
+                lines.append(f"{stage:24}{name:12}{spread:>24}{right:>8}{row['wrong']:>8.2f}{counts:>9}{kept_:>7}")
+                stage = ""
+    return "\n".join(lines)

@@ -1,0 +1,59 @@
+"""Baselines that count, against their definitions written out."""
+
+import numpy as np
+import pytest
+
+from lpt_jax.baselines import counts
+from lpt_jax.data.sessions import Session
+
+RNG = np.random.default_rng(0)
+N = 9
+SEQUENCES = [tuple(RNG.permutation(N)[: RNG.integers(1, N)].tolist()) for _ in range(40)]
+POPULARITY = np.bincount(np.concatenate(SEQUENCES), minlength=N)
+SESSIONS = [Session("u", s, None, None, (), 0.0) for s in SEQUENCES[:7]]
+TIES = 1e-6 * POPULARITY / POPULARITY.max()
+
+
+def scores(of, *options):
+    found, items = of(SESSIONS, SEQUENCES, POPULARITY, *options)
+    assert items is None and len(found.sessions) == len(SESSIONS)
+    return found[np.arange(len(SESSIONS))]
+
+
+def test_transitions_count_what_followed_the_last_item():
+    wanted = np.zeros((len(SESSIONS), N))
+    for row, session in enumerate(SESSIONS):
+        for s in SEQUENCES:
+            for a, b in zip(s, s[1:]):
+                wanted[row, b] += a == session.history[-1]
+    np.testing.assert_allclose(scores(counts.transitions), wanted + TIES, rtol=1e-6)
+
+
+def test_item_knn_is_a_decayed_sum_of_shrunk_cosines():
+    users = np.array([[i in s for i in range(N)] for s in SEQUENCES], float)
+    together, each = users.T @ users, users.sum(0)
+    wanted = np.zeros((len(SESSIONS), N))
+    for row, session in enumerate(SESSIONS):
+        for age, item in enumerate(reversed(session.history)):
+            wanted[row] += 0.7**age * together[item] / (np.sqrt(each[item] * each) + 10)
+    np.testing.assert_allclose(scores(counts.item_knn), wanted + TIES, rtol=1e-6)
+
+
+def test_ease_is_the_ridge_regression_of_each_item_on_the_others():
+    """Closed form against one least-squares problem an item, its own column left out."""
+    users, penalty = np.array([[i in s for i in range(N)] for s in SEQUENCES], float), 3.0
+    weights = np.zeros((N, N))
+    for j in range(N):
+        others = [i for i in range(N) if i != j]
+        x = users[:, others]
+        weights[others, j] = np.linalg.solve(x.T @ x + penalty * np.eye(N - 1), x.T @ users[:, j])
+    wanted = np.stack([weights[list(s.history)].sum(0) for s in SESSIONS])
+    np.testing.assert_allclose(scores(counts.ease, penalty), wanted + TIES, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tie_goes_to_the_more_popular_item():
+    session = [Session("u", (0,), None, None, (), 0.0)]
+    found, _ = counts.transitions(session, [(1, 2), (2,)], np.array([0, 1, 2]))
+    assert np.argsort(-found[[0]][0]).tolist() == [2, 1, 0]
+    with pytest.raises(IndexError):
+        found[[1]]
