@@ -10,6 +10,10 @@ writes less, with more profiles an update, and is what the other experiments com
 
 from lpt_jax.config import choose, default
 
+BASELINES = (  # of the quickstart; :long has the trained ones too
+    "random,popularity,last_item,items_popularity,bm25,history_text,history_popularity,transitions,item_knn,ease"
+)
+
 
 def get_config(variant: str = ""):
     c = default()
@@ -38,13 +42,13 @@ def get_config(variant: str = ""):
     )
     c.profile.update(max_tokens=32, batch=32)
     c.contrastive.update(
-        steps=80, batch=64, temperature=0.05, learning_rate=1e-4, sampling_temperature=0.7, evaluate_every=40
+        steps=160, batch=64, temperature=0.05, learning_rate=1e-4, sampling_temperature=0.7, evaluate_every=80
     )
     c.policy.update(
-        steps=30, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
-        optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=15,
+        steps=16, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
+        optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=8,
     )  # fmt: skip
-    c.evaluation.max_users = 64
+    c.evaluation.update(max_users=64, baselines=BASELINES)
     return choose(c, variant, long=long, short=short)
 
 
@@ -52,11 +56,11 @@ def long(c):
     """More distinct profiles, more steps of both phases, and two sessions of every test user; no profile-free control."""
     c.name = "movielens_long"
     c.data.update(windows=2, eval_windows=2)
-    c.contrastive.update(steps=160, evaluate_every=40)
+    c.contrastive.update(steps=240, evaluate_every=80)
     c.policy.update(  # 14,080 profiles, each used once: a policy gradient is mostly noise, and only their number tames it
         steps=110, learning_rate=0.01, warmup=5, evaluate_every=55, keep_best=False
     )
-    c.evaluation.update(max_users=96, baselines="random,popularity,last_item,history_text")
+    c.evaluation.update(max_users=0, baselines=f"{BASELINES},history_trained,sasrec")
     return c
 
 

@@ -28,11 +28,15 @@ FALLS = ("dislike", "avoid_alone")
 
 
 class Audited(NamedTuple):
-    """What is audited: the embedder's weights and the items' rows by which texts, one per session of a split, are ranked."""
+    """What is audited: the embedder's weights and the items' rows by which texts, one per session of a split, are ranked.
+
+    history: the weight of the latest items beside the text.
+    """
 
     weights: dict
     items: object
     texts: list[str]
+    history: float = 0.0
 
 
 class Lists(NamedTuple):
@@ -50,10 +54,10 @@ class Pairs(NamedTuple):
     about: np.ndarray
 
 
-def audit(r: ProfileRecommender, audited: Audited, split: str = "test") -> dict:
+def audit(r: ProfileRecommender, audited: Audited, split: str = "test", wording: str = "audit") -> dict:
     """The audit of a split's profiles: {kind: its numbers, "kept", "profiles"}; {} if there is none.
 
-    Of the profiles a fixed sample is taken, and a neutral one.
+    Of the profiles a fixed sample is taken, and a neutral one. wording: audit, or that of the training phrases.
     """
     texts = audited.texts
     settings, attributes, kind = r.config.audit, r.data.catalogue.attributes, r.config.data.kind
@@ -64,7 +68,7 @@ def audit(r: ProfileRecommender, audited: Audited, split: str = "test") -> dict:
     neutral = prompts.NEUTRAL["audit"][0].format(kind=kind)
     profiles = [texts[row] for row in rows] + [neutral]
     histories = [r.sessions[split][row].history for row in rows] + [()]
-    made = pairs(profiles, attributes, count, kind)
+    made = pairs(profiles, attributes, count, kind, wording)
     asked = [text for of_kind in made.values() for text in of_kind.texts]
     of_pair = np.concatenate([of_kind.profiles for of_kind in made.values()])
     lists, valid = listed(r, audited, profiles + asked, histories + [histories[p] for p in of_pair])
@@ -79,23 +83,25 @@ def audit(r: ProfileRecommender, audited: Audited, split: str = "test") -> dict:
         found[name] = measured(
             of_kind, before, edited, has, name in FALLS, r.config.seed, r.config.evaluation.bootstrap
         )
-    found["kept"] = found["dislike"] and found["dislike"]["kept"]
+    for of_kind in filter(None, found.values()):
+        of_kind["changes"] = {attributes.names[a]: change for a, change in of_kind["changes"].items()}
+    found["kept"] = found["dislike"].get("kept")
     return found | {"profiles": len(rows)}
 
 
-def pairs(profiles: list[str], attributes, count: int, kind: str) -> dict[str, Pairs]:
+def pairs(profiles: list[str], attributes, count: int, kind: str, wording: str = "audit") -> dict[str, Pairs]:
     """All edits by kind; the last profile is the neutral one, with which what stands alone is compared."""
     made, neutral = {}, len(profiles) - 1
 
     def phrase(phrases, a, number):
-        phrases = phrases["audit"]
+        phrases = phrases[wording]
         return prompts.said(phrases[number % len(phrases)], attributes.names[a], attributes.fields[a], kind)
 
     both = [(p, a) for p in range(len(profiles)) for a in range(count)]
     for name, phrases in (("like", prompts.LIKES), ("dislike", prompts.DISLIKES)):
         appended = [f"{profiles[p].strip()} {phrase(phrases, a, p + a)}" for p, a in both]
         made[name] = Pairs(appended, *np.array(both, int).T)
-        alone = [(neutral, a, number) for a in range(count) for number in range(len(phrases["audit"]))]
+        alone = [(neutral, a, number) for a in range(count) for number in range(len(phrases[wording]))]
         texts = [phrase(phrases, a, number) for _, a, number in alone]
         made["like_alone" if name == "like" else "avoid_alone"] = Pairs(texts, *np.array(alone, int).T[:2])
     replaced = [(p, *found) for p in range(neutral) if (found := replacement(profiles[p], attributes, count, p))]
@@ -123,6 +129,7 @@ def replacement(profile: str, attributes, count: int, number: int) -> tuple[str,
 def listed(r: ProfileRecommender, by: Audited, texts: list[str], histories: list, batch: int = 256) -> tuple:
     """The Lists of texts, each without its history, and Bool[n]: the text counts."""
     vectors, valid = r.queries(by.weights, texts)
+    vectors = r.with_history(vectors, by.items, histories, by.history)
     items, hidden, found = by.items, ranking.padded(histories), []
     for start in range(0, len(texts), batch):
         rows = np.arange(start, start + batch) % len(texts)
@@ -143,10 +150,11 @@ def measured(pairs: Pairs, before: Lists, after: Lists, has: np.ndarray, falls: 
     groups = pairs.profiles if len(set(pairs.profiles)) > 1 else pairs.about
     means = np.array([change[groups == group].mean() for group in np.unique(groups)])
     interval = metrics.paired_bootstrap(np.zeros_like(means), means, seed, samples, "share")
-    obeyed = 0
+    names, obeyed = {}, 0
     for a in np.unique(pairs.about):
         of_one = pairs.about == a
-        obeyed += bool(sign * change[of_one].mean() > 0 or falls and new[of_one].max() == 0)
+        names[int(a)] = float(change[of_one].mean())
+        obeyed += bool(sign * names[int(a)] > 0 or falls and new[of_one].max() == 0)
     return {
         "change": float(change.mean()),
         "low": interval["low"],
@@ -157,6 +165,7 @@ def measured(pairs: Pairs, before: Lists, after: Lists, has: np.ndarray, falls: 
         "wrong": float((sign * change < 0).mean()),
         "attributes": len(set(pairs.about.tolist())),
         "obeyed": obeyed,
+        "changes": names,
         "pairs": len(change),
         "kept": kept(pairs, before, after, has),
     }
@@ -190,4 +199,15 @@ def table(audits: dict[str, dict]) -> str:
                 counts = f"{row['obeyed']}/{row['attributes']}"
                 lines.append(f"{stage:24}{name:12}{spread:>24}{right:>8}{row['wrong']:>8.2f}{counts:>9}{kept_:>7}")
                 stage = ""
+    return "\n".join(lines)
+
+
+def by_name(audits: dict[str, dict]) -> str:
+    """The last stage's mean changes by what is named, for a terminal."""
+    stage, found = list(audits.items())[-1]
+    kinds = [kind for kind in KINDS if found.get(kind, {}).get("changes")]
+    lines = [f"{stage + ', change by name':32}" + "".join(f"{kind:>13}" for kind in kinds)]
+    for name in dict.fromkeys(name for kind in kinds for name in found[kind]["changes"]):
+        cells = (found[kind]["changes"].get(name) for kind in kinds)
+        lines.append(f"{name:32}" + "".join(f"{'–' if cell is None else f'{cell:+.3f}':>13}" for cell in cells))
     return "\n".join(lines)

@@ -9,21 +9,25 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
+import json
 import os
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from lpt_jax import devices, ranking, recommend, report, similarity, train
+from lpt_jax import devices, ranking, recommend, report, train
+from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.recommender import ProfileRecommender
 from lpt_jax.run import Run
 
-K, PARTS = 10, 12  # items of a list, parts of a profile
+K, TOP, PARTS = 10, 20, 12  # items of a list, items whose attributes are counted, parts of a profile
+MOVES = 5  # attributes whose counts are told
 USERS, SHOWN, LONGEST = 300, 60, 20_000  # users to choose from, items of a history, letters that a visitor may send
 STYLE = Path(__file__).with_name("page.css")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -42,6 +46,14 @@ class Row:
     because: str
 
 
+class Ranking(NamedTuple):
+    """What a later ranking is compared with: the profile's query, the items' rows, and the best TOP items."""
+
+    query: np.ndarray
+    items: jax.Array
+    best: tuple[int, ...]
+
+
 def parts(profile: str) -> list[str]:
     """A profile's sentences, or the clauses of its only one; at most PARTS, of which the last has all the rest.
 
@@ -56,17 +68,18 @@ def parts(profile: str) -> list[str]:
 
 @functools.partial(jax.jit, static_argnames="k")
 def best(profile, items, base, base_items, hidden, k: int, valid: int):
-    """The best k items by a profile [1, D]: ids, scores, their ranks by `base` [1, D] in its own items, embeddings."""
+    """The best k items by a query [1, D]: ids, scores, their ranks by `base` [1, D] in its own items, embeddings."""
     ids, scores = ranking.top_k(profile, items, hidden, k, valid)
     ranks = ranking.ranks(ranking.score(base, base_items), ids, hidden, valid)
-    return ids[0], scores[0], ranks[0], items[ids[0]]
+    return ids[0], scores[0], ranks[0], items[ids[0], :-1]
 
 
 @functools.partial(jax.jit, static_argnames="count")
 def mean_and_covariance(items, count: int):
     """Of the first `count` items' embeddings: mean [D] and covariance [D, D], and so of any text's cosines to them."""
-    mean = items[:count].mean(0)
-    apart = items[:count] - mean
+    items = items[:count, :-1]
+    mean = items.mean(0)
+    apart = items - mean
     return mean, apart.T @ apart / count
 
 
@@ -79,11 +92,15 @@ class Desk:
         after = {part: state[part].weights if part in state else fresh[part] for part in fresh}
         self.stages = {"before": fresh, "after": after}
         self.items = {name: r.catalogue(stage["embedder"], keep=name == "after") for name, stage in self.stages.items()}
+        if "residuals" in state:
+            self.items["after"] = r.with_terms(self.items["after"], state["residuals"].weights)
         self.usual = {
             name: devices.fetch(mean_and_covariance(items, r.run.count)) for name, items in self.items.items()
         }
         self.width = 1 << int(np.bincount(r.data.rows.user).max()).bit_length()  # of the hidden items: one shape again
         self.users = list(dict.fromkeys(s.user for s in r.sessions["test"]))[:USERS]
+        results = r.run.workdir / "results.json"
+        self.audits = json.loads(results.read_text(encoding="utf-8")).get("audit", {}) if results.exists() else {}
         self.numbers = itertools.count(1)  # of the lists, so that a new one is told from the last
 
     def warm_up(self) -> None:
@@ -110,31 +127,70 @@ class Desk:
         """The profile by a stage's language model, ever longer."""
         yield from self.r.lm.grow(self.stages[stage]["lm"], self.r.prompt(session)[0], self.r.run.key)
 
-    def rank(self, stage: str, profile: str, history, base=None, k: int = K) -> tuple[list[Row], tuple]:
+    def rank(
+        self, stage: str, profile: str, history, base: Ranking | None = None, k: int = K, weight: float = 0.0
+    ) -> tuple[list[Row], Ranking]:
         """The best k items without the history, and what a later call takes as `base`: the ranking to compare with.
 
-        InputError if the profile is empty or longer than the embedder reads.
+        weight: of the history's latest items beside the profile. InputError if the profile is empty or longer than the
+        embedder reads.
         """
         embedder, limit = self.r.embedder, self.r.embedder.profile_limit
         if not profile.strip():
             raise InputError("The profile is empty: say in a sentence what this person likes.")
         if (length := embedder.length(profile)) > limit:
             raise recommend.too_long(length, limit)
-        said = parts(profile)
-        queries = [embedder.spec.query_prefix + words for words in (profile, *said)]
-        weights = self.stages[stage]["embedder"]  # two lines at once: nearly every profile needs one or two
-        found, _ = similarity.embed_texts(embedder.graph, weights, embedder.encoder, queries, 2, limit, embedder.mesh)
-        own = found[:1], self.items[stage]
+        said = [part for part in parts(profile) if not prompts.rejected_thing(part)]
+        weights, items = self.stages[stage]["embedder"], self.items[stage]
+        query = self.r.with_history(self.r.queries(weights, [profile])[0], items, [history], weight)
+        base = base or Ranking(query, items, ())
         hidden = ranking.padded([history], max(self.width, len(history)))
-        ids, scores, before, vectors = devices.fetch(best(*own, *(base or own), hidden, k, len(self.catalogue.ids)))
-        (mean, covariance), words = self.usual[stage], found[1:]
+        found = best(query, items, base.query, base.items, hidden, max(k, TOP), len(self.catalogue.ids))
+        ids, scores, before, vectors = devices.fetch(found)
+        own = Ranking(query, items, tuple(i for i in ids[:TOP].tolist() if i >= 0))
+        ids, scores, before, vectors = ids[:k], scores[:k], before[:k], vectors[:k]
+        (mean, covariance), words = self.usual[stage], embedder.embed_profiles(weights, said or [profile])[0]
         nearer = words @ (vectors - mean).T  # in standard deviations: else words near to all items spoke for each
         nearer /= np.sqrt(np.maximum(np.sum(words @ covariance * words, 1, keepdims=True), 1e-12))
-        because = [said[i] for i in nearer.argmax(0)] if len(said) > 1 else [""] * k
-        rows = zip(ids.tolist(), scores.tolist(), range(1, k + 1), before.tolist(), because)
+        because = [said[i] for i in nearer.argmax(0)] if len(said) > 1 else [""] * len(ids)
+        rows = zip(ids.tolist(), scores.tolist(), range(1, len(ids) + 1), before.tolist(), because)
         return [Row(*row) for row in rows if row[0] >= 0], own
 
+    def moves(self, before: Ranking, now: Ranking) -> list[tuple[str, int, int]]:
+        """The attributes whose number among the best TOP items an edit changed most: name, number before and now."""
+        attributes = self.catalogue.attributes
+        counts = [attributes.has[:, list(ranked.best)].sum(1) for ranked in (before, now)]
+        order = np.argsort(-np.abs(counts[1] - counts[0]), kind="stable")[:MOVES]
+        return [
+            (attributes.names[a], int(counts[0][a]), int(counts[1][a])) for a in order if counts[0][a] != counts[1][a]
+        ]
+
     # ---- what is shown, as HTML
+
+    def read_html(self, profile: str, before: Ranking | None, now: Ranking) -> str:
+        """How a profile is read, and what an edit did, in words."""
+        affirmed, rejected = prompts.clauses(profile)
+        names = [
+            name for name in self.catalogue.attributes.names if re.search(rf"\b{re.escape(name)}\b", affirmed, re.I)
+        ]
+        read = {"wanted": names, "rejected": rejected if self.config.score.rejected else []}
+        lines = [f"{what}: <b>{text(', '.join(words))}</b>" for what, words in read.items() if words]
+        said = f"<p class='small'>Read as {'; '.join(lines)}.</p>" if lines else ""
+        moved = self.moves(before, now) if before and before.best else []
+        told = " · ".join(f"{text(name)}: {old} of {len(now.best)} → <b>{new}</b>" for name, old, new in moved)
+        return said + (f"<p class='moves'>{told}</p>" if told else "")
+
+    def control_html(self) -> str:
+        """What the run's audit says of edits, a sentence; nothing without one."""
+        found = list(self.audits.values())[-1] if self.audits else {}
+        if not (found.get("like") and found.get("dislike")):
+            return ""
+        like, dislike = found["like"], found["dislike"]
+        return (
+            f"<p class='small'>Audited on {found['profiles']} test profiles: a like appended raises the share of what it names "
+            f"in the top {TOP} by {like['change']:+.2f} ({like['obeyed']} of {like['attributes']} names obeyed), a dislike "
+            f"changes it by {dislike['change']:+.2f} ({dislike['obeyed']} of {dislike['attributes']}).</p>"
+        )
 
     def history_html(self, session: Session) -> str:
         """A person's items with their ratings, newest first; those that the model doesn't read are paler."""
@@ -184,25 +240,25 @@ class Page:
 
     # ---- what happens
 
-    def rank(self, profile: str, state: dict | None):
-        """After an edit."""
+    def rank(self, profile: str, weight: float, state: dict | None):
+        """After an edit, or another weight of the history."""
         if not state:
             return {self.notice: ""}
         started = time.perf_counter()
         try:
-            rows, _ = self.desk.rank("after", profile, state["history"], state["base"])
+            rows, now = self.desk.rank("after", profile, state["history"], state["base"], weight=weight or 0.0)
         except InputError as error:
             return {self.notice: sentence(error)}
-        edited = state["base"] is not None and profile.strip() != state["written"].strip()
+        edited = state["base"] is not None and (weight or profile.strip() != state["written"].strip())
         took = f"{1000 * (time.perf_counter() - started):.0f} ms, without the language model."
         listed = self.desk.list_html(rows, edited, f"{self.count:,} {self.kind} ranked in {took}")
-        return {self.notice: "", self.ranked: listed}
+        return {self.notice: "", self.ranked: self.desk.read_html(profile, state["base"], now) + listed}
 
     def restore(self, state: dict | None):
-        """The model's own words again."""
+        """The model's own words again, and nothing beside them."""
         if not state:
             return {self.notice: ""}
-        return {self.profile: state["written"]} | self.rank(state["written"], state)
+        return {self.profile: state["written"], self.weight: 0.0} | self.rank(state["written"], 0.0, state)
 
     def write(self, user: str, history: str):
         """The person's items, the profile while it is written, its list; then the same as before training."""
@@ -230,7 +286,7 @@ class Page:
         shown = {self.people: self.desk.history_html(session), self.state: None}
         shown[self.notice] = sentence(" ".join(notes)) if notes else ""
         locked = self.update(value="", interactive=False)
-        return shown | {self.profile: locked, self.ranked: "", self.before: "", self.after: ""}
+        return shown | {self.profile: locked, self.weight: 0.0, self.ranked: "", self.before: "", self.after: ""}
 
     def listed(self, stage: str, profile: str, session: Session) -> tuple[str, tuple | None]:
         """A stage's list, or why there is none, and what others are compared with."""
@@ -265,7 +321,7 @@ class Page:
                     go = self.person(gr)
                 with gr.Column(scale=9, min_width=320, elem_id="work"):
                     again, back = self.work(gr)
-            self.show("<h2>What training changed</h2>", elem_id="training")
+            self.show("<h2>What training changed</h2>" + self.desk.control_html(), elem_id="training")
             with gr.Row(elem_id="stages"):
                 with gr.Column(min_width=320):
                     self.show("<h3>Before training</h3>")
@@ -293,6 +349,8 @@ class Page:
         box = {"label": "Profile", "lines": 3, "max_lines": 9, "max_length": LONGEST, "elem_id": "profile"}
         self.profile = gr.Textbox(show_label=False, **box)
         self.notice = self.show(elem_id="notice")
+        label = "Weight of the latest items beside the profile (0: the profile alone)"
+        self.weight = gr.Slider(0.0, 2.0, 0.0, step=0.1, label=label, elem_id="weight")
         with gr.Row(elem_id="buttons"):
             again = gr.Button("Rank again", elem_id="again", variant="primary")
             back = gr.Button("Back to the model’s words", elem_id="back")
@@ -302,13 +360,23 @@ class Page:
 
     def connect(self, gr, page, go, again, back) -> None:
         """Which click or edit calls which handler."""
-        shown = [self.notice, self.people, self.profile, self.ranked, self.before, self.after, self.history]
+        shown = [
+            self.notice,
+            self.people,
+            self.profile,
+            self.weight,
+            self.ranked,
+            self.before,
+            self.after,
+            self.history,
+        ]
         quick = {"outputs": [self.state, *shown], "show_progress": "hidden", "api_visibility": "private"}
         slow = quick | {"concurrency_limit": 1, "concurrency_id": "language model", "trigger_mode": "always_last"}
         newest = quick | {"queue": False, "trigger_mode": "always_last"}
         gr.on([page.load, go.click, self.history.submit], self.write, [self.user, self.history], **slow)
         self.user.input(self.of_user, self.user, **slow)
-        gr.on([again.click, self.profile.submit], self.rank, [self.profile, self.state], **newest)
+        by = [self.profile, self.weight, self.state]
+        gr.on([again.click, self.profile.submit, self.weight.release], self.rank, by, **newest)
         back.click(self.restore, self.state, queue=False, **quick)
 
 

@@ -144,16 +144,31 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         "peak_memory_gib": max(peak, before.get("peak_memory_gib", 0)),
         "counts": r.data.counts,
     }
+    results["samples"] = samples(r, names, texts, ranks)
     if devices.first():
-        shown = samples(r, names, texts, ranks)
         report.write_results(r.run.workdir, results, values)
-        report.write(r.run.workdir, results, files.read_jsonl(r.run.workdir / "metrics.jsonl"), shown)
+        report.write(r.run.workdir, results, files.read_jsonl(r.run.workdir / "metrics.jsonl"))
     print(f"\n{results['protocol']}\n\n{report.results_table(results['rows'])}\n")
     print(f"{audit.table(audits)}\n") if audits else None
     for name, gain in gains.items():
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     print(f"\nresults.json and report.html are in {r.run.workdir} ({results['seconds']:.0f} s of training)", flush=True)
     return results
+
+
+def audit_alone(r: ProfileRecommender, rows) -> dict[str, dict]:
+    """The audit of a tested run's rows once more, into its results.json and report; printed, and by what was named too."""
+    found = {row.name: audited for row in rows if row.audited and (audited := audit.audit(r, row.audited))}
+    file = r.run.workdir / "results.json"
+    results = json.loads(file.read_text(encoding="utf-8")) | {"audit": found}
+    if devices.first():
+        files.write_file(file, json.dumps(files.plain(results), indent=1, ensure_ascii=False) + "\n")
+        report.write(r.run.workdir, results, files.read_jsonl(r.run.workdir / "metrics.jsonl"))
+    print(
+        f"\n{audit.table(found)}\n\n{audit.by_name(found)}\n\nresults.json and report.html are in {r.run.workdir}",
+        flush=True,
+    )
+    return found
 
 
 def peak_gib() -> float:

@@ -17,7 +17,7 @@ from lpt_jax.huge_pages import use_huge_pages
 
 SYSTEMS = {"profiles": "lpt_jax.systems.profiles"}  # config.system: its module
 MODULES = {name: name for name in ("recommend", "demo", "export", "check")}  # a mode's module, if not train
-MODES = ["train", "evaluate", "write_profiles", "recommend", "demo", "export", "check"]
+MODES = ["train", "evaluate", "audit", "write_profiles", "recommend", "demo", "export", "check"]
 STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "config": "a file of configs/, and a colon and its variant if wanted",
     "workdir": "where the run is kept; default: runs/<the config's name>[-<overrides>]",
@@ -30,7 +30,7 @@ STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "profile_file": "recommend: a file with a profile's text",
     "host": "demo: who may connect; default 127.0.0.1: this machine alone",
     "port": "demo: default 7860",
-    "processes": "several processes: auto (TPU slices, SLURM), or the first's host:port, their count and this one's number",
+    "processes": "several processes: auto (TPU slices, SLURM), or the first's host:port, their count, this one's number",
     "topology": "check: the machine, which need not be there: v5e:2x4, v5p:2x2x1, v6e:2x4, h100:8, ...",
 }
 
@@ -43,6 +43,7 @@ def define() -> flags.FlagValues:
         flags.DEFINE_string(name, None, text, f)
     flags.DEFINE_enum("mode", "train", MODES, "what to do", f)
     flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "write_profiles: whose", f)
+    flags.DEFINE_float("history_weight", 0.0, "recommend: of the latest items beside the profile", 0.0, flag_values=f)
     flags.DEFINE_integer("k", 10, "recommend: how many items", 1, flag_values=f)
     return f
 
@@ -77,8 +78,9 @@ def run(argv: list[str]) -> int | None:
         {
             "train": lambda: mode.train(*run),
             "evaluate": lambda: mode.test_again(*run, f.run),
+            "audit": lambda: mode.audit_again(*run),
             "write_profiles": lambda: mode.write_profiles(*run, Path(f.output or workdir / "profiles.jsonl"), f.split),
-            "recommend": lambda: print(mode.run(*run, *asked, f.k)),
+            "recommend": lambda: print(mode.run(*run, *asked, f.k, f.history_weight)),
             "demo": lambda: mode.run(*run, f.host, f.port),
             "export": lambda: mode.export(*run, Path(f.export_to or workdir / "export")),
         }[f.mode]()

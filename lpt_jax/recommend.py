@@ -12,6 +12,7 @@ import textwrap
 import numpy as np
 
 from lpt_jax import devices, files, ranking, train
+from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.run import Run
@@ -111,10 +112,11 @@ def table(catalogue, ids, scores) -> str:
     return "\n".join(lines)
 
 
-def recommend(r, state, kind: str, text: str, k: int, write=None) -> str:
+def recommend(r, state, kind: str, text: str, k: int, write=None, weight: float = 0.0) -> str:
     """The answer in words to asked()'s kind and text: a profile, and the best k items by the embedder of a state.
 
-    write(session) gives the profile; None: the language model of the state does. The history is not recommended.
+    write(session) gives the profile; None: the language model of the state does. The history is not recommended; weight:
+    of its latest items beside the profile.
     """
     catalogue, session, notes = r.data.catalogue, None, []
     if kind == "user":
@@ -131,8 +133,13 @@ def recommend(r, state, kind: str, text: str, k: int, write=None) -> str:
     if length > limit:
         notes.append(f"The profile has {length} tokens, of which the embedder reads {limit}.")
     hidden, weights = ranking.padded([session.history if session else ()]), r.weights(state, "embedder")
-    embedded, items = r.queries(weights, [profile])[0], r.catalogue(weights, keep=True)
-    ids, scores = devices.fetch(ranking.top_k(embedded, items, hidden, k, r.run.count))
+    items = r.catalogue(weights, keep=True)
+    items = r.with_terms(items, state["residuals"].weights) if "residuals" in state else items
+    queries = r.with_history(r.queries(weights, [profile])[0], items, [session.history if session else ()], weight)
+    ids, scores = devices.fetch(ranking.top_k(queries, items, hidden, k, r.run.count))
+    rejected = prompts.clauses(profile)[1] if r.config.score.rejected else []
+    if rejected:
+        notes.append(f"Read as rejected: {', '.join(rejected)}.")
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
     return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, ids[0], scores[0])])
 
@@ -165,7 +172,7 @@ def kept(r, state, step: int, session: Session) -> str:
     return profile
 
 
-def run(system, config, workdir, kind: str, text: str, k: int) -> str:
+def run(system, config, workdir, kind: str, text: str, k: int, weight: float = 0.0) -> str:
     """recommend() with the models and data of the run in `workdir`."""
     r, state, step = train.ready(system, Run(config, workdir))
-    return recommend(r, state, kind, text, k, functools.partial(kept, r, state, step))
+    return recommend(r, state, kind, text, k, functools.partial(kept, r, state, step), weight)

@@ -249,12 +249,12 @@ class ProfileRecommender:
         learned *= (self.data.popularity > 0)[:, None]
         return items + devices.split_rows(learned, self.run.mesh)
 
-    def with_history(self, queries: np.ndarray, items: jax.Array, sessions: list, weight: float) -> np.ndarray:
-        """Queries + weight × the mean of each session's latest items, as many as prompts show."""
+    def with_history(self, queries: np.ndarray, items: jax.Array, histories: list, weight: float) -> np.ndarray:
+        """Queries + weight × the mean of each history's latest items, as many as prompts show."""
         if not weight:
             return queries
         last = self.config.prompt.history_items
-        recent = ranking.padded([s.history[-last:] for s in sessions], last)
+        recent = ranking.padded([history[-last:] for history in histories], last)
         means = devices.fetch(_mean_items(items, recent))
         return np.concatenate([queries[:, :-1] + weight * means, queries[:, -1:]], 1)
 
@@ -264,19 +264,18 @@ class ProfileRecommender:
         score = cos(profile, item) + bias; where score.rejected is w > 0, cos(what the profile affirms, item) −
         w × Σ cos(a thing that it rejects, item) + bias (prompts.clauses; rejects=False: texts are no profiles).
         """
-        vectors, valid = self.embedder.embed_profiles(weights, texts)
         weight = self.config.score.rejected
         read = [prompts.clauses(text) for text in texts] if weight and rejects else []
-        if things := list(dict.fromkeys(thing for _, rejected in read for thing in rejected)):
-            signed = [i for i, (_, rejected) in enumerate(read) if rejected]
-            affirmed = self.embedder.embed_profiles(weights, [read[i][0] or texts[i] for i in signed])[0]
-            against = self.embedder.embed_profiles(weights, [prompts.LIKED_THING.format(n=thing) for thing in things])[
-                0
-            ]
-            against = dict(zip(things, against, strict=True))
-            for i, vector in zip(signed, affirmed, strict=True):
-                vectors[i] = vector - weight * np.sum([against[thing] for thing in read[i][1]], 0)
-        return np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], 1), valid
+        neutral = prompts.NEUTRAL["train"][0].format(kind=self.config.data.kind)
+        signed = {i: (affirmed or neutral, things) for i, (affirmed, things) in enumerate(read) if things}
+        things = list(dict.fromkeys(thing for _, of_one in signed.values() for thing in of_one))
+        more = [affirmed for affirmed, _ in signed.values()] + [prompts.LIKED_THING.format(n=thing) for thing in things]
+        vectors, valid = self.embedder.embed_profiles(weights, texts + more)
+        n, m = len(texts), len(texts) + len(signed)
+        against = dict(zip(things, vectors[m:], strict=True))
+        for (i, (_, of_one)), vector in zip(signed.items(), vectors[n:m], strict=True):
+            vectors[i] = vector - weight * np.sum([against[thing] for thing in of_one], 0)
+        return np.concatenate([vectors[:n], np.ones((n, 1), np.float32)], 1), valid[:n]
 
     def scored(self, weights: dict, texts: list[str], items: jax.Array | None = None, cut: bool = False) -> tuple:
         """What to rank by: Embeddings of the profiles, ItemEmbeddings, and Bool[n]: the profile counts.

@@ -307,7 +307,7 @@ def results_blocks(to, rows: dict[str, dict[str, float]]):
     )
 
 
-def _blocks(to, results, curves, samples):
+def _blocks(to, results, curves):
     """The report's blocks from top to bottom, made by `to`, an Html or a Markdown."""
     gains, config = results.get("gains", {}), results.get("config", {})
     yield to.heading(1, f"lpt_jax: {config.get('name', 'results')}")
@@ -330,6 +330,7 @@ def _blocks(to, results, curves, samples):
         if picture := curves_picture(curves, phase, metric):
             yield to.heading(2, f"{title}: learning curves")
             yield to.picture(phase, picture, f"Learning curves of the {phase} phase")
+    samples = results.get("samples", [])
     if samples:
         yield to.heading(2, "Users, before and after")
     for sample in samples:
@@ -356,15 +357,14 @@ def _blocks(to, results, curves, samples):
     yield to.code("All settings", json.dumps(plain(config), indent=1, ensure_ascii=False))
 
 
-def write(workdir, results: dict, curves: list[dict], samples: list[dict]) -> None:
+def write(workdir, results: dict, curves: list[dict]) -> None:
     """Writes report.html and its twin report.md (with its report_*.png) into the workdir.
 
-    `results` is results.json's content, `curves` metrics.jsonl's records, and a sample is {"user",
-    "history": [{"title", "rating"}], "targets": [title], "before" and "after": {"profile",
-    "ranks"}}, a rank for each target.
+    `results` is results.json's content and `curves` are metrics.jsonl's records. One of the results' "samples" is {"user",
+    "history": [{"title", "rating"}], "targets": [title], "before" and "after": {"profile", "ranks"}}, a rank for each target.
     """
     for to, name in ((Html(), "report.html"), (Markdown(Path(workdir)), "report.md")):
-        page = to.page("lpt_jax report", list(_blocks(to, results, curves, samples)))
+        page = to.page("lpt_jax report", list(_blocks(to, results, curves)))
         write_file(Path(workdir) / name, page)
 
 

@@ -50,6 +50,17 @@ def test_again(system, config, workdir: Path, trec_run: str | None = None) -> di
     return test(system, r, phases, state, note, trec=True)
 
 
+def audit_again(system, config, workdir: Path) -> dict:
+    """The audit of a tested workdir's edits once more (lpt_jax/audit.py)."""
+    r, phases, state, note = trained(system, Run(config, workdir))
+    if note["position"] < len(phases) or not (workdir / "results.json").is_file():
+        raise InputError(
+            f"The run in {workdir} has not finished: go on with --mode=train first, the audit is at its end too."
+        )
+    prepare(r)
+    return evaluate.audit_alone(r, system.rows(r, stages(system, r, phases, state), state, note))
+
+
 def write_profiles(system, config, workdir: Path, output: Path, split: str) -> list[str]:
     """Writes what the system writes of every session of a split, as JSON lines or, named .parquet, a table.
 

@@ -103,11 +103,7 @@ def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
     """Items on the unit circle; the profile looks along the x axis; the last row is padding."""
     angles = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     items = np.vstack([np.stack([np.cos(angles), np.sin(angles)], 1), [[1.0, 0.0]]]).astype(np.float32)
-    embedder = SimpleNamespace(
-        profile_limit=limit,
-        length=lambda text: len(text.split()),
-        embed_profiles=lambda weights, texts: (np.array([[1.0, 0.0]], np.float32), [True]),
-    )
+    embedder = SimpleNamespace(profile_limit=limit, length=lambda text: len(text.split()))
     r = SimpleNamespace(
         data=DATASET,
         run=SimpleNamespace(count=len(IDS), key=None),
@@ -116,6 +112,9 @@ def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
         prompt=lambda session: (session, 1),
         weights=lambda state, part: None,
         catalogue=lambda weights, keep: items,
+        queries=lambda weights, texts: (np.array([[1.0, 0.0]], np.float32), [True]),
+        with_history=lambda queries, items, histories, weight: queries,
+        config=SimpleNamespace(score=SimpleNamespace(rejected=0.25)),
     )
     return recommend.recommend(r, {}, kind, text, k)
 
@@ -136,4 +135,5 @@ def test_a_profile_longer_than_the_embedder_reads():
     with pytest.raises(InputError, match="The profile has 4 tokens and the embedder reads 3: shorten it"):
         answer("profile", "films films films films", limit=3)
     assert answer("user", "bob", limit=2).startswith("The profile has 3 tokens, of which the embedder reads 2.")
+    assert answer("profile", "Films, but no horror").startswith("Read as rejected: horror.")
     assert answer("user", "bob", write=lambda session: "").startswith("Profile: (empty)")

@@ -56,10 +56,10 @@ class Tags(html.parser.HTMLParser):
 
 
 def test_hostile_text_stays_text_in_html(tmp_path):
-    report.write(tmp_path, results(HOSTILE), list(curves()), [sample(HOSTILE)])
+    report.write(tmp_path, results(HOSTILE) | {"samples": [sample(HOSTILE)]}, list(curves()))
     page = (tmp_path / "report.html").read_text()
     found, plain = Tags(page), Tags(report.Html().page("", list(report._blocks(
-        report.Html(), results(), list(curves()), [sample()]))))  # fmt: skip
+        report.Html(), results() | {"samples": [sample()]}, list(curves())))))  # fmt: skip
     assert found.tags == plain.tags  # the same elements as with harmless text
     assert {name for name, _ in found.attributes} == {name for name, _ in plain.attributes}
     text = "".join(found.words)
@@ -72,7 +72,7 @@ def test_hostile_text_stays_text_in_markdown(tmp_path):
     parser = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table")
 
     def kinds(text):
-        report.write(tmp_path, results(text), list(curves()), [sample(text)])
+        report.write(tmp_path, results(text) | {"samples": [sample(text)]}, list(curves()))
         tokens = parser.parse((tmp_path / "report.md").read_text())
         inline = [child for token in tokens for child in token.children or []]
         return [token.type for token in tokens], [child.type for child in inline if child.type[:4] != "text"]
@@ -87,7 +87,7 @@ def test_hostile_text_stays_text_in_markdown(tmp_path):
 
 
 def test_pictures_are_in_the_file_and_nothing_is_fetched(tmp_path):
-    report.write(tmp_path, results(), list(curves()), [sample()])
+    report.write(tmp_path, results() | {"samples": [sample()]}, list(curves()))
     sources = [value for name, value in Tags((tmp_path / "report.html").read_text()).attributes
                if name in ("src", "href")]  # fmt: skip
     assert len(sources) == 3  # gains and the two phases' curves
@@ -99,7 +99,7 @@ def test_pictures_are_in_the_file_and_nothing_is_fetched(tmp_path):
 
 
 def test_the_best_is_bold_and_ranks_are_there(tmp_path):
-    report.write(tmp_path, results(), [], [sample()])
+    report.write(tmp_path, results() | {"samples": [sample()]}, [])
     text = (tmp_path / "report.md").read_text()
     assert "| Profile after CL | **0.5000** | **0.5000** |" in text
     assert "| Zero-shot profile | **0.5000** | 0.2500 |" in text and "| bm 25 | – | 0.1250 |" in text
@@ -110,10 +110,10 @@ def test_the_best_is_bold_and_ranks_are_there(tmp_path):
 
 
 def test_a_bare_result_is_enough_and_a_failure_keeps_the_old_report(tmp_path):
-    report.write(tmp_path, {"protocol": "p", "rows": {}}, [], [])
+    report.write(tmp_path, {"protocol": "p", "rows": {}}, [])
     old = (tmp_path / "report.html").read_bytes()
     with pytest.raises(KeyError):
-        report.write(tmp_path, results(), [], [{"user": "u"}])
+        report.write(tmp_path, results() | {"samples": [{"user": "u"}]}, [])
     assert (tmp_path / "report.html").read_bytes() == old and not list(tmp_path.glob("*.part"))
 
 

@@ -1,10 +1,12 @@
 """A synthetic world with learnable taste, and its tokenizer: tests and :tiny download nothing."""
 
 import itertools
+import re
 
 import numpy as np
 import tokenizers
 
+from lpt_jax.data import prompts
 from lpt_jax.data.reviews import Interactions, Raw
 
 GENRES = {  # genre -> the words its titles are made of
@@ -77,7 +79,11 @@ def tiny_tokenizer():
     """
     import transformers  # here, as its import is slow
 
-    words = " ".join([*GENRES, *GENRES.values(), OTHER_WORDS]).split()
+    phrases = [
+        phrase for kind in (prompts.LIKES, prompts.DISLIKES, prompts.BOTH, prompts.NEUTRAL) for phrase in kind["train"]
+    ]
+    said = [word.lower() for phrase in phrases for word in re.findall(r"\w+", re.sub(r"\{\w+\}", "", phrase))]
+    words = [*" ".join([*GENRES, *GENRES.values(), OTHER_WORDS]).split(), *said]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*SPECIAL, *words]))}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.Lowercase()

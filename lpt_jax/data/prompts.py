@@ -47,6 +47,10 @@ LIKES = {
         "The user is fond of {a}.",
         "Show me {n}.",
         "Mostly {a}.",
+        "{n} makes me happy.",
+        "Favourites: {a}.",
+        "Can't get enough of {n}.",
+        "In the mood for {a}.",
     ),
     "audit": ("They enjoy {a} a lot.", "This person likes {a}.", "I love {n}!", "Some {a} would be great."),
 }
@@ -66,8 +70,24 @@ DISLIKES = {
         "The user is tired of {a}.",
         "They do not want {n}.",
         "Not interested in {a}.",
+        "Finds {n} dull.",
+        "{n} is a waste of time.",
+        "{n} annoys me.",
+        "Please leave out {a}.",
+        "Stop showing me {n}.",
+        "Anything but {a}.",
+        "{n} is not for me.",
+        "{n} leaves them cold.",
+        "{n}? No thanks.",
+        "I have seen enough {n}.",
     ),
-    "audit": ("No {n}, please.", "I hate {a}.", "This person doesn't care for {a}.", "They would rather skip {n}.", "{n} bores them."),
+    "audit": (
+        "No {n}, please.",
+        "I hate {a}.",
+        "This person doesn't care for {a}.",
+        "They would rather skip {n}.",
+        "{n} bores them.",
+    ),
 }
 BOTH = {
     "train": ("Likes {a}, but not {other}.", "I enjoy {n} and dislike {other}.", "More {n}, less {other}."),
@@ -89,8 +109,8 @@ CHOSEN = "Has chosen {titles}."  # where none was rated well
 LIKED, DISLIKED = 0.8, 0.4  # of the best rating: at least, at most
 # What turns a clause into a rejection, what only seems to, and where one clause ends and another begins.
 REJECTS = (
-    r"(?:no|not|never|nor|hates?|hated|dislikes?|disliked|avoids?|without|less|fewer|except|skip|skips|tired of|sick of|"
-    r"fed up with|bored (?:of|by|with)|stays? away from|cannot|can't|won't|isn't|aren't|don't|doesn't|didn't)\b"
+    r"(?:no|not|never|nor|hates?|hated|dislikes?|disliked|avoids?|without|less|fewer|except|skip|skips|leave out|stop|(?:seen|had) enough|enough of|tired of|sick of|"
+    r"fed up with|bores?|bored|boring|dull|annoys?|annoying|awful|terrible|worst|waste of|puts? me off|stays? away from|cannot|can't|won't|isn't|aren't|don't|doesn't|didn't)\b"
 )
 AFFIRMS = r"(?:likes?|loves?|enjoys?|prefers?|wants?|more)\b"
 SEEMS = re.compile(r"\b(?:not only|not just|no doubt|no matter|nothing but|(?:can't|cannot|never) get enough)\b")
@@ -102,7 +122,7 @@ JOINT = re.compile(
 EMPTY = re.compile(  # words of a rejection that do not say what is rejected
     r"\b(i|i'm|they|he|she|we|you|the|this|that|person|user|someone|am|is|are|was|be|been|do|does|did|will|would|rather|really|"
     r"want|wants|like|likes|care|cares|for|to|any|anything|more|much|so|too|at all|please|stand|see|watch|read|buy|interested in|"
-    r"of|with|me|show|recommend|but|and|it|just|into|fan|enjoys?|loves?|a|an|my|thing|cup of tea)\b",
+    r"of|with|me|show|showing|time|thanks|finds?|have|has|seen|had|recommend|but|and|it|just|into|fan|enjoys?|loves?|a|an|my|thing|cup of tea)\b",
     re.IGNORECASE,
 )
 ONE_LINE = {"title", "year", "genres", "rating"}  # with no other fields an item is one line

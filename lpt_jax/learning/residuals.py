@@ -84,7 +84,7 @@ class ResidualsPhase(Phase):
     def __init__(self, r: ProfileRecommender, optimiser: optax.GradientTransformation, texts: Callable):
         self.r, self.name, self.part, self.optimiser = r, "residuals", "residuals", optimiser
         self.settings, self.texts = r.config.residuals, texts
-        self.plan = Plan(optimiser, r.config.contrastive.temperature, r.config.score.history, self.settings.penalty)
+        self.plan = Plan(optimiser, self.settings.temperature, r.config.score.history, self.settings.penalty)
 
     def at(self, iteration: int, place: int) -> "ResidualsPhase":
         """This phase in an iteration and a place of the schedule."""
@@ -122,6 +122,6 @@ class ResidualsPhase(Phase):
         items = r.with_terms(r.catalogue(self.embedder), state["residuals"].weights)
         queries, valid = r.queries(self.embedder, self.validation)
         alone = r.validation(r.rank("validation", queries, items, valid))
-        queries = r.with_history(queries, items, people, self.plan.history)
+        queries = r.with_history(queries, items, [s.history for s in people], self.plan.history)
         with_history = r.validation(r.rank("validation", queries, items, valid))
         return with_history | {f"val/text alone, {name[4:]}": value for name, value in alone.items()}

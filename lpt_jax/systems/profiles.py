@@ -131,8 +131,9 @@ def text_rows(r: ProfileRecommender, name: str, weights: dict, items, texts: lis
     audited = Audited(weights["embedder"], items, texts)
     yield Row(name, (queries, items, valid), texts if stage else None, audited)
     if learned and r.config.score.history:
-        sessions = r.sessions["test"]
-        yield Row(f"{name}_history", (r.with_history(queries, items, sessions, r.config.score.history), items, valid))
+        weight, histories = r.config.score.history, [s.history for s in r.sessions["test"]]
+        queries = r.with_history(queries, items, histories, weight)
+        yield Row(f"{name}_history", (queries, items, valid), audited=audited._replace(history=weight))
 
 
 def write(r: ProfileRecommender, state: dict[str, Part], split: str, file) -> list[str]:

@@ -65,7 +65,7 @@ def settings() -> ConfigDict:
     )
     c.score = group(  # of an item for a profile: their cosine, and
         popularity=0.05,  # × log of the item's training interactions, relative to the most popular's
-        rejected=0.25,  # − this × the cosine of what the profile rejects
+        rejected=0.4,  # − this × the cosine of what the profile rejects
         history=1.0,  # in the rows that say so, + this × the mean of the latest items: where the residuals phase has run
     )
     c.prompt = group(
@@ -86,8 +86,8 @@ def settings() -> ConfigDict:
         temperature=0.1,  # of InfoNCE, on cosines
         **optimiser(learning_rate=1e-5, warmup=10),
         popularity_correction=False,  # subtract log sampling probability (logQ): popularity is then learned, not score.popularity's
-        edits=0.5,  # share of a batch that are edits: a like or dislike said of an attribute ↔ an item (data/edits.py)
-        texts="profiles",  # of profiles, summaries: what is read beside edits; summaries are made of the items' fields
+        edits=0.25,  # share of a batch that are edits: a like or dislike said of an attribute ↔ an item (data/edits.py)
+        texts="profiles,summaries",  # of profiles, summaries: what is read beside edits; summaries are made of the items' fields
         hard_negatives=0,  # further catalogue items per batch, drawn evenly, as negatives for all
         profiles_per_session=1,  # different sampled profiles of one training session
         sampling_temperature=1.0,  # of the training profiles; 0 = greedy
@@ -99,7 +99,8 @@ def settings() -> ConfigDict:
         batch=256,  # training sessions per update
         windows=12,  # sessions per training user at most, as data.windows
         targets=10,  # next items per session
-        penalty=0.1,  # × the residuals' mean square
+        temperature=0.1,  # of the softmax over all items
+        penalty=1.0,  # × the residuals' mean square
         **optimiser(learning_rate=3e-3, warmup=10),
         evaluate_every=20,
         keep_best=True,

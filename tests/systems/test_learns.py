@@ -4,9 +4,10 @@ import functools
 
 import pytest
 
-from lpt_jax import files, train
+from lpt_jax import audit, files, train
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.data import made_up
+from lpt_jax.run import Run
 from lpt_jax.systems import profiles
 
 
@@ -38,3 +39,29 @@ def test_rlso_raises_the_reward_of_users_it_never_saw(loss, tmp_path, monkeypatc
     assert results["rows"]["rlso"]["ndcg"] > results["rows"]["popularity"]["ndcg"] + 0.05
     held_out = [r["val/ndcg"] for r in files.read_jsonl(tmp_path / "metrics.jsonl") if "val/ndcg" in r]
     assert max(held_out) > held_out[0] + 0.04, held_out
+
+
+@pytest.mark.parametrize("share, listens", [(0.5, True), (0.0, False)])
+def test_an_embedder_that_is_trained_on_edits_obeys_likes_and_dislikes(share, listens, tmp_path, monkeypatch):
+    """Of five genres: all with edits in the batches; without them dislikes are not (and so this test can fail)."""
+    monkeypatch.setattr(made_up, "world", functools.partial(made_up.world, users=400))
+    config = tiny(default())
+    config.phases, config.trackers, config.audit.profiles = "contrastive", "", 24
+    config.contrastive.update(
+        texts="summaries", edits=share, steps=300, batch=32, learning_rate=3e-3, evaluate_every=300
+    )
+    config.contrastive.update(keep_best=False)
+    config.score.rejected = 0.0  # what the embedder itself has learned
+    run = Run(finish(config), tmp_path)
+    r = profiles.build(run)
+    phase, *_ = profiles.schedule(r)
+    state = train.initial_state(r, [phase])
+    phase.begin(state)
+    for step in range(phase.settings.steps):
+        state, _ = phase.step(state, step)
+    weights = state["embedder"].weights
+    audited = audit.Audited(weights, r.catalogue(weights), r.summaries("test"))
+    found = audit.audit(r, audited, wording="train")
+    assert found["like"]["attributes"] == 5
+    obeyed = [found[kind]["obeyed"] == 5 for kind in ("like", "dislike")]
+    assert all(obeyed) == listens, audit.table({"": found})
