@@ -57,6 +57,8 @@ def default(system: str = "profiles") -> ml_collections.ConfigDict:
         attribute_items=20,  # what edits name (genres, categories, brands, decades, else words of titles) has so many items
         core=5,  # iterative k-core: users and items with fewer interactions are dropped; 0 = none
         max_users=0,  # keep a fixed random sample of this many users; 0 = all
+        catalogue="trained",  # the items that are ranked: those with a training interaction | all
+        cold_share=0.0,  # of all items, the newest: their training interactions are left out (with catalogue=all)
         split="auto",  # time | leave_last | auto (time where there are times, else leave_last)
         validation_share=0.1,  # time: share of users, by time of first interaction, who validate
         test_share=0.2,  # time: share of users, the latest to arrive, who test
@@ -144,12 +146,13 @@ def choose(config: ml_collections.ConfigDict, variant: str, **known) -> ml_colle
 CHOICES = {
     "system": tuple(SYSTEMS),
     "data.source": ("movielens", "amazon", "sequences", "table", "datasets", "tfds", "made_up"),
+    "data.catalogue": ("trained", "all"),
     "data.split": ("auto", "time", "leave_last"),
     "sasrec.loss": ("bce", "softmax"),
     "data.year": (2014, 2018, 2023),
 }
 MAY_BE_ZERO = """
-    seed data.core data.max_users evaluation.max_users evaluation.max_test_sessions evaluation.samples audit.profiles sasrec.dropout
+    seed data.core data.cold_share data.max_users evaluation.max_users evaluation.max_test_sessions evaluation.samples audit.profiles sasrec.dropout
 """.split()  # all other numbers but the mesh's are greater
 BASELINES = (
     *("random", "popularity", "last_item", "items_popularity", "bm25", "history_text", "history_popularity"),
@@ -282,6 +285,10 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             wrong(name, f"{', '.join(choices)}, or several with commas between them")
     if config.data.validation_share + config.data.test_share >= 1:
         wrong("data.test_share", "such that it and data.validation_share are together below 1")
+    if config.data.cold_share and (config.data.catalogue != "all" or config.data.cold_share >= 1):
+        wrong(
+            "data.cold_share", "below 1, and 0 unless --config.data.catalogue=all: held-out items are not ranked else"
+        )
     for name in ("user", "item"):
         if not config.data.columns[name]:
             wrong(f"data.columns.{name}", "the name of a column")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lpt_jax import audit, devices, files, metrics, report
+from lpt_jax import audit, devices, files, metrics, ranking, report
 from lpt_jax import config as config_lib
 from lpt_jax.baselines import counts as count
 from lpt_jax.baselines import sasrec, simple
@@ -119,6 +119,7 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
     names = list(texts)
     ranks = {name: ranks[name] for name in [*(name for name in ranks if name not in texts), *names]}
     values = {name: metrics.per_user(rank, users) for name, rank in ranks.items()}
+    cold = of_cold_items(r, ranks, users)
     over = [(UNTRAINED, name) for name in ("summary", names[-1]) if {UNTRAINED, name} <= ranks.keys()]
     metric, pairs = config.evaluation.metric, [*over, *zip(names, names[1:]), (names[0], names[-1])]
     gains = {
@@ -133,6 +134,7 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
     results = {
         "protocol": r.data.protocol,
         "rows": {name: metrics.table_row(v) for name, (_, v) in values.items()},
+        **({"rows_of_cold_items": cold} if cold else {}),
         "gains": gains,
         "audit": audits,
         "seed": config.seed,
@@ -149,11 +151,25 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         report.write_results(r.run.workdir, results, values)
         report.write(r.run.workdir, results, files.read_jsonl(r.run.workdir / "metrics.jsonl"))
     print(f"\n{results['protocol']}\n\n{report.results_table(results['rows'])}\n")
-    print(f"{audit.table(audits)}\n") if audits else None
+    if cold:
+        print(f"Targets without a training interaction alone:\n\n{report.results_table(cold)}\n")
+    if audits:
+        print(f"{audit.table(audits)}\n")
     for name, gain in gains.items():
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     print(f"\nresults.json and report.html are in {r.run.workdir} ({results['seconds']:.0f} s of training)", flush=True)
     return results
+
+
+def of_cold_items(r: ProfileRecommender, ranks: dict, users: list) -> dict[str, dict]:
+    """The rows' metrics of those test targets alone that no training interaction has; {} if there are none."""
+    targets = [s.targets for s in r.sessions["test"]]
+    targets = ranking.padded(targets, max(map(len, targets), default=1))
+    cold = (targets >= 0) & (r.data.popularity[np.maximum(targets, 0)] == 0)
+    if not cold.any():
+        return {}
+    of_users = {name: metrics.per_user(np.where(cold, rank, 0), users)[1] for name, rank in ranks.items()}
+    return {name: metrics.table_row(values) for name, values in of_users.items()}
 
 
 def audit_alone(r: ProfileRecommender, rows) -> dict[str, dict]:

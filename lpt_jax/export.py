@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lpt_jax import devices, files, report, train
+from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.models import layers, low_rank, weights
@@ -51,7 +52,23 @@ profile = model.encode("Slow science fiction with ideas.", prompt_name="query")
 items = model.encode({items!r})  # cut to {limit} tokens in training
 print(model.similarity(profile, items))""",
     ),
+    "items": (
+        "sentence-transformers",
+        "sentence-similarity",
+        "The catalogue as it is ranked: the items' vectors, with what interactions taught of them, and popularity's bias",
+        """import json
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+items, ids = load_file("items/items.safetensors"), json.load(open("items/ids.json"))
+profile = SentenceTransformer("embedder").encode("Slow science fiction with ideas.", prompt_name="query")
+best = (items["vectors"] @ profile + items["bias"]).argsort()[::-1][:10]
+print([ids[i] for i in best])""",
+    ),
 }
+SIGNED = (
+    "Of a profile that rejects something lpt_jax embeds what it affirms, less {weight:g} times the vector of {phrase!r} for "
+    "each thing X that it rejects (prompts.clauses)."
+)
 TIED = (
     "The head was trained apart from the embeddings, with which the base shares it: don't merge this adapter there, use "
     "the merged lm instead."
@@ -63,7 +80,7 @@ def export(system, config, workdir: Path, folder: Path, shard: int = weights.SHA
 
     lm: for transformers, LoRA merged, in the type it was loaded in (config.lm.dtype: a bfloat16 source
     loaded as float32 is written as float32, of the same values); lm_adapter: for PEFT, where LoRA was
-    trained; embedder: for sentence-transformers, in float32. `shard`: bytes of a weights file at most.
+    trained; embedder: for sentence-transformers, in float32; items: their vectors, biases and ids. `shard`: bytes of a weights file at most.
     Written aside and renamed. InputError if the folder is there, can't be written, or there is no checkpoint.
     """
     if folder.exists():
@@ -77,6 +94,9 @@ def export(system, config, workdir: Path, folder: Path, shard: int = weights.SHA
     r, phases, state, note = train.trained(system, Run(config, workdir))
     trained, is_lora = r.weights(state, "lm"), config.policy.trains == "lora" and ("lm" in state or config.begin_from)
     merged, encoder = whole_decoder(r, trained), whole_encoder(r, r.weights(state, "embedder"))
+    items = r.catalogue(r.weights(state, "embedder"))
+    items = r.with_terms(items, state["residuals"].weights) if "residuals" in state else items
+    items = devices.fetch(items)[: r.run.count]
     lora, results = devices.fetch(trained) if is_lora else None, Path(workdir) / "results.json"
     if not devices.first():
         return
@@ -88,6 +108,7 @@ def export(system, config, workdir: Path, folder: Path, shard: int = weights.SHA
             base = named(config.lm.source)
             weights.save_adapter(part / "lm_adapter", merged, lora, settings.rank, settings.alpha, base)
         weights.save_encoder(part / "embedder", encoder, shard)
+        weights.save_items(part / "items", r.data.catalogue.ids, items)
         for to in part.iterdir():
             files.write_file(to / "README.md", card(r, to, results))
         os.rename(part, folder)
@@ -136,7 +157,7 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
     """
     config, name, to = r.config, folder.name, report.Markdown(folder)
     library, pipeline, what, code = CARDS[name]
-    source = config.embedder.source if name == "embedder" else config.lm.source
+    source = config.embedder.source if name in ("embedder", "items") else config.lm.source
     head = {"library_name": library, "pipeline_tag": pipeline}
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) and not Path(source).exists():
         head["base_model"] = source.partition("@")[0]
@@ -166,6 +187,9 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
     ]
     head_alone = library == "peft" and r.lm.spec.tied and "lm_head" in (folder / "adapter_config.json").read_text()
     blocks += [to.paragraph(TIED)] * head_alone
+    if name == "items" and config.score.rejected:
+        phrase = prompts.LIKED_THING.format(n="X")
+        blocks.append(to.paragraph(SIGNED.format(weight=config.score.rejected, phrase=phrase)))
     blocks += [to.heading(2, "Results"), to.paragraph(r.data.protocol)]
     blocks += report.results_blocks(to, results["rows"]) if results else [to.paragraph("The run has not ended yet.")]
     return to.page("", blocks)

@@ -233,10 +233,11 @@ class ProfileRecommender:
     def bias(self) -> np.ndarray:
         """What popularity adds to each item's score, Float[N]: score.popularity × log((1 + n) / (1 + the most)).
 
-        n: training interactions. With in-batch negatives and no logQ, InfoNCE at temperature τ teaches log p(item | profile) −
+        n: training interactions; of an item without any, those of the median item that has some. With in-batch negatives and no logQ, InfoNCE at temperature τ teaches log p(item | profile) −
         log p(item); τ × log n gives the latter back (Yi et al. 2019, turned round), so that the text need not carry it.
         """
-        counts = 1 + self.data.popularity.astype(np.float64)
+        counts = self.data.popularity.astype(np.float64)
+        counts = 1 + np.where(counts > 0, counts, np.median(counts[counts > 0]))
         return (self.config.score.popularity * np.log(counts / counts.max())).astype(np.float32)
 
     def catalogue(self, weights: dict, keep: bool = False) -> jax.Array:

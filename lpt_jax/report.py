@@ -314,6 +314,9 @@ def _blocks(to, results, curves):
     yield to.paragraph(results["protocol"])
     yield to.heading(2, "Results")
     yield from results_blocks(to, results["rows"])
+    if results.get("rows_of_cold_items"):
+        yield to.heading(2, "Targets without a training interaction alone")
+        yield from results_blocks(to, results["rows_of_cold_items"])
     if gains:
         yield to.heading(2, "What each step gained")
         lines = []

@@ -49,9 +49,17 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
     assert steps == {"contrastive": [0, 1, 2], "policy": [0, 1, 2]}
     assert all(r.get("loss") is not None for r in records(workdir) if r["step"])
     results = json.loads((workdir / "results.json").read_text())
-    expected = "random popularity last_item bm25 history_text history_trained sasrec zero_shot cl cl_rlso"
-    assert set(results["rows"]) == set(expected.split())
-    assert set(results["gains"]) == {"zero_shot->cl", "cl->cl_rlso", "zero_shot->cl_rlso"}
+    expected, last = {*config_lib.BASELINES, "zero_shot", "cl", "cl_rlso", "summary"}, "cl_rlso"
+    gains = {"zero_shot->cl", "cl->cl_rlso"}
+    if "residuals" in results["config"]["phases"]:
+        last = "cl_rlso_items"
+        expected |= {last, "cl_rlso_items_history", "summary_items", "summary_items_history"}
+        gains.add(f"cl_rlso->{last}")
+    assert set(results["rows"]) == expected
+    gains |= {f"zero_shot->{last}", "items_popularity->summary", f"items_popularity->{last}"}
+    assert set(results["gains"]) == gains
+    assert {"zero_shot", "cl", last, "summary"} <= results["audit"].keys()
+    assert {"like", "like_alone", "dislike", "avoid_alone", "replace", "kept"} <= results["audit"]["cl"].keys()
     assert {"protocol", "seed", "config", "versions", "devices", "seconds"} <= set(results)
     assert (workdir / "report.html").stat().st_size > 1000
 

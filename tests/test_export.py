@@ -205,6 +205,11 @@ def test_the_cards_code_runs_and_says_what_we_say(run, monkeypatch, capsys):
     ids = run.r.lm.source.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert "films" in prompt and said.strip() == run.r.lm.write(run.trained, [ids], [0], run.r.run.key)[0]
     assert "tensor" in printed["embedder"][0]
+    r, embedder = run.r, run.r.weights(run.state, "embedder")
+    queries, _ = r.queries(embedder, ["Slow science fiction with ideas."])
+    scores = (queries @ np.asarray(r.catalogue(embedder)).T)[0, : r.run.count]
+    assert eval(printed["items"][0]) == [r.data.catalogue.ids[i] for i in np.argsort(scores)[::-1][:10]]
+    assert report.Markdown(here).text("for each thing X that it rejects") in (here / "items/README.md").read_text()
 
 
 def test_no_path_of_this_machine_is_in_any_file(run):

@@ -19,7 +19,8 @@ before them validation targets, the others are for training; a target's history 
 Training may then hold interactions later than another user's targets.
 
 The ranked catalogue is the items with a training interaction; the other (cold) ones are dropped
-from validation and test histories and targets. windows: positions p spread evenly over
+from validation and test histories and targets. catalogue "all": they are ranked too, by their text;
+cold_share takes the training interactions from the newest items, so that there are many such. windows: positions p spread evenly over
 [min_history, n - targets] (one window: p = min_history, the paper's); the history is the p items
 before, the targets are the next ones.
 """
@@ -114,10 +115,14 @@ def from_raw(raw, data_config) -> Dataset:
             part = part[~late]
     else:
         part, cuts = _split_last(user[kept], c.eval_targets * c.eval_windows), None
+    if c.cold_share:
+        drop("training interactions of held-out items", cold := _held_out(item[kept], time[kept], part, c.cold_share))
+        part = part[~cold]
     trained = kept[part == 0]
-    ranked, index = np.unique(item[trained], return_inverse=True)  # the catalogue
+    ranked = np.unique(item[kept if c.catalogue == "all" else trained])  # the catalogue
+    index = np.searchsorted(ranked, item[trained])
     for number, split in enumerate(SPLITS):
-        cold = (part == number) & ~np.isin(item[kept], ranked)  # none in training
+        cold = (part == number) & ~np.isin(item[kept], ranked)  # none in training, where only such are ranked
         if number:
             drop(f"cold items in {split}", cold)
             part = part[~cold]
@@ -328,6 +333,15 @@ def _split_last(user, each):
     return np.clip(2 - from_end // each, 0, 2)
 
 
+def _held_out(item, time, part, share):
+    """Bool[n]: a training row of the newest items, by their first interaction; the share is of all items."""
+    items, index = np.unique(item, return_inverse=True)
+    first = np.full(len(items), np.inf)
+    np.minimum.at(first, index, time)
+    newest = np.argsort(first, kind="stable")[len(items) - round(share * len(items)) :]
+    return (part == 0) & np.isin(index, newest)
+
+
 def _mean_ratings(rating, trained, index, n):
     """The n items' mean ratings over the training interactions; nan where none is rated."""
     if rating is None:
@@ -436,9 +450,12 @@ def _protocol(c, name, counts, cuts):
             f"{of[1]}, all before {day[1]}; {of[2]}, all from then on"
         )
     one = c.eval_targets == 1
+    ranked = " with a training interaction" if c.catalogue == "trained" else ""
+    if c.cold_share:
+        ranked = f", the newest {100 * c.cold_share:g} % of them without any training interaction,"
     following = "the next item" if one else f"each of the next {c.eval_targets}, the others hidden"
     return (
-        f"{source}: {c.core}-core{sample}; {split}; all {counts['items ranked']} {c.kind} with a "
-        f"training interaction are ranked except the history's, ties by catalogue index; relevant: "
+        f"{source}: {c.core}-core{sample}; {split}; all {counts['items ranked']} {c.kind}{ranked} "
+        f"are ranked except the history's, ties by catalogue index; relevant: "
         f"{following}; metrics are means over a user's targets, then over users."
     )

@@ -439,6 +439,15 @@ def save_encoder(folder, encoder, shard: int = SHARD) -> None:
     _save(folder, files, named_tensors(layers.plain(nnx.state(encoder)), ENCODER_KEYS), source.tokenizer, shard)
 
 
+def save_items(folder, ids: list[str], items: np.ndarray) -> None:
+    """Writes ItemEmbeddings [N, D + 1] as items.safetensors ("vectors" [N, D], "bias" [N]), and the ids as ids.json."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True)
+    arrays = {"vectors": np.ascontiguousarray(items[:, :-1]), "bias": np.ascontiguousarray(items[:, -1])}
+    save_file(arrays, folder / "items.safetensors")
+    (folder / "ids.json").write_text(json.dumps(ids, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def named_tensors(arrays: dict, keys: dict[str, str]) -> dict[str, np.ndarray]:
     """A model's arrays by their keys in files, kernels turned; `lower`'s layers come before `upper`'s."""
     start = layers.size_of(arrays["lower"]) if "lower" in arrays else 0

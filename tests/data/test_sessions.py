@@ -361,3 +361,26 @@ def test_movielens_latest_small(shared_data):
 def test_one_sentence_for_bad_input(changes, source, message):
     with pytest.raises(InputError, match=message):
         sessions.from_raw(source, settings(**changes))
+
+
+# ---- items that no training interaction has
+
+
+def test_all_items_are_ranked_and_the_newest_lose_their_training_interactions():
+    settings = config.tiny(config.default()).data
+    plain = sessions.prepare(settings)
+    settings.update(catalogue="all", cold_share=0.25)
+    data = sessions.prepare(settings)
+    raw = made_up.world(seed=0).interactions
+    first = {}
+    for item, time in zip(raw.item.tolist(), raw.order.tolist()):
+        first[raw.item_ids[item]] = min(time, first.get(raw.item_ids[item], time))
+    newest = set(sorted(first, key=first.get)[-15:])  # of 60
+    cold = {data.catalogue.ids[i] for i in np.flatnonzero(data.popularity == 0)}
+    assert len(data.catalogue.ids) == 60 and newest <= cold
+    assert not any(data.catalogue.ids[i] in newest for s in data.sessions["train"] for i in s.history + s.targets)
+    targets = [t for s in data.sessions["test"] for t in s.targets]
+    assert any(data.popularity[t] == 0 for t in targets) and any(data.popularity[t] > 0 for t in targets)
+    assert data.counts["dropped: training interactions of held-out items"] > 0
+    assert "the newest 25 % of them without any training interaction" in data.protocol
+    assert "with a training interaction are ranked" in plain.protocol and (plain.popularity > 0).all()

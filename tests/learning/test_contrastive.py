@@ -1,5 +1,7 @@
 """Contrastive learning: the loss is its equation, no false negatives, 8 devices do as one."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from flax import nnx
 
 from lpt_jax import devices
 from lpt_jax.data import batches
+from lpt_jax.data.edits import Edit
 from lpt_jax.learning import contrastive, optimisers
 from lpt_jax.learning.loop import Part
 from lpt_jax.models import encoder, layers
@@ -108,6 +111,33 @@ def test_correction_makes_in_batch_negatives_a_full_softmax():
     full = np.exp(scores) / np.exp(scores).sum()
     corrected, plain = (np.abs(weights(c) - full).sum() / 2 for c in (log_expected, 0 * log_expected))
     assert corrected < 0.05 and plain > 0.25
+
+
+# ---- edits
+
+
+def test_edits_have_their_own_negatives_and_no_others_see_what_is_drawn_for_them():
+    """Two pairs, a like of items 0 and 1, a dislike of items 2 and 3 with two drawn."""
+    like = Edit("a", 0, np.array([False, False, True, True, True]), np.array([], int))
+    dislike = Edit("b", 4, np.array([False, False, True, True, False]), np.array([2, 3]))
+    candidates = np.array([1, 2, 0, 4])  # the pairs' and the edits' positives
+    excluded = np.array([[False, False, True, False], [False] * 4])
+    correction = np.ones((2, 4))
+    found, excluded, correction = contrastive.with_edits([like, dislike], candidates, excluded, correction)
+    assert found.tolist() == [1, 2, 0, 4, 2, 3]
+    assert excluded.tolist() == [
+        [False, False, True, False, True, True],
+        [False, False, False, False, True, True],
+        [True, False, False, False, False, False],  # all without what is liked, its own positive (0) in third place
+        [True, False, True, False, False, False],  # only what has what is disliked, and its own positive (4)
+    ]
+    assert correction.tolist() == [[1, 1, 1, 1, 0, 0]] * 2 + [[0] * 6] * 2
+
+
+def test_so_many_of_a_batch_are_edits():
+    settings = SimpleNamespace(edits=0.25, batch=64)
+    assert contrastive.count_of_edits(settings) == 16
+    assert contrastive.drawn_for_edits(settings) == 3 * 10  # of 16 every third, from the first on, is a like: 6
 
 
 # ---- updates

@@ -250,12 +250,12 @@ def test_the_schedule(r):
 @pytest.mark.parametrize(
     ("changes", "rows"),
     [
-        ({"phases": "policy"}, ["random", "zero_shot", "rlso"]),
-        ({"phases": "contrastive"}, ["random", "zero_shot", "cl"]),
-        ({"phases": "policy, contrastive,"}, ["random", "zero_shot", "rlso", "rlso_cl"]),
+        ({"phases": "policy"}, ["random", "summary", "zero_shot", "rlso"]),
+        ({"phases": "contrastive"}, ["random", "summary", "zero_shot", "cl"]),
+        ({"phases": "policy, contrastive,"}, ["random", "summary", "zero_shot", "rlso", "rlso_cl"]),
         (
             {"iterations": 2, "evaluation.baselines": "random,history_trained", "policy.keep_best": False},
-            ["random", "history_trained", "zero_shot", "cl", "cl_rlso", "cl_rlso_x2"],
+            ["random", "summary", "history_trained", "zero_shot", "cl", "cl_rlso", "cl_rlso_x2"],
         ),
     ],
     ids=["policy-only", "contrastive-only", "policy-first", "two-iterations"],

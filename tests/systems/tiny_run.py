@@ -16,6 +16,7 @@ from lpt_jax.data import made_up
 SMALL = {  # two phases of four steps on 40 users, every setting as small as its part still does something
     "trackers": "",
     "evaluation.baselines": "random",
+    "audit.profiles": 2,
     "contrastive.steps": 4,
     "contrastive.learning_rate": 1e-2,
     "policy.steps": 4,
