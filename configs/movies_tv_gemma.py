@@ -36,9 +36,11 @@ def get_config(variant: str = ""):
         learning_rate=1e-7,
         warmup=0,
         weight_decay=0.01,
-        popularity_correction=False,
+        edits=0.0,  # neither these, nor the terms of the score, are the paper's
+        texts="profiles",
         evaluate_every=100,
     )
+    c.score.update(popularity=0.0, rejected=0.0)
     c.policy.update(
         steps=200,
         users=64,
