@@ -60,7 +60,12 @@ def table(rows: list[dict]) -> str:
             [
                 *(f"{row[name]:g}" for name in ("edits", "seed", "trained", "rejected")),
                 *(f"{row[name]:.4f}" for name in ("ndcg", "ndcg@10")),
-                *(f"{like['change']:+.3f}", f"{like['right']:.2f}", f"{dislike['change']:+.3f}", f"{dislike['right']:.2f}"),
+                *(
+                    f"{like['change']:+.3f}",
+                    f"{like['right']:.2f}",
+                    f"{dislike['change']:+.3f}",
+                    f"{dislike['right']:.2f}",
+                ),
                 *(f"{dislike['wrong']:.2f}", f"{dislike['obeyed']}/{dislike['attributes']}", f"{dislike['kept']:.2f}"),
             ]
         )
