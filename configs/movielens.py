@@ -42,13 +42,19 @@ def get_config(variant: str = ""):
     )
     c.profile.update(max_tokens=32, batch=32)
     c.contrastive.update(
-        steps=160, batch=64, temperature=0.05, learning_rate=1e-4, sampling_temperature=0.7, evaluate_every=80
+        steps=160,
+        batch=64,
+        temperature=0.05,
+        learning_rate=1e-4,
+        sampling_temperature=0.7,
+        evaluate_every=80,
+        keep_best=False,  # NDCG is as good half-way, but by then the embedder does not yet listen
     )
     c.policy.update(
         steps=16, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
         optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=8,
     )  # fmt: skip
-    c.evaluation.update(max_users=64, baselines=BASELINES)
+    c.evaluation.baselines = BASELINES
     return choose(c, variant, long=long, short=short)
 
 

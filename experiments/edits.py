@@ -82,7 +82,7 @@ def main(shares: list[float], seeds: list[int], steps: int) -> None:
             continue
         r, before, after = trained(share, seed, steps)
         for part in BETWEEN:
-            weights = jax.tree.map(lambda a, b: (1 - part) * a + part * b, before, after)
+            weights = jax.tree.map(lambda a, b, part=part: (1 - part) * a + part * b, before, after)
             for rejected in REJECTED:
                 row = {"edits": share, "seed": seed, "steps": steps, "trained": part, "rejected": rejected}
                 rows.append(row | measured(r, weights, rejected))

@@ -175,7 +175,7 @@ class Desk:
         ]
         read = {"wanted": names, "rejected": rejected if self.config.score.rejected else []}
         lines = [f"{what}: <b>{text(', '.join(words))}</b>" for what, words in read.items() if words]
-        said = f"<p class='small'>Read as {'; '.join(lines)}.</p>" if lines else ""
+        said = f"<p class='read'>Read as {'; '.join(lines)}.</p>" if lines else ""
         moved = self.moves(before, now) if before and before.best else []
         told = " · ".join(f"{text(name)}: {old} of {len(now.best)} → <b>{new}</b>" for name, old, new in moved)
         return said + (f"<p class='moves'>{told}</p>" if told else "")

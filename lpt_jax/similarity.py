@@ -133,10 +133,10 @@ class Embedder:
         """A profile's tokens."""
         return len(self.tokenizer(self.spec.query_prefix + profile, verbose=False)["input_ids"])
 
-    def catalogue(self, weights: dict, texts: list[str], bias: np.ndarray, keep: bool = False) -> jax.Array:
+    def catalogue(self, weights: dict, texts: list[str], bias: np.ndarray | float = 0.0, keep=False) -> jax.Array:
         """ItemEmbeddings [N, D + 1], padded and spread over the mesh; asked twice for the same weights, it embeds once.
 
-        bias: Float[N], the last column: what a profile, whose last column is 1 (profiles()), adds to its cosine.
+        bias: Float[N], the last column, which is added to the cosines of queries whose own last column is 1.
 
         keep: they also stay in the folder, under a name made of weights and texts, for a later process. Those of a large
         catalogue always do, shard by shard, so that a killed run goes on.
@@ -144,7 +144,8 @@ class Embedder:
         if self._for is not weights:  # an update makes new ones
             kept = keep or len(texts) > SHARD
             vectors = self._kept(weights, texts) if kept else self.embed(weights, texts, self.item_limit)[0]
-            vectors = np.concatenate([vectors, bias[:, None].astype(np.float32)], 1)
+            column = np.broadcast_to(np.asarray(bias, np.float32), len(vectors))
+            vectors = np.concatenate([vectors, column[:, None]], 1)
             self._for, self._items = weights, devices.split_rows(vectors, self.mesh)
         return self._items
 

@@ -120,19 +120,23 @@ def test_a_rollout_and_its_update_are_a_run_s(both):
 
 
 def test_a_contrastive_step_is_a_run_s(both):
-    """The control's, which needs no profiles written; a batch has fewer lines where texts share them."""
+    """The control's, which needs no profiles written and has no edits; a batch has fewer lines where texts share them."""
     state, phase = both.state["control"], both.phases["control"]
     phase.begin(both.state)
     plan, part, data = both.programs["contrastive step"].arguments
     assert static(plan, part.weights) == static(phase.plan, state.weights)
     assert_alike(part, state)
     assert_alike(part, both.state["embedder"])
-    assert data["tokens"].shape == data["texts"].shape == (phase.sizes[-1], phase.room)
+    drawn = contrastive.drawn_for_edits(both.r.config.contrastive)
+    ways = devices.ways(both.r.run.mesh)
+    lines = -(-(2 * both.r.config.contrastive.batch + drawn) // ways) * ways
+    assert data["tokens"].shape == data["texts"].shape == (lines, phase.room)
     batch = phase.batch(0)
     assert data.keys() == batch.keys()
     for name, shape in data.items():
-        assert (shape.shape[1:], shape.dtype) == (batch[name].shape[1:], batch[name].dtype)
-        assert len(shape) == len(batch[name]) or name in ("tokens", "texts")
+        assert shape.dtype == batch[name].dtype and shape.ndim == batch[name].ndim
+    assert len(data["profiles"]) == len(batch["profiles"]) and len(data["items"]) == len(batch["items"]) + drawn
+    assert data["excluded"].shape == data["correction"].shape == (len(data["profiles"]), len(data["items"]))
 
 
 def test_embedding_and_ranking_are_a_run_s(both):

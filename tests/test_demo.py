@@ -34,7 +34,7 @@ def order(desk, stage, profile, hidden):
     """All items but the hidden ones by the plainest way: sort the cosines."""
     weights, embedder = desk.stages[stage]["embedder"], desk.r.embedder
     items = embedder.embed(weights, desk.catalogue.texts, embedder.item_limit)[0]
-    scores = items @ embedder.embed_profiles(weights, [profile])[0][0]
+    scores = items @ embedder.embed_profiles(weights, [profile])[0][0] + desk.r.bias
     return [i for i in np.argsort(-scores, kind="stable").tolist() if i not in hidden]
 
 
@@ -243,3 +243,26 @@ def test_nothing_of_the_catalogue_runs_and_nothing_is_fetched_from_elsewhere(pag
 def test_it_fits_a_phone(page):
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+# ---- what an edit did, in words
+
+
+def test_an_edit_is_told_by_what_it_moved_in_the_list(desk):
+    _, base = desk.rank("after", "space films", ())
+    _, now = desk.rank("after", "no space films , likes western films", (), base)
+    has, names = desk.catalogue.attributes.has, desk.catalogue.attributes.names
+    assert len(now.best) == demo.TOP
+    for name, before, after in desk.moves(base, now):
+        of_one = has[names.index(name)]
+        assert (before, after) == (of_one[list(base.best)].sum(), of_one[list(now.best)].sum()) and before != after
+    told = desk.read_html("no space films , likes western films", base, now)
+    assert "wanted: <b>western</b>" in told and "rejected: <b>space films</b>" in told and "→" in told
+    assert EVIL not in desk.read_html(f"no {EVIL}", None, now)
+
+
+def test_a_weight_of_the_history_ranks_by_its_items_too(desk):
+    history = (1, 6, 11)
+    alone, _ = desk.rank("after", "space films", history, k=20)
+    both, _ = desk.rank("after", "space films", history, k=20, weight=1.0)
+    assert [row.item for row in alone] != [row.item for row in both]

@@ -17,13 +17,13 @@ import tokenize
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CEILINGS = {  # measure -> the most there may be: what there was when this was last changed, lines to the next hundred
-    "lines of lpt_jax": 8_800,
-    "lines of the way": 2_900,
-    "lines of the longest function": 87,
+    "lines of lpt_jax": 10_100,  # edits, summaries, residuals, counts, the audit and cold items came
+    "lines of the way": 3_400,
+    "lines of the longest function": 91,
     "arguments of the function that takes most": 8,
     "`# fmt: skip` in lpt_jax": 0,
-    "lines of README.md": 133,
-    "`monkeypatch.setattr` in tests": 16,
+    "lines of README.md": 140,
+    "`monkeypatch.setattr` in tests": 17,
 }
 WAY = """data/sessions.py data/catalogue.py data/prompts.py data/batches.py generation.py similarity.py ranking.py rewards.py
 recommender.py learning/*.py systems/*.py""".split()  # from interactions to a trained model: what a researcher reads

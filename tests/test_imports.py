@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 # a system's settings come before config.py, which asks for them, and the system itself after all it is made of
 FLOW = """errors files huge_pages array_types trackers checkpoints devices topologies rewards systems.profiles_settings
-config data run models generation similarity ranking metrics trec recommender learning baselines report evaluate train
+config data run models generation similarity ranking metrics trec recommender audit learning baselines report evaluate train
 systems recommend demo export check main""".split()
 
 

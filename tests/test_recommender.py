@@ -8,6 +8,7 @@ import pytest
 
 from lpt_jax import files, metrics, similarity, train
 from lpt_jax.config import default, finish, tiny
+from lpt_jax.data import prompts
 from lpt_jax.errors import InputError
 from lpt_jax.learning.loop import Part
 from lpt_jax.recommender import ProfileRecommender
@@ -112,7 +113,7 @@ def oracle(r, weights, profiles, sessions):
     """Ranks by the plainest way: sort all items by cosine, without the history."""
     items = r.embedder.embed(weights, r.data.catalogue.texts, r.embedder.item_limit)[0]
     prefix, limit = r.embedder.spec.query_prefix, r.embedder.profile_limit
-    scores = r.embedder.embed(weights, profiles, limit, prefix)[0] @ items.T
+    scores = r.embedder.embed(weights, profiles, limit, prefix)[0] @ items.T + r.bias
     found = []
     for row, session in zip(scores, sessions):
         order = [i for i in np.argsort(-row, kind="stable") if i not in session.history]
@@ -225,8 +226,38 @@ def test_a_large_catalogue_is_embedded_in_shards_and_goes_on_after_a_kill(r, emb
         counting.catalogue(embedder, texts)
     count = -(-r.run.count // 16)
     assert count > 3 and len(list(tmp_path.glob("*/*.npy"))) == 2
-    found = np.asarray(counting.catalogue(embedder, texts))
+    found = np.asarray(counting.catalogue(embedder, texts, r.bias))
     assert counting.calls == 3 + count - 2  # the two that were done are read
     np.testing.assert_allclose(found, whole, atol=1e-6)
     counting.catalogue(doubled_words(embedder), texts)
     assert len(list(tmp_path.glob("*"))) == 1  # the first weights' are gone
+
+
+# ---- the score
+
+
+def test_a_score_is_a_cosine_less_what_is_rejected_and_popularity(r, embedder):
+    """By hand: a plain profile, one that rejects two things, and one that does nothing else."""
+    texts = ["space films", "likes space films . no horror , no crime .", "no horror"]
+    found, valid = r.queries(embedder, texts)
+    embed = lambda *texts: r.embedder.embed_profiles(embedder, list(texts))[0]  # noqa: E731
+    horror, crime = embed("Likes horror.", "Likes crime.")
+    weight = r.config.score.rejected
+    affirmed, rejected = prompts.clauses(texts[1])
+    assert rejected == ["horror", "crime"] and "space" in affirmed and weight > 0
+    neutral = prompts.NEUTRAL["train"][0].format(kind=r.config.data.kind)
+    wanted = [embed(texts[0])[0], embed(affirmed)[0] - weight * (horror + crime), embed(neutral)[0] - weight * horror]
+    np.testing.assert_allclose(found[:, :-1], wanted, atol=1e-5)
+    assert (found[:, -1] == 1).all() and valid.all()
+    plain, _ = r.queries(embedder, texts, rejects=False)
+    np.testing.assert_allclose(plain[:, :-1], embed(*texts), atol=1e-5)
+
+
+def test_popularity_is_the_log_of_interactions_and_the_medians_where_there_are_none(r):
+    popularity, r.data.popularity = r.data.popularity, np.array([4, 0, 1, 9])
+    bias = type(r).bias.func(r)
+    r.data.popularity = popularity
+    np.testing.assert_allclose(bias, r.config.score.popularity * np.log(np.array([5, 5, 2, 10]) / 10), rtol=1e-6)
+    items = np.asarray(r.catalogue(r.fresh("embedder")))
+    np.testing.assert_allclose(items[: r.run.count, -1], r.bias, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(items[: r.run.count, :-1], axis=1), 1, rtol=1e-5)

@@ -95,9 +95,9 @@ def settings() -> ConfigDict:
         keep_best=True,  # the phase ends with its best state by validation, its start included
     )
     c.residuals = group(  # what interactions teach of items beyond their texts: residuals and biases
-        steps=200,  # updates
+        steps=150,  # updates
         batch=256,  # training sessions per update
-        windows=12,  # sessions per training user at most, as data.windows
+        windows=4,  # sessions per training user at most, as data.windows
         targets=10,  # next items per session
         temperature=0.1,  # of the softmax over all items
         penalty=1.0,  # × the residuals' mean square
