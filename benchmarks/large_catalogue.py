@@ -63,7 +63,7 @@ def embed(folder: Path) -> None:
     items = r.catalogue(weights)
     took = time.perf_counter() - started
     found = r.sessions["test"]
-    profiles, _ = r.embedder.embed_profiles(weights, r.history_texts("test"))
+    profiles, _ = r.queries(weights, r.history_texts("test"), rejects=False)
     again = time.perf_counter()
     ranks = ranking.session_ranks(profiles, items, found, r.run.count)
     assert ranks.min() >= 1 and ranks.max() <= r.run.count

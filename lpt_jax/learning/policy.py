@@ -304,6 +304,7 @@ class PolicyPhase(Phase):
             users, size, sums = r.sessions["validation"], s.users * s.samples, []
             for at in range(0, len(users), size):
                 earned = self.earn([[t] for t in texts[at : at + size]], users[at : at + size])
-                sums.append(float(jnp.sum(earned.value * earned.valid)))
+                earned = rewards.parts(earned.value, earned.valid, jnp.zeros_like(earned.value), 0.0)
+                sums.append(float(jnp.sum(earned["total"])))
             measured["val/reward"] = sum(sums) / len(users)
         return measured
