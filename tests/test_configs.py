@@ -152,3 +152,44 @@ def test_the_papers_figures(name, rate, policy_steps, contrastive_steps, kl, tra
         assert c.policy.lora.targets == "q|k|v|o|gate|up|down|head"
     else:
         assert c.policy.last_layers == 4
+
+
+def test_the_audit_again_gives_the_same_numbers_and_those_by_name(trained, capsys):
+    workdir = trained("movielens")
+    before = json.loads((workdir / "results.json").read_text())
+    (workdir / "report.html").unlink()
+    assert main(["main", f"--config={ROOT}/configs/movielens.py:tiny", f"--workdir={workdir}", "--mode=audit"]) == 0
+    shown = capsys.readouterr().out
+    assert "change by name" in shown and "space" in shown and "obeyed" in shown
+    after = json.loads((workdir / "results.json").read_text())
+    assert after == before and set(after["audit"]["cl"]["like"]["changes"]) == {
+        "space",
+        "crime",
+        "romance",
+        "horror",
+        "western",
+    }
+    assert "What a profile’s words do" in (workdir / "report.html").read_text()
+
+
+def test_held_out_items_have_a_table_of_their_own_in_which_ids_know_nothing(tmp_path, capsys):
+    typed = [
+        f"--config={ROOT}/configs/movielens.py:tiny",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.phases=contrastive",
+    ]
+    typed += ["--config.data.catalogue=all", "--config.data.cold_share=0.25", "--config.contrastive.steps=1"]
+    typed += [
+        "--config.evaluation.baselines=popularity,last_item,transitions,ease",
+        "--config.contrastive.texts=summaries",
+    ]
+    assert main(["main", *typed]) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    cold = results["rows_of_cold_items"]
+    assert (
+        cold.keys() == results["rows"].keys()
+        and "Targets without a training interaction alone" in capsys.readouterr().out
+    )
+    ranked, newest = results["counts"]["items ranked"], 15
+    for name in ("popularity", "transitions", "ease"):  # behind all others but a history's
+        assert cold[name]["mean_rank"] > ranked - newest - 15 > cold["last_item"]["mean_rank"]

@@ -5,9 +5,10 @@ recommender decoder) ranks the whole catalogue by it.
 
     for each iteration:
         profiles = write(lm, training sessions)               # plain language, one per session
-        embedder = contrastive phase: profile ↔ next items    # learn to rank by profiles
+        embedder = contrastive phase: profile ↔ next items, edit ↔ what follows it   # learn to rank by what profiles say
         items    = embed(embedder, catalogue)                 # Float[N, D], spread over the mesh
         lm       = policy phase: sample G profiles per user → rank → reward → update
+        items   += residuals phase                            # what interactions teach of items, if it is asked for
 
     loss of the policy phase = mean over pairs of a user's profiles ((Δᵢ − Δⱼ) − η (rᵢ − rⱼ))²     (learning/policy.py, rebel)
 """
