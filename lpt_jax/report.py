@@ -42,6 +42,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"start": "Profile at the start", "zero_shot": "Zero-shot profile", "cl": "Profile after CL"},
     **{"cl_rlso": "Profile after CL + RLSO", "rlso": "Profile after RLSO", "rlso_cl": "Profile after RLSO + CL"},
 }
+SUFFIXES = {"_items_history": " + items + history", "_items": " + items"}  # of rows, in words
 EDITS = {  # kinds of edits (lpt_jax/audit.py) in words
     **{"like": "a like appended", "like_alone": "a like alone", "dislike": "a dislike appended"},
     **{"avoid_alone": "a dislike alone", "replace": "a name replaced"},
@@ -63,7 +64,15 @@ def _label(name: str) -> str:
     parts = [part.strip() for part in name.split("->")]
     times = [re.fullmatch(r"(\w+)_x(\d+)", part) for part in parts]  # cl_rlso_x5
     parts = [(t[1], f", {t[2]} times") if t else (part, "") for t, part in zip(times, parts, strict=True)]
-    return " → ".join(LABELS.get(part, part.replace("_", " ")) + end for part, end in parts)
+    return " → ".join(_known(part) + end for part, end in parts)
+
+
+def _known(name: str) -> str:
+    """A row's name in words; what items learned and the history are told behind those of the row without them."""
+    for suffix, words in SUFFIXES.items():
+        if name.endswith(suffix):
+            return re.sub("^Profile after | by rules$", "", _known(name.removesuffix(suffix))) + words
+    return LABELS.get(name, name.replace("_", " "))
 
 
 def _number(value, metric: str) -> str:
@@ -139,22 +148,26 @@ def gains_picture(gains: dict) -> bytes:
 
 
 def control_picture(audits: dict[str, dict], rows: dict[str, dict], metric: str) -> bytes:
-    """A PNG of accuracy against control: a point for each audited row and each of likes and dislikes appended."""
-    figure = new_figure(figsize=(8, 3.6))
-    axes = axes_of(figure)
-    axes.axhline(0, color=INK, linewidth=0.8)
+    """A PNG of accuracy beside control: for each audited row its metric, and what likes and dislikes appended change."""
+    figure = new_figure(figsize=(9, 1.3 + 0.36 * len(audits)))
+    accuracy, control = axes_of(figure, 1, 2, 1), axes_of(figure, 1, 2, 2)
+    places = range(len(audits))
+    accuracy.plot([rows[name][metric] for name in audits], places, "o", color=INK)
+    accuracy.set_yticks(places, [_label(name).replace("$", r"\$") for name in audits])
+    accuracy.set_title(f"accuracy: {metric}", fontsize=10, color=INK, loc="left")
+    control.axvline(0, color=INK, linewidth=0.8)
     for kind, color, what in (("like", ACCENT, "a like appended"), ("dislike", SECOND, "a dislike appended")):
-        points = [(name, rows[name][metric], found[kind]) for name, found in audits.items() if found.get(kind)]
-        for name, x, found in points:
-            axes.plot([x, x], [found["low"], found["high"]], color=color, linewidth=2)
-            if kind == "like":
-                label = _label(name).replace("$", r"\$")
-                axes.annotate(label, (x, found["change"]), (5, 4), textcoords="offset points", fontsize=8, color=INK)
-        axes.plot([x for _, x, _ in points], [found["change"] for *_, found in points], "o", color=color, label=what)
-    axes.set_xlabel(f"accuracy: {metric}", fontsize=9, color=INK)
-    axes.set_ylabel("change of what is named\nin the top 20", fontsize=9, color=INK)
-    axes.margins(x=0.25)
-    axes.legend(frameon=False, fontsize=9)
+        found = [(place, audits[name][kind]) for place, name in zip(places, audits) if audits[name].get(kind)]
+        for place, row in found:
+            control.plot([row["low"], row["high"]], [place, place], color=color, linewidth=2)
+        control.plot([row["change"] for _, row in found], [place for place, _ in found], "o", color=color, label=what)
+    control.set_yticks(places, [""] * len(audits))
+    control.set_title("change of what is named, top 20", fontsize=10, color=INK, loc="left")
+    control.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+    for axes in (accuracy, control):
+        axes.set_ylim(len(audits) - 0.5, -0.5)
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
     return png(figure)
 
 

@@ -109,7 +109,7 @@ CHOSEN = "Has chosen {titles}."  # where none was rated well
 LIKED, DISLIKED = 0.8, 0.4  # of the best rating: at least, at most
 # What turns a clause into a rejection, what only seems to, and where one clause ends and another begins.
 REJECTS = (
-    r"(?:no|not|never|nor|hates?|hated|dislikes?|disliked|avoids?|without|less|fewer|except|skip|skips|leave out|stop|(?:seen|had) enough|enough of|tired of|sick of|"
+    r"(?:no|not|nothing|never|nor|hates?|hated|dislikes?|disliked|avoids?|without|less|fewer|except|skip|skips|leave out|stop|(?:seen|had) enough|enough of|tired of|sick of|"
     r"fed up with|bores?|bored|boring|dull|annoys?|annoying|awful|terrible|worst|waste of|puts? me off|stays? away from|cannot|can't|won't|isn't|aren't|don't|doesn't|didn't)\b"
 )
 AFFIRMS = r"(?:likes?|loves?|enjoys?|prefers?|wants?|more)\b"

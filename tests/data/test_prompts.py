@@ -169,6 +169,7 @@ def test_a_summary_says_what_the_ratings_show_and_nothing_else(ratings, wanted):
         ("I hate war movies!", "", ["war movies"]),
         ("Likes comedies but not musicals", "Likes comedies", ["musicals"]),
         ("I don't like war movies; I enjoy drama.", "I enjoy drama.", ["war movies"]),
+        ("More like Fargo, but nothing violent.", "More like Fargo", ["violent"]),
         ("less horror, more comedy", "more comedy", ["horror"]),
         ("no gore, but lots of laughs", "lots of laughs", ["gore"]),
         ("I can't get enough of film-noir", "I can't get enough of film-noir", []),
