@@ -72,13 +72,13 @@ def test_evaluate_gives_the_same_results_again_and_trec_files(trained, tmp_path,
     assert json.loads((workdir / "results.json").read_text())["rows"] == before
     runs = {path.stem for path in (workdir / "trec").glob("*.run")}
     assert runs == before.keys() - {"random"}
-    for name in ("bm25", "sasrec", "cl_rlso"):  # the list is as long as the catalogue: every metric comes back
+    for name in ("bm25", "sasrec", "cl_rlso_items"):  # the list is as long as the catalogue: every metric comes back
         assert main([*command, f"--run={workdir}/trec/{name}.run"]) == 0
         again = json.loads((workdir / f"trec/{name}.run.json").read_text())
         assert again["row"] == pytest.approx(before[name]) and not any(again["counts"].values())
-    assert again["gain"]["over"] == "cl_rlso" and again["gain"]["high"] == 0 == again["gain"]["low"]
+    assert again["gain"]["over"] == "cl_rlso_items" and again["gain"]["high"] == 0 == again["gain"]["low"]
     shown = capsys.readouterr().out
-    assert "run cl_rlso.run" in shown and "cl_rlso->run cl_rlso.run: ndcg +0.0000" in shown
+    assert "run cl_rlso_items.run" in shown and "cl_rlso_items->run cl_rlso_items.run: ndcg +0.0000" in shown
     oracle = pytest.importorskip("pytrec_eval", reason="needs pytrec_eval-terrier")
     qrels = trec.read_trec(workdir / "trec/test.qrels")
     for name in runs:

@@ -13,8 +13,6 @@ recommender decoder) ranks the whole catalogue by it.
     loss of the policy phase = mean over pairs of a user's profiles ((Δᵢ − Δⱼ) − η (rᵢ − rⱼ))²     (learning/policy.py, rebel)
 """
 
-import numpy as np
-
 from lpt_jax import config as config_lib
 from lpt_jax.audit import Audited
 from lpt_jax.evaluate import Row
@@ -117,7 +115,7 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
         items = r.catalogue(weights["embedder"], keep=weights["embedder"] is final)  # for later calls to recommend
         texts = written[id(lm)]
         yield from text_rows(r, name, weights, items, texts, stage=True)
-    yield from text_rows(r, "summary", weights | {"residuals": None}, items, r.summaries("test"))
+    yield from text_rows(r, "summary", weights, items, r.summaries("test"))
     if "residuals" in state:
         yield from text_rows(r, "summary_items", weights, items, r.summaries("test"))
     if "control" in state:
@@ -125,8 +123,8 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
 
 
 def text_rows(r: ProfileRecommender, name: str, weights: dict, items, texts: list[str], stage: bool = False):
-    """The row of texts by a stage's weights, audited; where items have learned residuals, also one with the latest items."""
-    learned = weights["residuals"] if weights["residuals"] and np.any(weights["residuals"]["residual"]) else None
+    """The row of texts by a stage's weights, audited; after the residuals phase ("items") also one with the latest items."""
+    learned = weights["residuals"] if "items" in name.split("_") else None
     items = r.with_terms(items, learned) if learned else items
     queries, valid = r.queries(weights["embedder"], texts)
     audited = Audited(weights["embedder"], items, texts)

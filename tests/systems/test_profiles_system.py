@@ -218,7 +218,7 @@ def test_a_contrastive_phase_alone(r):
     """begin, step and validate need no loop, and the same step from the same state gives the same numbers."""
     results = []
     for _ in range(2):
-        phase, state = contrastive_phase(r, profiles.written_profiles)
+        phase, state = contrastive_phase(r, profiles.profiles_and_summaries)
         phase.begin(state)
         state, report = phase.step(state, 1)
         results.append(({n: float(v) for n, v in report.metrics.items()}, phase.validate(state)))
