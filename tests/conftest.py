@@ -24,3 +24,12 @@ def shared_data():
     if not SHARED.is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_module():
+    """A compiled program holds memory maps, of which Linux gives a process 65,530: a whole suite's would be too many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()

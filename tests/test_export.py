@@ -207,7 +207,9 @@ def test_the_cards_code_runs_and_says_what_we_say(run, monkeypatch, capsys):
     assert "tensor" in printed["embedder"][0]
     r, embedder = run.r, run.r.weights(run.state, "embedder")
     queries, _ = r.queries(embedder, ["Slow science fiction with ideas."])
-    scores = (queries @ np.asarray(r.catalogue(embedder)).T)[0, : r.run.count]
+    items = r.catalogue(embedder)
+    items = r.with_terms(items, run.state["residuals"].weights) if "residuals" in run.state else items
+    scores = (queries @ np.asarray(items).T)[0, : r.run.count]
     listed = [scores[r.data.catalogue.ids.index(i)] for i in eval(printed["items"][0])]
     np.testing.assert_allclose(listed, np.sort(scores)[::-1][:10], atol=1e-5)  # the same but for equal scores
     assert report.Markdown(here).text("for each thing X that it rejects") in (here / "items/README.md").read_text()

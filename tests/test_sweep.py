@@ -23,7 +23,8 @@ from tests.systems.tiny_run import small_world
 CONFIG = """from tests.systems.tiny_run import small_config
 def get_config(variant=""):
     c = small_config({"contrastive.steps": 1, "policy.steps": 2, "evaluation.bootstrap": 20,
-                      "evaluation.baselines": "last_item", "policy.keep_best": False}).copy_and_resolve_references()
+                      "evaluation.baselines": "last_item", "policy.keep_best": False,
+                      "contrastive.keep_best": False}).copy_and_resolve_references()
     c.unlock()
     c.name = "small"
     return c

@@ -17,10 +17,6 @@ SMALL = {  # two phases of four steps on 40 users, every setting as small as its
     "trackers": "",
     "evaluation.baselines": "random",
     "audit.profiles": 2,
-    "contrastive.texts": "profiles",  # on these few users the best state is then not the first
-    "contrastive.edits": 0.0,
-    "contrastive.popularity_correction": True,
-    "score.popularity": 0.0,
     "contrastive.steps": 4,
     "contrastive.learning_rate": 1e-2,
     "policy.steps": 4,
