@@ -19,14 +19,17 @@ class Checkpoints:
         """The newest checkpoint's number, or None."""
         return self.manager.latest_step()
 
-    def save(self, number: int, tree: dict, note: dict) -> None:
-        """Writes a checkpoint under a number; one that is there with this number is replaced."""
+    def save(self, number: int, tree: dict, note: dict, optimiser=None) -> None:
+        """Writes a checkpoint under a number; one that is there with this number is replaced.
+
+        optimiser: its state, where training may go on from here; whoever wants the tree alone needn't know of it.
+        """
         if number in self.manager.all_steps():
             self.manager.delete(number)
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree), note=ocp.args.JsonSave(note | {"arrays": _shapes(tree)})
-        )
-        self.manager.save(number, args=arguments, force=True)
+        items = {"state": ocp.args.StandardSave(tree), "note": ocp.args.JsonSave(note | {"arrays": _shapes(tree)})}
+        if optimiser is not None:
+            items["optimiser"] = ocp.args.StandardSave(optimiser)
+        self.manager.save(number, args=ocp.args.Composite(**items), force=True)
         self.manager.wait_until_finished()
 
     def note(self, number: int) -> dict:
@@ -45,9 +48,15 @@ class Checkpoints:
                 f"differ, the first being {differ[0]} (there {theirs.get(differ[0])}, here {ours.get(differ[0])}); use "
                 "the config it was trained with, or another --workdir."
             )
-        shaped = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self.manager.restore(number, args=ocp.args.Composite(state=ocp.args.StandardRestore(shaped)))
-        return restored["state"]
+        return self._restored(number, "state", like)
+
+    def restore_optimiser(self, number: int, like):
+        """The optimiser's state that was saved beside a tree, as `like`."""
+        return self._restored(number, "optimiser", like)
+
+    def _restored(self, number: int, item: str, like):
+        shaped = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        return self.manager.restore(number, args=ocp.args.Composite(**{item: shaped}))[item]
 
     def close(self) -> None:
         """Waits for what is being written."""

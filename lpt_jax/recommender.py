@@ -61,6 +61,7 @@ def make_trainable(lm: Decoder, config, key: jax.Array) -> Decoder:
         )
     else:
         lm.divide(lm.spec.layers - settings.last_layers)
+        lm.keep_steps()
     return lm
 
 

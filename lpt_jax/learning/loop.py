@@ -109,8 +109,7 @@ class Loop:
             for step in range(note["step"], settings.steps):
                 state = self.step(phase, state, best, step, bar)
         if settings.keep_best and note["best_step"] != settings.steps:
-            weights = best.restore(note["best_step"], {phase.part: state[phase.part].weights})[phase.part]
-            state = state | {phase.part: state[phase.part]._replace(weights=weights)}
+            state = state | {phase.part: self.best_part(phase, state[phase.part], best)}
             print(f"lpt_jax: {phase.name} ends with its best state by validation, step {note['best_step']}", flush=True)
         elif not settings.keep_best:
             best.save(settings.steps, {phase.part: state[phase.part].weights}, {"step": settings.steps})
@@ -155,8 +154,21 @@ class Loop:
         if self.note["best"] is None or value > self.note["best"]:
             self.note.update(best=value, best_step=step)
             if phase.settings.keep_best:
-                best.save(step, {phase.part: state[phase.part].weights}, {"step": step, "validation": value})
+                weights, optimiser = state[phase.part]
+                kept = {phase.part: weights}, {"step": step, "validation": value}
+                best.save(step, *kept, optimiser if self.trains_again(phase) else None)
         return values
+
+    def trains_again(self, phase: Phase) -> bool:
+        """Whether a later phase trains the same part."""
+        return any(later.part == phase.part for later in self.schedule[phase.place + 1 :])
+
+    def best_part(self, phase: Phase, part: Part, best: Checkpoints) -> Part:
+        """The part as it was at the phase's best step, its optimiser too where it trains again."""
+        number = self.note["best_step"]
+        weights = best.restore(number, {phase.part: part.weights})[phase.part]
+        again = self.trains_again(phase)
+        return Part(weights, best.restore_optimiser(number, part.optimiser) if again else part.optimiser)
 
     def log(self, phase: Phase, step: int, values: dict) -> None:
         self.tracker.log(phase.iteration, phase.name, step, self.note["global_step"], values)

@@ -251,7 +251,9 @@ class Attention(nnx.Module):
         if any(linear.lora is not None for linear in (self.q, self.k, self.v)):
             return
         joined, others = self.q, (self.k, self.v)
-        for name in ("kernel", "bias") if joined.bias is not None else ("kernel",):
+        for name in ("kernel", "bias", "rest"):
+            if getattr(joined, name) is None:
+                continue
             parts = [getattr(one, name)[...] for one in (joined, *others)]
             getattr(joined, name).set_value(jnp.concatenate(parts, -1))
         self.qkv, self.q, self.k, self.v = joined, None, None, None
@@ -299,6 +301,12 @@ class Block(nnx.Module):
         self.post_attn_norm = nnx.data(norm() if spec.post_norms else None)
         self.post_mlp_norm = nnx.data(norm() if spec.post_norms else None)
         self.spec = spec
+
+    def linears(self) -> dict[str, Linear]:
+        """The layer's matrices by their names."""
+        attention, mlp = self.attention, self.mlp
+        of_attention = {name: getattr(attention, name) for name in "qkvo"}
+        return of_attention | {name: getattr(mlp, name) for name in ("gate", "up", "down")}
 
     def __call__(self, x, mask, tables, window, samples: int = 0, drop_context: bool = False):
         """A pass over packed rows x [B, P + G·T, D]: their new states, and the context's (keys, values) [B, kv, P, hd].
@@ -392,13 +400,14 @@ class Decoder(nnx.Module):
             self.lower = nnx.merge(graph, lower)
         self.upper = nnx.merge(graph, upper)
 
+    def keep_steps(self) -> None:
+        """Lets the matrices of the upper layers, and a head of its own, be read as the float32 masters that they are."""
+        for linear in self.linears().values():
+            linear.whole = linear.kernel is not None
+
     def linears(self) -> dict[str, Linear]:
         """The matrices of the upper layers and the head by their names."""
-        attention, mlp = self.upper.attention, self.upper.mlp
-        of_layers = {name: getattr(attention, name) for name in "qkvo"} | {
-            name: getattr(mlp, name) for name in ("gate", "up", "down")
-        }
-        return of_layers | {"head": self.head}
+        return self.upper.linears() | {"head": self.head}
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Next-token logits [B, T, V], float32, of a left-padded batch: tokens and mask [B, T]."""
@@ -546,11 +555,14 @@ def _layers_of(stacked: jax.Array, dtype: str) -> tuple[jax.Array, ...]:
 
 @functools.partial(jax.jit, static_argnames=("graph", "dtype", "joined"))
 def _decoding_layers(graph, stack: dict, dtype: str, joined: bool) -> tuple[object, list[dict]]:
-    cast = jax.tree.map(lambda a: a if a.ndim < 3 else a.astype(dtype), stack)
     trees, block = [], None
-    for i in range(layers.size_of(cast)):
-        block = nnx.merge(graph, layers.layer_of(cast, i))
+    for i in range(layers.size_of(stack)):
+        block = nnx.merge(graph, layers.layer_of(stack, i))
         block.set_attributes(mesh=None)
+        for linear in block.linears().values():
+            linear.halve()
+        state = jax.tree.map(lambda a: a if a.ndim < 2 else a.astype(dtype), nnx.state(block))
+        nnx.update(block, state)
         if joined:
             block.attention.join()
         block, state = nnx.split(block)

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from lpt_jax import devices
-from lpt_jax.models.products import product
+from lpt_jax.models.products import halves, product
 
 COLUMNS = ("fsdp", "model")  # a kernel [in, out] whose outputs are spread over "model"
 ROWS = ("model", "fsdp")  # one whose inputs are
@@ -36,7 +36,8 @@ def random_matrix(rngs: nnx.Rngs, name: str, shape: tuple, axes: tuple = ()) -> 
 class Linear(nnx.Module):
     """x @ kernel (+ LoRA, + bias): reads `dtype`, accumulates and returns float32.
 
-    kernel [in, out]; `lora` is a low_rank.LoRA or None.
+    kernel [in, out]; `lora` is a low_rank.LoRA or None. `whole`: the kernel is a float32 master that training changes,
+    and isn't rounded (products.product); for decoding `halve` makes two of it, kernel and `rest`.
     """
 
     def __init__(
@@ -45,18 +46,28 @@ class Linear(nnx.Module):
         self.kernel = nnx.data(None if tied else random_matrix(rngs, name, (*stack, inward, outward), axes))
         self.bias = nnx.data(parameter(jnp.zeros((*stack, outward))) if bias else None)
         self.lora = nnx.data(None)
+        self.rest = nnx.data(None)
         self.axes = axes
-        self.dtype, self.mesh = "float32", None
+        self.dtype, self.mesh, self.whole = "float32", None, False
 
     def __call__(self, x: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
         """x [..., in] to [..., out]; `kernel`: another's, for a tied one."""
         kernel = self.kernel[...] if kernel is None else kernel
-        y = product(x, kernel, self.dtype)
+        y = product(x, kernel, self.dtype, self.whole)
+        if self.rest is not None:
+            y += product(x, self.rest[...], self.dtype)
         if self.lora is not None:
             y += self.lora(x, self.dtype)
         if self.bias is not None:
             y += self.bias[...].astype(jnp.float32)
         return devices.spread(y, self.mesh, self.axes[1])
+
+    def halve(self) -> None:
+        """Makes of a `whole` kernel two of `dtype`, unless it has that type."""
+        if self.whole and self.kernel[...].dtype != jnp.dtype(self.dtype):
+            near, rest = halves(self.kernel[...], self.dtype)
+            self.kernel.set_value(near)
+            self.rest, self.whole = parameter(rest, self.axes), False
 
 
 class Embed(nnx.Module):

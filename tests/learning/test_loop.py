@@ -109,6 +109,18 @@ def after(start, steps):
     return w.tolist()
 
 
+def test_a_part_that_trains_again_has_its_best_states_optimiser(tmp_path):
+    """Best after one step; the next phase's four steps go on from that one's weights and optimiser."""
+    seen = []
+    first = Made("contrastive", "embedder", values=[0.1, 0.5, 0.3, 0.5, 0.2])
+    again = Made("contrastive", "embedder", values=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    begin = again.begin
+    again.begin = lambda state: (seen.append(arrays(state)), begin(state))
+    state, _ = run(tmp_path, [first, again])
+    assert seen[0]["embedder", "w"] == after(np.ones(3), 1) and seen[0]["embedder", "count"] == 1
+    assert arrays(state)["embedder", "count"] == 5
+
+
 def test_runs_all_phases_and_keeps_their_places(tmp_path):
     state, note = run(tmp_path, two_phases())
     places = [(r["phase"], r["step"], r["global_step"]) for r in records(tmp_path)]
@@ -123,7 +135,7 @@ def test_runs_all_phases_and_keeps_their_places(tmp_path):
 
 
 def test_a_phase_ends_with_its_best_state(tmp_path, capsys):
-    """Of validations .1 .5 .3 .5 .2 the first .5 is best; the optimiser's state stays the last one."""
+    """Of validations .1 .5 .3 .5 .2 the first .5 is best; the optimiser's state, which nothing needs any more, stays the last."""
     phases = [Made("contrastive", "embedder", values=[0.1, 0.5, 0.3, 0.5, 0.2])]
     state, _ = run(tmp_path, phases)
     assert arrays(state)["embedder", "w"] == after(np.ones(3), 1)

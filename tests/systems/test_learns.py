@@ -2,9 +2,10 @@
 
 import functools
 
+import jax
 import pytest
 
-from lpt_jax import audit, files, train
+from lpt_jax import audit, devices, files, train
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.data import made_up
 from lpt_jax.run import Run
@@ -53,6 +54,7 @@ def test_an_embedder_that_is_trained_on_edits_obeys_likes_and_dislikes(share, li
     config.contrastive.update(keep_best=False)
     config.score.rejected = 0.0  # what the embedder itself has learned
     run = Run(finish(config), tmp_path)
+    run.mesh = devices.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])  # 600 steps: see devices.py
     r = profiles.build(run)
     phase, *_ = profiles.schedule(r)
     state = train.initial_state(r, [phase])
