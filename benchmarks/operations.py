@@ -13,7 +13,7 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from lpt_jax import check, similarity
+from lpt_jax import check, devices, similarity
 
 # ---- what the mathematics needs
 
@@ -22,18 +22,20 @@ class Operations(NamedTuple):
     """Of one program."""
 
     need: float
-    again: float = 0.0  # once more, to save memory: remat, and the logits of a head that trains
+    again: float = (
+        0.0  # once more: to save memory (remat, the logits of a head that trains), and trained matrices' second halves
+    )
 
 
-def pass_operations(spec, users, prompt, rows, length, layers, top=False) -> float:
+def pass_operations(spec, users, prompt, rows, length, layers, top=False, attention=True) -> float:
     """Operations of a pass of packed rows (`rows` continuations in all) through decoder layers.
 
-    top: in the last of them the context gives keys and values only.
+    top: in the last of them the context gives keys and values only; attention: its own are counted.
     """
     heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     token = 2 * (2 * spec.width * (heads + kv) + 3 * spec.width * spec.hidden)
     context, own = users * prompt, rows * length
-    pairs = users * prompt * (prompt + 1) / 2, own * (prompt + (length + 1) / 2)
+    pairs = (users * prompt * (prompt + 1) / 2, own * (prompt + (length + 1) / 2)) if attention else (0, 0)
     total = layers * (token * (context + own) + 4 * heads * sum(pairs))
     return total - (token * context + 4 * heads * pairs[0] - 4 * context * spec.width * kv if top else 0)
 
@@ -50,7 +52,7 @@ def needs(run: check.Shapes) -> dict[str, Operations]:
     return {
         "write profiles": writing(run, run.config.profile.batch, 1),
         "rollout": writing(run, settings.users, settings.samples),
-        "scoring": Operations(sum(scoring(run, settings.users))),
+        "scoring": Operations(sum(scoring(run, settings.users)), sum(second_halves(run, settings.users))),
         "policy update": policy_update(run),
         "contrastive step": contrastive_step(run),
         "embed catalogue": embedding(run),
@@ -77,7 +79,17 @@ def writing(run: check.Shapes, users: int, samples: int) -> Operations:
     prefill = pass_operations(spec, users, prompt, 0, 0, spec.layers, top=True)
     decode = pass_operations(spec, 0, prompt, rows, length, spec.layers)
     head = 2 * rows * length * spec.width * spec.vocab
-    return Operations(prefill + decode + head + lora_operations(run, users * prompt + rows * length, rows * length))
+    need = prefill + decode + head + lora_operations(run, users * prompt + rows * length, rows * length)
+    return Operations(need, sum(second_halves(run, users, samples)))
+
+
+def second_halves(run: check.Shapes, users: int, samples: int = 0) -> tuple[float, float]:
+    """Of a pass through the trained layers and a trained head: their float32 matrices' second halves (models/products.py)."""
+    if run.config.policy.trains == "lora" or devices.product_type(run.config.lm.dtype) == "float32":
+        return 0.0, 0.0
+    spec, (prompt, length), rows = run.lm.spec, sizes(run), users * (samples or run.config.policy.samples)
+    layers = pass_operations(spec, users, prompt, rows, length, spec.layers - run.lm.below, top=True, attention=False)
+    return layers, 2 * rows * length * spec.width * spec.vocab if "head" in run.state["lm"].weights else 0.0
 
 
 def scoring(run: check.Shapes, users: int) -> tuple[float, float, float]:
@@ -99,6 +111,8 @@ def policy_update(run: check.Shapes) -> Operations:
     if run.config.lm.remat:  # of the MLP's last product nobody asks for the result
         tokens = (spec.layers - run.lm.below) * users * (prompt + settings.samples * length) - users * prompt
         again += layers - 2 * spec.hidden * spec.width * tokens + lora
+    halves = second_halves(run, users)
+    again += halves[0] * (2 if run.config.lm.remat else 1) + 2 * halves[1]
     return Operations(need, again)
 
 

@@ -38,6 +38,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"bm25": "BM25 on the raw text", "sasrec": "SASRec on item ids", "ease": "EASE on item ids"},
     **{"items_popularity": "Items’ mean + popularity", "history_popularity": "Raw text + popularity"},
     **{"transitions": "Transition counts", "item_knn": "Item-kNN", "summary": "Summary by rules"},
+    "shuffled_profiles": "Another user’s profile",
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
     **{"start": "Profile at the start", "zero_shot": "Zero-shot profile", "cl": "Profile after CL"},
     **{"cl_rlso": "Profile after CL + RLSO", "rlso": "Profile after RLSO", "rlso_cl": "Profile after RLSO + CL"},

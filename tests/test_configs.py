@@ -49,14 +49,19 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
     assert steps == {"contrastive": [0, 1, 2], "policy": [0, 1, 2]}
     assert all(r.get("loss") is not None for r in records(workdir) if r["step"])
     results = json.loads((workdir / "results.json").read_text())
-    expected, last = {*config_lib.BASELINES, "zero_shot", "cl", "cl_rlso", "summary"}, "cl_rlso"
+    expected, last = {*config_lib.BASELINES, "zero_shot", "cl", "cl_rlso", "summary", "shuffled_profiles"}, "cl_rlso"
     gains = {"zero_shot->cl", "cl->cl_rlso"}
     if "residuals" in results["config"]["phases"]:
         last = "cl_rlso_items"
         expected |= {last, "cl_rlso_items_history", "summary_items", "summary_items_history"}
         gains.add(f"cl_rlso->{last}")
     assert set(results["rows"]) == expected
-    gains |= {f"zero_shot->{last}", "items_popularity->summary", f"items_popularity->{last}"}
+    gains |= {
+        f"zero_shot->{last}",
+        "items_popularity->summary",
+        f"items_popularity->{last}",
+        f"shuffled_profiles->{last}",
+    }
     assert set(results["gains"]) == gains
     assert {"zero_shot", "cl", last, "summary"} <= results["audit"].keys()
     assert {"like", "like_alone", "dislike", "avoid_alone", "replace", "kept"} <= results["audit"]["cl"].keys()

@@ -17,8 +17,8 @@ import tokenize
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CEILINGS = {  # measure -> the most there may be: what there was when this was last changed, lines to the next hundred
-    "lines of lpt_jax": 10_100,  # edits, summaries, residuals, counts, the audit and cold items came
-    "lines of the way": 3_400,
+    "lines of lpt_jax": 10_200,  # edits, summaries, residuals, counts, the audit and cold items came; halves of trained matrices
+    "lines of the way": 3_500,  # keep_best with its optimiser, the row of shuffled profiles
     "lines of the longest function": 91,
     "arguments of the function that takes most": 8,
     "`# fmt: skip` in lpt_jax": 0,

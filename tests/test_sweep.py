@@ -79,7 +79,7 @@ def test_a_run_begins_with_the_other_ones_models(folder):
         assert results["config"]["begin_from"] == str(firsts[number])
         before = json.loads((firsts[number] / "results.json").read_text())
         assert results["rows"]["start"] == before["rows"]["cl"] != before["rows"]["zero_shot"]
-        assert list(results["rows"]) == ["last_item", "summary", "start", "rlso"]
+        assert list(results["rows"]) == ["last_item", "shuffled_profiles", "summary", "start", "rlso"]
         assert results["rows"]["last_item"] == before["rows"]["last_item"]  # by the embedder as loaded
     made = {
         begin: begun(config_lib.load("small.py", {"seed": "1"} | begin_from), folder / "new")

@@ -115,11 +115,25 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
         items = r.catalogue(weights["embedder"], keep=weights["embedder"] is final)  # for later calls to recommend
         texts = written[id(lm)]
         yield from text_rows(r, name, weights, items, texts, stage=True)
+    learned = r.with_terms(items, weights["residuals"]) if "residuals" in state else items
+    others = of_others([session.user for session in r.sessions["test"]], texts)
+    yield Row("shuffled_profiles", r.scored(weights["embedder"], others, learned))
     yield from text_rows(r, "summary", weights, items, r.summaries("test"))
     if "residuals" in state:
         yield from text_rows(r, "summary_items", weights, items, r.summaries("test"))
     if "control" in state:
         yield Row("history_trained", r.scored(state["control"].weights, r.history_texts("test"), cut=True))
+
+
+def of_others(users: list[str], texts: list[str]) -> list[str]:
+    """For each user's text that of the next other user: what the ranking then loses is what the profile itself says.
+
+    >>> of_others(["ann", "ann", "bob"], ["a1", "a2", "b"])
+    ['b', 'b', 'a1']
+    """
+    n = len(users)
+    others = [next((j % n for j in range(i + 1, i + n) if users[j % n] != users[i]), i) for i in range(n)]
+    return [texts[other] for other in others]
 
 
 def text_rows(r: ProfileRecommender, name: str, weights: dict, items, texts: list[str], stage: bool = False):

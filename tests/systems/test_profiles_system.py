@@ -1,5 +1,6 @@
 """LangPTune's phases and runs: every variant of RLSO, profiles that earn nothing, and the rows of the results."""
 
+import doctest
 import types
 
 import jax
@@ -247,15 +248,22 @@ def test_the_schedule(r):
     assert [p.name for p in profiles.schedule(r)] == ["policy"]
 
 
+def test_the_examples_in_docstrings():
+    assert doctest.testmod(profiles).failed == 0 < doctest.testmod(profiles).attempted
+
+
 @pytest.mark.parametrize(
     ("changes", "rows"),
     [
-        ({"phases": "policy"}, ["random", "summary", "zero_shot", "rlso"]),
-        ({"phases": "contrastive"}, ["random", "summary", "zero_shot", "cl"]),
-        ({"phases": "policy, contrastive,"}, ["random", "summary", "zero_shot", "rlso", "rlso_cl"]),
+        ({"phases": "policy"}, ["random", "shuffled_profiles", "summary", "zero_shot", "rlso"]),
+        ({"phases": "contrastive"}, ["random", "shuffled_profiles", "summary", "zero_shot", "cl"]),
+        (
+            {"phases": "policy, contrastive,"},
+            ["random", "shuffled_profiles", "summary", "zero_shot", "rlso", "rlso_cl"],
+        ),
         (
             {"iterations": 2, "evaluation.baselines": "random,history_trained", "policy.keep_best": False},
-            ["random", "summary", "history_trained", "zero_shot", "cl", "cl_rlso", "cl_rlso_x2"],
+            ["random", "shuffled_profiles", "summary", "history_trained", "zero_shot", "cl", "cl_rlso", "cl_rlso_x2"],
         ),
     ],
     ids=["policy-only", "contrastive-only", "policy-first", "two-iterations"],
@@ -266,7 +274,8 @@ def test_whole_runs(world, tmp_path, changes, rows):
     results = train.train(profiles, config, tmp_path)
     assert list(results["rows"]) == rows
     steps = rows[rows.index("zero_shot") :]
-    assert set(results["gains"]) == {f"{a}->{b}" for a, b in [*zip(steps, steps[1:]), (steps[0], steps[-1])]}
+    gains = [*zip(steps, steps[1:]), (steps[0], steps[-1]), ("shuffled_profiles", steps[-1])]
+    assert set(results["gains"]) == {f"{a}->{b}" for a, b in gains}
     phases = [name.strip() for name in config.phases.strip(",").split(",")] * config.iterations
     assert results["config"]["phases"] == config.phases and results["seconds_of_phases"][phases[-1]] > 0
     phases += ["control"] * ("history_trained" in rows) * config.iterations
