@@ -19,7 +19,7 @@ from flax import nnx
 from lpt_jax import devices, generation, ranking, recommender, similarity, topologies
 from lpt_jax.config import listed
 from lpt_jax.errors import InputError
-from lpt_jax.learning import contrastive, optimisers, policy
+from lpt_jax.learning import contrastive, next_token, optimisers, policy
 from lpt_jax.learning.loop import Part
 from lpt_jax.models import decoder, encoder, layers, weights
 from lpt_jax.topologies import GIB
@@ -71,7 +71,8 @@ class Shapes:
         self.config, self.mesh = config, mesh
         self.lm = recommender.language_model(config, lm, mesh, jax.random.key(0), platform)
         self.embedder = similarity.Embedder(similarity.DualEncoder(text_encoder), config.embedder, mesh, ".")
-        self.optimisers = {"lm": optimisers.of(config.policy, 1), "embedder": optimisers.of(config.contrastive, 1)}
+        self.optimisers = {"embedder": optimisers.of(config.contrastive, 1)} | optimisers.of_lm(config)
+        self.optimisers["lm"] = list(self.optimisers.values())[-1]  # whose state has all phases'
         self.state = {"lm": self.part("lm", self.lm), "embedder": self.part("embedder", self.embedder)}
         if {"history_trained", "contrastive"} <= {*listed(config.evaluation.baselines), *listed(config.phases)}:
             self.state["control"] = self.state["embedder"]
@@ -109,7 +110,9 @@ class Shapes:
 def programs(run: Shapes) -> dict[str, Program]:
     """Every program of a config."""
     settings, single = run.config.policy, run.lm.how(1, run.config.contrastive.sampling_temperature)
+    imitates = "imitation" in listed(run.config.phases)
     return {
+        **({"imitation step": imitation_step(run)} if imitates else {}),
         "write profiles": writing(run, run.config.profile.batch, single, "profile.batch"),
         "rollout": rollout(run, settings.users),
         "scoring": scoring(run),
@@ -139,13 +142,13 @@ def rolled_out(run: Shapes, users: int) -> tuple[generation.Profiles, jax.ShapeD
 
 
 def scoring(run: Shapes) -> Program:
-    plan, data = policy.plan_of(run, run.optimisers["lm"]), rolled_out(run, run.config.policy.users)
+    plan, data = policy.plan_of(run, run.optimisers["policy"]), rolled_out(run, run.config.policy.users)
     arguments = plan, run.lm.frozen, run.state["lm"].weights, *data
     return Program(policy.score, arguments, data, "policy.users, or raise policy.accumulation")
 
 
 def policy_update(run: Shapes) -> Program:
-    settings, plan = run.config.policy, policy.plan_of(run, run.optimisers["lm"])
+    settings, plan = run.config.policy, policy.plan_of(run, run.optimisers["policy"])
     users = settings.users // settings.minibatches
     profiles, context_mask = rolled_out(run, users)
     once = settings.epochs * settings.minibatches == 1  # then the update itself has the old policy's
@@ -153,6 +156,16 @@ def policy_update(run: Shapes) -> Program:
     data = profiles, context_mask, old, run.batch(users, settings.samples, dtype=jnp.float32)
     arguments = plan, run.lm.frozen, run.state["lm"], *data
     return Program(policy.update, arguments, data, "policy.logits_chunk, or raise policy.accumulation")
+
+
+def imitation_step(run: Shapes) -> Program:
+    settings = run.config.imitation
+    single = run.lm.how(1, 1.0, keep_hidden=True)
+    sample, (*arguments, how), (tokens, *_), _ = writing(run, settings.batch, single, "")
+    profiles = jax.eval_shape(functools.partial(sample, how=how), *arguments)
+    data = devices.split_batch(profiles, run.mesh), run.batch(settings.batch, tokens.shape[1] - 1, dtype=bool)
+    plan = next_token.plan_of(run, run.optimisers["imitation"])
+    return Program(next_token.update, (plan, run.lm.frozen, run.state["lm"], *data), data, "imitation.batch")
 
 
 def contrastive_step(run: Shapes) -> Program:

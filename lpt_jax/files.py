@@ -39,6 +39,28 @@ def read_jsonl(path) -> list[dict]:
     return records
 
 
+def read_texts(path, setting: str) -> dict[str, str]:
+    """Profiles by user, of a file of records with "user" and "profile": JSON lines, or .parquet."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{setting}={path} can't be read: there is no such file.")
+    if path.suffix == ".parquet":
+        try:
+            records = parquet.read_table(path).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{setting}={path} is no parquet file ({error}).") from None
+    else:
+        records = read_jsonl(path)
+    wrong = next((i for i, record in enumerate(records, 1) if not _is_text(record)), None)
+    if wrong:
+        raise InputError(f'{setting}={path}: record {wrong} has no "user" or no "profile", both of which must be text.')
+    return {record["user"]: record["profile"] for record in records}
+
+
+def _is_text(record) -> bool:
+    return isinstance(record, dict) and all(isinstance(record.get(name), str) for name in ("user", "profile"))
+
+
 def write_parquet(path, lines, types: dict[str, str]) -> None:
     """Writes a .parquet file of the records of a .jsonl file, whole or not at all; types: the columns and Arrow's names."""
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()])

@@ -40,9 +40,13 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"transitions": "Transition counts", "item_knn": "Item-kNN", "summary": "Summary by rules"},
     "shuffled_profiles": "Another user’s profile",
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
-    **{"start": "Profile at the start", "zero_shot": "Zero-shot profile", "cl": "Profile after CL"},
-    **{"cl_rlso": "Profile after CL + RLSO", "rlso": "Profile after RLSO", "rlso_cl": "Profile after RLSO + CL"},
+    **{"start": "Profile at the start", "zero_shot": "Zero-shot profile"},
 }
+STEPS = {
+    "sft": "imitation",
+    "cl": "CL",
+    "rlso": "RLSO",
+}  # of training, in words: "cl_rlso" is the profile after CL + RLSO
 SUFFIXES = {"_items_history": " + items + history", "_items": " + items"}  # of rows, in words
 EDITS = {  # kinds of edits (lpt_jax/audit.py) in words
     **{"like": "a like appended", "like_alone": "a like alone", "dislike": "a dislike appended"},
@@ -50,6 +54,7 @@ EDITS = {  # kinds of edits (lpt_jax/audit.py) in words
 }
 TABLES = (("ndcg",), ("recall", "mean_rank"), ("mrr",))  # families of metrics side by side
 PANELS = {  # of the learning curves: a record's key and its title; METRIC is the validation's
+    "imitation": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
     "contrastive": {"loss": "InfoNCE loss", "accuracy": "In-batch accuracy", "METRIC": "Validation"},
     "policy": {
         **{"reward": "Mean reward, training", "METRIC": "Validation", "kl": "KL to the reference"},
@@ -73,6 +78,9 @@ def _known(name: str) -> str:
     for suffix, words in SUFFIXES.items():
         if name.endswith(suffix):
             return re.sub("^Profile after | by rules$", "", _known(name.removesuffix(suffix))) + words
+    steps = name.split("_")
+    if STEPS.keys() >= set(steps):
+        return f"Profile after {' + '.join(STEPS[step] for step in steps)}"
     return LABELS.get(name, name.replace("_", " "))
 
 
@@ -343,7 +351,8 @@ def _blocks(to, results, curves):
     metric = config.get("evaluation", {}).get("metric", "ndcg")
     if results.get("audit"):
         yield from audit_blocks(to, results["audit"], results["rows"], metric)
-    for phase, title in (("contrastive", "Contrastive learning"), ("policy", "Policy (RLSO)")):
+    phases = {"imitation": "Imitation", "contrastive": "Contrastive learning", "policy": "Policy (RLSO)"}
+    for phase, title in phases.items():
         if picture := curves_picture(curves, phase, metric):
             yield to.heading(2, f"{title}: learning curves")
             yield to.picture(phase, picture, f"Learning curves of the {phase} phase")

@@ -21,6 +21,8 @@ INSTRUCTIONS = {
     "eras and moods of {kind} this person likes.",
     "kinds": "A person has {did} these {kind}:\n\n{items}\n\nIn one sentence, name the brands and kinds of {kind} "
     "this person likes.",
+    "taste": "A person has {did} these {kind}:\n\n{items}\n\nIn one or two short sentences, say which {kind} this person "
+    "likes, naming two or three of the list, and what they avoid.",
     "tiny": "Name the genres of {kind} this user likes.\n\n{items}",
 }
 DID = {  # (ratings are shown, reviews are shown) -> the verb

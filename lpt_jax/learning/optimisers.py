@@ -2,6 +2,8 @@
 
 import optax
 
+from lpt_jax.config import listed
+
 
 def rate(learning_rate: float, warmup: int, updates: int = 0) -> optax.Schedule:
     """Rises linearly from learning_rate / warmup over `warmup` steps, then stays; or falls to 0 at `updates`, if given."""
@@ -37,3 +39,27 @@ def of(settings, updates: int) -> optax.GradientTransformation:
     if settings.optimiser == "unit_sgd":
         return unit_sgd(schedule, settings.weight_decay)
     return adamw(schedule, settings.weight_decay, settings.clip)
+
+
+def of_lm(config) -> dict[str, optax.GradientTransformation]:
+    """The optimisers of the phases that train the language model, by the phases' names, with one state."""
+    updates = {"imitation": config.imitation.steps}
+    updates["policy"] = config.policy.steps * config.policy.epochs * config.policy.minibatches
+    names = [name for name in updates if name in listed(config.phases)] or ["policy"]
+    return shared({name: of(config[name], config.iterations * updates[name]) for name in names})
+
+
+def shared(optimisers: dict[str, optax.GradientTransformation]) -> dict[str, optax.GradientTransformation]:
+    """Optimisers of several phases that train one model, with one state, a dict: each moves its own part of it."""
+
+    def init(params):
+        return {name: optimiser.init(params) for name, optimiser in optimisers.items()}
+
+    def of_phase(name):
+        def update(gradients, state, params=None):
+            changes, own = optimisers[name].update(gradients, state[name], params)
+            return changes, state | {name: own}
+
+        return optax.GradientTransformation(init, update)
+
+    return {name: of_phase(name) for name in optimisers} if len(optimisers) > 1 else optimisers

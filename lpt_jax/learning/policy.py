@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from tqdm import tqdm
 
 from lpt_jax import devices, ranking, rewards
 from lpt_jax.data import batches
@@ -221,6 +222,25 @@ class PolicyPhase(Phase):
         lap("updates")
         metrics = learned | lap.seconds | measured | self.numbers(profiles, texts, unended, earned, parts)
         return state | {"lm": part}, Report(metrics, self.sample(users[0], texts, earned, parts))
+
+    def best(self, state: dict[str, Part], samples: int) -> list[str]:
+        """For every training session the one of so many sampled profiles that earns most; "" where none counts."""
+        self.begin(state)
+        r, s, texts = self.r, self.settings, []
+        train, key = r.sessions["train"], jax.random.fold_in(r.run.key, 1 << 21)
+        with tqdm(total=len(train), desc="best profiles", unit="session", disable=not devices.first()) as bar:
+            for start in range(0, len(train), s.users):
+                rows = np.arange(start, start + s.users) % len(train)
+                weights, how = r.weights(state, "lm"), r.lm.how(samples, s.temperature)
+                sampled, _ = r.lm.texts(r.sample(weights, rows, key, how)[0])
+                earned = self.earn(sampled, [train[row] for row in rows], self.longest)
+                value = np.where(earned.valid, devices.fetch(earned.value), -np.inf)
+                chosen = [
+                    of_user[i] if ok else "" for of_user, i, ok in zip(sampled, value.argmax(1), earned.valid.any(1))
+                ]
+                texts += chosen[: len(train) - start]
+                bar.update(min(s.users, len(train) - start))
+        return texts
 
     def earn(self, texts: list[list[str]], users: list, longest: int = 0) -> Earned:
         """What G texts of each user earn by the ranks that they give the user's targets in the whole catalogue.

@@ -4,6 +4,7 @@ The language model (`lm`, the paper's profile encoder) writes a user's profile i
 recommender decoder) ranks the whole catalogue by it.
 
     for each iteration:
+        lm       = imitation phase: given texts, token by token   # how a profile reads, if it is asked for
         profiles = write(lm, training sessions)               # plain language, one per session
         embedder = contrastive phase: profile ↔ next items, edit ↔ what follows it   # learn to rank by what profiles say
         items    = embed(embedder, catalogue)                 # Float[N, D], spread over the mesh
@@ -14,11 +15,15 @@ recommender decoder) ranks the whole catalogue by it.
 """
 
 from lpt_jax import config as config_lib
+from lpt_jax import files
 from lpt_jax.audit import Audited
+from lpt_jax.data import prompts
+from lpt_jax.errors import InputError
 from lpt_jax.evaluate import Row
 from lpt_jax.learning import optimisers
 from lpt_jax.learning.contrastive import ContrastivePhase
 from lpt_jax.learning.loop import Part, Phase
+from lpt_jax.learning.next_token import ImitationPhase
 from lpt_jax.learning.policy import PolicyPhase
 from lpt_jax.learning.residuals import ResidualsPhase
 from lpt_jax.recommender import ProfileRecommender, language_model, load_decoder, load_encoder
@@ -26,8 +31,18 @@ from lpt_jax.run import Run
 from lpt_jax.similarity import DualEncoder, Embedder
 from lpt_jax.systems.profiles_settings import settings as settings
 
-TRAINS = {"contrastive": "embedder", "policy": "lm", "residuals": "residuals"}  # phase -> the part that it trains
-STEPS = {"contrastive": "cl", "policy": "rlso", "residuals": "items"}  # phase -> its name in the results' rows
+TRAINS = {
+    "imitation": "lm",
+    "contrastive": "embedder",
+    "policy": "lm",
+    "residuals": "residuals",
+}  # phase -> the part that it trains
+STEPS = {
+    "imitation": "sft",
+    "contrastive": "cl",
+    "policy": "rlso",
+    "residuals": "items",
+}  # phase -> its name in the results' rows
 SAME = ("data", "lm.source", "embedder.source", "policy.trains", "policy.last_layers", "policy.lora")  # of begin_from
 
 
@@ -68,6 +83,25 @@ def histories(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str
     return phase.r.history_texts("train"), phase.r.history_texts("validation")
 
 
+def to_imitate(phase: ImitationPhase, state: dict[str, Part]) -> list[tuple[int, str]]:
+    """(row, text) of the training sessions, as imitation.texts says."""
+    r, settings, asked = phase.r, phase.settings, []
+    kinds = config_lib.listed(settings.texts)
+    if "summaries" in kinds:
+        for wording in range(len(prompts.SUMMARIES)):
+            asked += enumerate(r.summaries("train", wording + 1))
+    if "best" in kinds:
+        asked += enumerate(PolicyPhase(r, phase.optimiser).best(state, settings.samples))
+    if "file" in kinds:
+        texts = files.read_texts(settings.file, "--config.imitation.file")
+        known = [(row, texts[s.user]) for row, s in enumerate(r.sessions["train"]) if s.user in texts]
+        if not known:
+            raise InputError(f"--config.imitation.file={settings.file} has a profile of none of the training users.")
+        r.data.counts["training sessions without a text to imitate"] = len(r.sessions["train"]) - len(known)
+        asked += known
+    return asked
+
+
 def summaries(phase: ResidualsPhase, sessions: list) -> list[str]:
     """Summaries of sessions."""
     return phase.r.summaries_of(sessions)
@@ -77,15 +111,16 @@ def schedule(r: ProfileRecommender) -> list[Phase]:
     """All phases in order; the profile-free control, where asked for, comes last."""
     config, phases = r.config, []
     cl = optimisers.of(config.contrastive, config.iterations * config.contrastive.steps)
-    updates = config.policy.steps * config.policy.epochs * config.policy.minibatches
-    rl = optimisers.of(config.policy, config.iterations * updates)
     names = config_lib.listed(config.phases)
+    of_lm = optimisers.of_lm(config)
     for iteration in range(config.iterations):
         for name in names:
             if name == "contrastive":
                 phase = ContrastivePhase(r, name, "embedder", cl, profiles_and_summaries)
+            elif name == "imitation":
+                phase = ImitationPhase(r, of_lm[name], to_imitate)
             elif name == "policy":
-                phase = PolicyPhase(r, rl)
+                phase = PolicyPhase(r, of_lm[name])
             else:
                 phase = ResidualsPhase(
                     r, optimisers.of(config.residuals, config.iterations * config.residuals.steps), summaries

