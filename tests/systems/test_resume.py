@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 KILLS = [
     ("SIGKILL", "open", "0-train-0.jsonl", 3),  # profiles are being written, one batch is in the file
     ("SIGKILL", "os.rename", "last/2", 1),  # the first checkpoint is written but not yet whole
-    ("SIGTERM", "os.rename", "last/2", 1),  # asked to stop while it is being saved
+    ("SIGTERM", "os.rename", "0-contrastive/2", 1),  # asked to stop inside the third step's predecessor
     ("SIGKILL", "os.mkdir", "1-policy", 1),  # between the phases
     ("SIGKILL", "lpt.sample", "step 3", 1),  # inside an RLSO step, its weights moved and not logged
     ("SIGKILL", "os.rename", "last/9", 1),  # the policy's last step is being saved

@@ -25,6 +25,7 @@ SMALL = {  # two phases of four steps on 40 users, every setting as small as its
     "checkpoint.every": 2,
 }
 USERS = 40
+SEED = 5  # of main: contrastive learning's best state is then its second, neither its first nor its last
 
 
 def small_config(changes=()):
@@ -70,7 +71,7 @@ def main(workdir, number=0, event="", part="", count=1):
 
     if number:
         sys.addaudithook(hook)
-    train.train(profiles, small_config(), Path(workdir))
+    train.train(profiles, small_config({"seed": SEED}), Path(workdir))
 
 
 if __name__ == "__main__":
