@@ -22,9 +22,7 @@ class Operations(NamedTuple):
     """Of one program."""
 
     need: float
-    again: float = (
-        0.0  # once more: to save memory (remat, the logits of a head that trains), and trained matrices' second halves
-    )
+    again: float = 0.0  # once more to save memory (remat, a trained head's logits), and trained matrices' second halves
 
 
 def pass_operations(spec, users, prompt, rows, length, layers, top=False, attention=True) -> float:

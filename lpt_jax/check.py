@@ -63,6 +63,12 @@ def bytes_of(tree) -> float:
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
+def part(model, optimiser) -> Part:
+    """What trains of a model, and its optimiser's state."""
+    fresh = model.fresh()
+    return Part(fresh, model.place(jax.eval_shape(optimiser.init, fresh)))
+
+
 class Shapes:
     """A run's models and state with shapes in place of arrays, placed on a mesh."""
 
@@ -71,9 +77,10 @@ class Shapes:
         self.config, self.mesh = config, mesh
         self.lm = recommender.language_model(config, lm, mesh, jax.random.key(0), platform)
         self.embedder = similarity.Embedder(similarity.DualEncoder(text_encoder), config.embedder, mesh, ".")
-        self.optimisers = {"embedder": optimisers.of(config.contrastive, 1)} | optimisers.of_lm(config)
-        self.optimisers["lm"] = list(self.optimisers.values())[-1]  # whose state has all phases'
-        self.state = {"lm": self.part("lm", self.lm), "embedder": self.part("embedder", self.embedder)}
+        of_lm, embedder = optimisers.of_lm(config), optimisers.of(config.contrastive, 1)
+        lm = next(iter(of_lm.values()))  # any of them begins the state of all
+        self.optimisers = of_lm | {"contrastive": embedder}
+        self.state = {"lm": part(self.lm, lm), "embedder": part(self.embedder, embedder)}
         if {"history_trained", "contrastive"} <= {*listed(config.evaluation.baselines), *listed(config.phases)}:
             self.state["control"] = self.state["embedder"]
         of_layer = {path[1:]: axes for path, axes in self.lm.axes.items() if path[0] == "upper"}
@@ -81,11 +88,6 @@ class Shapes:
         self.writing = dataclasses.replace(self.writing, layers=devices.place(self.writing.layers, mesh, of_layer))
         items = ITEMS + -ITEMS % mesh.size, self.embedder.spec.width + 1  # the bias
         self.items = jax.ShapeDtypeStruct(items, jnp.float32, sharding=devices.row_sharding(mesh))
-
-    def part(self, name: str, model) -> Part:
-        """What trains of a model, and its optimiser's state."""
-        fresh = model.fresh()
-        return Part(fresh, model.place(jax.eval_shape(self.optimisers[name].init, fresh)))
 
     def batch(self, *shape, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
         """An array whose first axis is spread over the devices."""
@@ -110,17 +112,12 @@ class Shapes:
 def programs(run: Shapes) -> dict[str, Program]:
     """Every program of a config."""
     settings, single = run.config.policy, run.lm.how(1, run.config.contrastive.sampling_temperature)
-    imitates = "imitation" in listed(run.config.phases)
-    return {
-        **({"imitation step": imitation_step(run)} if imitates else {}),
-        "write profiles": writing(run, run.config.profile.batch, single, "profile.batch"),
-        "rollout": rollout(run, settings.users),
-        "scoring": scoring(run),
-        "policy update": policy_update(run),
-        "contrastive step": contrastive_step(run),
-        "embed catalogue": embedding(run),
-        "ranking": rank(run),
-    }
+    found = {"write profiles": writing(run, run.config.profile.batch, single, "profile.batch")}
+    if "imitation" in run.optimisers:
+        found["imitation step"] = imitation_step(run)
+    if "policy" in run.optimisers:
+        found |= {"rollout": rollout(run, settings.users), "scoring": scoring(run), "policy update": policy_update(run)}
+    return found | {"contrastive step": contrastive_step(run), "embed catalogue": embedding(run), "ranking": rank(run)}
 
 
 def writing(run: Shapes, users: int, how: generation.Sampling, setting: str) -> Program:
@@ -159,11 +156,8 @@ def policy_update(run: Shapes) -> Program:
 
 
 def imitation_step(run: Shapes) -> Program:
-    settings = run.config.imitation
-    single = run.lm.how(1, 1.0, keep_hidden=True)
-    sample, (*arguments, how), (tokens, *_), _ = writing(run, settings.batch, single, "")
-    profiles = jax.eval_shape(functools.partial(sample, how=how), *arguments)
-    data = devices.split_batch(profiles, run.mesh), run.batch(settings.batch, tokens.shape[1] - 1, dtype=bool)
+    texts, prompt, length = run.config.imitation.batch, run.config.prompt.max_tokens, run.config.profile.max_tokens
+    data = run.batch(texts, prompt), run.batch(texts, prompt, dtype=bool), run.batch(texts, length), run.batch(texts)
     plan = next_token.plan_of(run, run.optimisers["imitation"])
     return Program(next_token.update, (plan, run.lm.frozen, run.state["lm"], *data), data, "imitation.batch")
 
@@ -181,7 +175,7 @@ def contrastive_step(run: Shapes) -> Program:
         "correction": run.batch(pairs, candidates, dtype=jnp.float32),
         "excluded": run.batch(pairs, candidates, dtype=bool),
     }
-    plan = contrastive.plan_of(run, run.optimisers["embedder"], most)
+    plan = contrastive.plan_of(run, run.optimisers["contrastive"], most)
     return Program(contrastive.update, (plan, run.state["embedder"], data), (data,), "contrastive.batch")
 
 

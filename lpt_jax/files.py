@@ -39,8 +39,11 @@ def read_jsonl(path) -> list[dict]:
     return records
 
 
-def read_texts(path, setting: str) -> dict[str, str]:
-    """Profiles by user, of a file of records with "user" and "profile": JSON lines, or .parquet."""
+def read_texts(path, setting: str) -> dict[tuple[str, int | None], str]:
+    """Profiles of a file of records with "user", "profile" and perhaps "history": JSON lines, or .parquet.
+
+    By user and number of items in the history (None where the record doesn't say), as --mode=write_profiles has them.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{setting}={path} can't be read: there is no such file.")
@@ -51,10 +54,19 @@ def read_texts(path, setting: str) -> dict[str, str]:
             raise InputError(f"{setting}={path} is no parquet file ({error}).") from None
     else:
         records = read_jsonl(path)
-    wrong = next((i for i, record in enumerate(records, 1) if not _is_text(record)), None)
-    if wrong:
-        raise InputError(f'{setting}={path}: record {wrong} has no "user" or no "profile", both of which must be text.')
-    return {record["user"]: record["profile"] for record in records}
+    texts = {}
+    for number, record in enumerate(records, 1):
+        if not _is_text(record):
+            raise InputError(
+                f'{setting}={path}: record {number} has no "user" or no "profile", both of which must be text.'
+            )
+        key = record["user"], record.get("history")
+        if key in texts:
+            raise InputError(
+                f"{setting}={path}: record {number} is another profile of user {key[0]!r}: keep one of them."
+            )
+        texts[key] = record["profile"]
+    return texts
 
 
 def _is_text(record) -> bool:

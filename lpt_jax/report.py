@@ -42,11 +42,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
     **{"start": "Profile at the start", "zero_shot": "Zero-shot profile"},
 }
-STEPS = {
-    "sft": "imitation",
-    "cl": "CL",
-    "rlso": "RLSO",
-}  # of training, in words: "cl_rlso" is the profile after CL + RLSO
+STEPS = {"sft": "imitation", "cl": "CL", "rlso": "RLSO"}  # of training: "cl_rlso" is the profile after CL + RLSO
 SUFFIXES = {"_items_history": " + items + history", "_items": " + items"}  # of rows, in words
 EDITS = {  # kinds of edits (lpt_jax/audit.py) in words
     **{"like": "a like appended", "like_alone": "a like alone", "dislike": "a dislike appended"},

@@ -18,12 +18,12 @@ import tokenize
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CEILINGS = {  # measure -> the most there may be: what there was when this was last changed, lines to the next hundred
     "lines of lpt_jax": 10_500,  # edits, summaries, residuals, counts, the audit, cold items; halves of matrices; imitation
-    "lines of the way": 3_800,  # keep_best with its optimiser, the row of shuffled profiles; imitation
-    "lines of the longest function": 98,  # the settings of four phases
+    "lines of the way": 3_700,  # keep_best with its optimiser, the row of shuffled profiles; imitation
+    "lines of the longest function": 91,
     "arguments of the function that takes most": 8,
     "`# fmt: skip` in lpt_jax": 0,
     "lines of README.md": 140,
-    "`monkeypatch.setattr` in tests": 18,
+    "`monkeypatch.setattr` in tests": 17,
 }
 WAY = """data/sessions.py data/catalogue.py data/prompts.py data/batches.py generation.py similarity.py ranking.py rewards.py
 recommender.py learning/*.py systems/*.py""".split()  # from interactions to a trained model: what a researcher reads

@@ -19,7 +19,6 @@ from lpt_jax.models.decoder import run
 from lpt_jax.recommender import ProfileRecommender
 
 
-@functools.partial(jax.jit, static_argnames="graph")
 def given(graph, frozen: dict, weights: dict, prompts, mask, tokens, counts) -> Profiles:
     """Profiles [B, 1, T] of texts that are given, with their states after the frozen layers: what sampling them would keep.
 
@@ -36,11 +35,15 @@ def given(graph, frozen: dict, weights: dict, prompts, mask, tokens, counts) -> 
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="part")
-def update(plan: Plan, frozen: dict, part: Part, profiles: Profiles, context_mask) -> tuple[Part, dict]:
-    """One step of cross-entropy: −mean log π(token) over the texts' tokens; the new part, and metrics."""
+def update(plan: Plan, frozen: dict, part: Part, prompts, mask, tokens, counts) -> tuple[Part, dict]:
+    """One step of cross-entropy: −mean log π(token) over the texts' tokens; the new part, and metrics.
+
+    prompts, mask, tokens, counts: as in `given`.
+    """
+    profiles = given(plan.graph, frozen, part.weights, prompts, mask, tokens, counts)
 
     def objective(weights):
-        found = log_probs(plan, frozen, weights, profiles, context_mask, training=True)
+        found = log_probs(plan, frozen, weights, profiles, mask[:, :-1], training=True)
         return -jnp.sum(found) / jnp.maximum(profiles.mask.sum(), 1)
 
     value, gradients = jax.value_and_grad(objective)(part.weights)
@@ -111,8 +114,7 @@ class ImitationPhase(Phase):
             row[: len(ids)] = ids
         counts = np.array([len(ids) for _, ids in chosen], np.int32)
         put = devices.split_batch((tokens, counts), r.run.mesh)
-        profiles = given(r.lm.graph, r.lm.frozen, state["lm"].weights, prompts, mask, *put)
-        part, metrics = update(self.plan, r.lm.frozen, state["lm"], jax.block_until_ready(profiles), mask[:, :-1])
+        part, metrics = update(self.plan, r.lm.frozen, state["lm"], prompts, mask, *put)
         return state | {"lm": part}, Report(metrics)
 
     def validate(self, state):

@@ -14,8 +14,10 @@ recommender decoder) ranks the whole catalogue by it.
     loss of the policy phase = mean over pairs of a user's profiles ((Δᵢ − Δⱼ) − η (rᵢ − rⱼ))²     (learning/policy.py, rebel)
 """
 
+import json
+
 from lpt_jax import config as config_lib
-from lpt_jax import files
+from lpt_jax import devices, files
 from lpt_jax.audit import Audited
 from lpt_jax.data import prompts
 from lpt_jax.errors import InputError
@@ -31,18 +33,9 @@ from lpt_jax.run import Run
 from lpt_jax.similarity import DualEncoder, Embedder
 from lpt_jax.systems.profiles_settings import settings as settings
 
-TRAINS = {
-    "imitation": "lm",
-    "contrastive": "embedder",
-    "policy": "lm",
-    "residuals": "residuals",
-}  # phase -> the part that it trains
-STEPS = {
-    "imitation": "sft",
-    "contrastive": "cl",
-    "policy": "rlso",
-    "residuals": "items",
-}  # phase -> its name in the results' rows
+# phase -> the part that it trains, and its name in the results' rows
+TRAINS = {"imitation": "lm", "contrastive": "embedder", "policy": "lm", "residuals": "residuals"}
+STEPS = {"imitation": "sft", "contrastive": "cl", "policy": "rlso", "residuals": "items"}
 SAME = ("data", "lm.source", "embedder.source", "policy.trains", "policy.last_layers", "policy.lora")  # of begin_from
 
 
@@ -91,15 +84,32 @@ def to_imitate(phase: ImitationPhase, state: dict[str, Part]) -> list[tuple[int,
         for wording in range(len(prompts.SUMMARIES)):
             asked += enumerate(r.summaries("train", wording + 1))
     if "best" in kinds:
-        asked += enumerate(PolicyPhase(r, phase.optimiser).best(state, settings.samples))
+        asked += enumerate(best_profiles(phase, state))
     if "file" in kinds:
         texts = files.read_texts(settings.file, "--config.imitation.file")
-        known = [(row, texts[s.user]) for row, s in enumerate(r.sessions["train"]) if s.user in texts]
+        found = [texts.get((s.user, len(s.history)), texts.get((s.user, None))) for s in r.sessions["train"]]
+        known = [(row, text) for row, text in enumerate(found) if text is not None]
         if not known:
-            raise InputError(f"--config.imitation.file={settings.file} has a profile of none of the training users.")
-        r.data.counts["training sessions without a text to imitate"] = len(r.sessions["train"]) - len(known)
+            raise InputError(f"--config.imitation.file={settings.file} has a profile of none of the training sessions.")
+        r.data.counts["training sessions without a text to imitate"] = len(found) - len(known)
         asked += known
     return asked
+
+
+def best_profiles(phase: ImitationPhase, state: dict[str, Part]) -> list[str]:
+    """The best of several sampled profiles of each training session.
+
+    Kept in a file: a run that is resumed has another language model by then, and goes on with the same texts.
+    """
+    r, file = phase.r, phase.r.run.workdir / f"profiles/{phase.place}-best.jsonl"
+    if devices.any_process(not file.exists()):
+        texts = PolicyPhase(r, phase.optimiser).best(state, phase.settings.samples)
+        if devices.first():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = ({"user": s.user, "profile": text} for s, text in zip(r.sessions["train"], texts, strict=True))
+            files.write_file(file, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        return texts
+    return [line["profile"] for line in files.read_jsonl(file)]
 
 
 def summaries(phase: ResidualsPhase, sessions: list) -> list[str]:

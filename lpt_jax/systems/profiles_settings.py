@@ -46,6 +46,20 @@ def optimiser(learning_rate: float, warmup: int) -> dict:
     )
 
 
+def imitation() -> ConfigDict:
+    """Of given texts, by the language model: supervised fine-tuning of what policy.trains says."""
+    return group(
+        steps=120,  # updates per iteration
+        batch=16,  # texts per update
+        texts="summaries",  # of summaries (made by rules, in several wordings), best (sampled, by reward), file
+        file="",  # JSON lines or .parquet with user and profile, such as a larger model's --mode=write_profiles
+        samples=8,  # of a session, of which the best by policy.reward is imitated
+        **optimiser(learning_rate=2e-4, warmup=10),
+        evaluate_every=120,
+        keep_best=False,  # before contrastive learning the embedder knows little of what is a good profile
+    )
+
+
 def settings() -> ConfigDict:
     """All of them with their defaults."""
     c = ConfigDict()
@@ -81,16 +95,7 @@ def settings() -> ConfigDict:
         max_tokens=512,  # longest profile, in the language model's tokens
         batch=16,  # users whose profiles are written at once
     )
-    c.imitation = group(  # of given texts, by the language model: supervised fine-tuning of what policy.trains says
-        steps=120,  # updates per iteration
-        batch=16,  # texts per update
-        texts="summaries",  # of summaries (made by rules, in several wordings), best (sampled, by reward), file
-        file="",  # JSON lines or .parquet with user and profile, such as a larger model's --mode=write_profiles
-        samples=8,  # of a session, of which the best by policy.reward is imitated
-        **optimiser(learning_rate=2e-4, warmup=10),
-        evaluate_every=120,
-        keep_best=False,  # before contrastive learning the embedder knows little of what is a good profile
-    )
+    c.imitation = imitation()
     c.contrastive = group(
         steps=100,  # embedder updates per iteration
         batch=32,  # profile-item pairs per update, over all devices

@@ -16,7 +16,9 @@ from lpt_jax.learning import next_token, optimisers, policy
 from lpt_jax.learning.loop import Part
 from lpt_jax.models import layers
 from lpt_jax.models.decoder import top_layers
+from lpt_jax.run import Run
 from lpt_jax.systems import profiles
+from tests.systems.test_profiles_system import stopped_after
 from tests.systems.tiny_run import recommender, small_config, small_world
 from tests.tiny_models import SPECS, divided, full_logits, joined, left_padded, random_decoder
 
@@ -41,9 +43,10 @@ def test_the_loss_is_the_full_models_cross_entropy(name, start):
     found = policy.log_probs(plan, frozen, trained, given, mask[:, :-1])[:, 0]
     np.testing.assert_allclose(found, np.where(real, wanted, 0), atol=2e-4)
     part = Part(jax.tree.map(jnp.array, trained), plan.optimiser.init(trained))
-    part, first = next_token.update(plan, frozen, part, given, mask[:, :-1])
+    asked = prompts, mask, tokens, counts
+    part, first = next_token.update(plan, frozen, part, *asked)
     assert float(first["loss"]) == pytest.approx(-wanted[real].mean(), rel=1e-4)
-    _, second = next_token.update(plan, frozen, part, given, mask[:, :-1])
+    _, second = next_token.update(plan, frozen, part, *asked)
     assert float(second["loss"]) < float(first["loss"])
 
 
@@ -59,9 +62,11 @@ def test_two_phases_of_one_model_keep_their_optimisers_apart():
     assert optimisers.shared({"a": alone["a"]}) == {"a": alone["a"]}
 
 
-@pytest.fixture
-def world(monkeypatch):
-    monkeypatch.setattr(made_up, "world", small_world())
+@pytest.fixture(scope="module")
+def world():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_up, "world", small_world())
+        yield
 
 
 def config(**changes):
@@ -113,6 +118,20 @@ def test_what_is_imitated(world, tmp_path):
     np.testing.assert_allclose(np.asarray(earned.value)[:size, 0][counts], highest[counts], atol=1e-6)
 
 
+def test_a_resumed_run_goes_on_with_the_same_best_profiles(world, tmp_path):
+    """They were sampled by the model before it imitated any: killed after two of four steps, the weights end the same."""
+    asked = config(imitation__texts="best", imitation__steps=4, imitation__evaluate_every=2)
+    ended = []
+    for workdir, stop in ((tmp_path / "whole", 0), (tmp_path / "parts", 2)):
+        if stop:
+            stopped_after(asked, workdir, stop)
+        train.train(profiles, asked, workdir)
+        r = train.started(profiles, Run(asked, workdir))
+        ended.append(train.Ended(profiles, r, workdir, ["imitation"])["lm"].weights)
+    for ours, theirs in zip(*map(jax.tree.leaves, ended), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_texts_that_will_not_do(world, tmp_path, capsys):
     users = {f"user{u:04d}": "likes space ." for u in range(40)}
     file = text_file(tmp_path / "t.jsonl", users)
@@ -127,7 +146,7 @@ def test_texts_that_will_not_do(world, tmp_path, capsys):
         config(imitation__texts="file")
     with pytest.raises(InputError, match="no such file"):
         begun(imitation__texts="file", imitation__file=str(tmp_path / "none.jsonl"))
-    with pytest.raises(InputError, match="profile of none of the training users"):
+    with pytest.raises(InputError, match="profile of none of the training sessions"):
         begun(imitation__texts="file", imitation__file=text_file(tmp_path / "o.jsonl", {"somebody": "x"}))
     with pytest.raises(InputError, match='record 1 has no "user"'):
         (tmp_path / "w.jsonl").write_text('{"user": 3}\n')
@@ -145,8 +164,15 @@ def test_texts_that_will_not_do(world, tmp_path, capsys):
 def test_a_parquet_file_of_profiles(tmp_path):
     lines = text_file(tmp_path / "t.jsonl", {"ann": "likes space", "bob": "likes crime"})
     files.write_parquet(tmp_path / "t.parquet", lines, {"user": "string", "profile": "string"})
-    wanted = {"ann": "likes space", "bob": "likes crime"}
+    wanted = {("ann", None): "likes space", ("bob", None): "likes crime"}
     assert files.read_texts(tmp_path / "t.parquet", "x") == files.read_texts(lines, "x") == wanted
+    (tmp_path / "h.jsonl").write_text(
+        "".join(json.dumps({"user": "ann", "history": n, "profile": text}) + "\n" for n, text in ((3, "a"), (5, "b")))
+    )
+    assert files.read_texts(tmp_path / "h.jsonl", "x") == {("ann", 3): "a", ("ann", 5): "b"}
+    (tmp_path / "two.jsonl").write_text('{"user": "ann", "profile": "a"}\n' * 2)
+    with pytest.raises(InputError, match="record 2 is another profile of user 'ann'"):
+        files.read_texts(tmp_path / "two.jsonl", "x")
     (tmp_path / "w.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match="is no parquet file"):
         files.read_texts(tmp_path / "w.parquet", "x")
