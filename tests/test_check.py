@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
 from lpt_jax import check, config, devices, generation, ranking, similarity, train
-from lpt_jax.learning import contrastive, policy
+from lpt_jax.learning import contrastive, next_token, policy
 from lpt_jax.main import main
 from lpt_jax.models import layers
 from lpt_jax.run import Run
@@ -117,6 +117,25 @@ def test_a_rollout_and_its_update_are_a_run_s(both):
     assert static(plan, part.weights, frozen) == static(phase.plan, state.weights, r.lm.frozen)
     assert_alike((frozen, part), (r.lm.frozen, state))
     assert described(data) == described([*rollout, old, rewards])
+
+
+def test_an_imitation_step_is_a_run_s(tmp_path):
+    """Beside a policy phase, with whose optimiser it shares the state; alone, nothing of the policy is compiled."""
+    both = Both("movielens.py:tiny", tmp_path, phases="imitation,policy")
+    phase, asked, state = both.phases["imitation"], [], both.state["lm"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(next_token, "update", lambda *given: (asked.extend(given), (given[2], {}))[1])
+        train.prepare(both.r)
+        both.r.lm.lengths = both.shapes.lm.lengths or (both.r.config.prompt.max_tokens,)
+        phase.pairs = [(row, [7, 5]) for row in range(len(both.r.sessions["train"]))]
+        phase.step(both.state, 0)
+    plan, frozen, part, *data = both.programs["imitation step"].arguments
+    assert both.programs["imitation step"].function is next_token.update
+    assert static(plan, part.weights, frozen) == static(asked[0], state.weights, both.r.lm.frozen)
+    assert_alike((frozen, part), (both.r.lm.frozen, state))
+    assert_alike(data, asked[3:])
+    alone = check.programs(Both("movielens.py:tiny", tmp_path / "alone", phases="imitation").shapes)
+    assert "imitation step" in alone and not {"rollout", "scoring", "policy update"} & alone.keys()
 
 
 def test_a_contrastive_step_is_a_run_s(both):
