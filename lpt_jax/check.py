@@ -156,8 +156,9 @@ def policy_update(run: Shapes) -> Program:
 
 
 def imitation_step(run: Shapes) -> Program:
-    texts, prompt, length = run.config.imitation.batch, run.config.prompt.max_tokens, run.config.profile.max_tokens
-    data = run.batch(texts, prompt), run.batch(texts, prompt, dtype=bool), run.batch(texts, length), run.batch(texts)
+    users, prompt, length = run.config.imitation.batch, run.config.prompt.max_tokens, run.config.profile.max_tokens
+    texts = users, next_token.texts_of_session(run.config.imitation)
+    data = run.batch(users, prompt), run.batch(users, prompt, dtype=bool), run.batch(*texts, length), run.batch(*texts)
     plan = next_token.plan_of(run, run.optimisers["imitation"])
     return Program(next_token.update, (plan, run.lm.frozen, run.state["lm"], *data), data, "imitation.batch")
 

@@ -108,6 +108,7 @@ SUMMARIES = (  # of what a history shows: {liked}: "crime and drama movies of th
 )
 LIKED_THING = "Likes {n}."  # against which what a profile rejects is scored
 CHOSEN = "Has chosen {titles}."  # where none was rated well
+LONG_TITLES = 60  # characters of three titles, above which two are named
 LIKED, DISLIKED = 0.8, 0.4  # of the best rating: at least, at most
 # What turns a clause into a rejection, what only seems to, and where one clause ends and another begins.
 REJECTS = (
@@ -273,7 +274,8 @@ def summary(session, catalogue, data_config, last: int, wording: int = 0) -> str
     disliked = [item for item, rating in zip(items, rated) if rating <= DISLIKED * best]
     of_liked = collections.Counter(a for item in liked for a in attributes.of(item))
     of_disliked = collections.Counter(a for item in disliked for a in attributes.of(item))
-    titles = listed([catalogue.titles[item] for item in liked[::-1][:3] or items[::-1][:3]])
+    titles = [catalogue.titles[item] for item in liked[::-1][:3] or items[::-1][:3]]
+    titles = listed(titles[: 3 if len("".join(titles)) <= LONG_TITLES else 2])
     sentences, (likes, avoids) = [], SUMMARIES[wording % len(SUMMARIES)]
     ranked = [a for a, _ in of_liked.most_common() if attributes.fields[a] != "decade"][:3]
     if liked and ranked:

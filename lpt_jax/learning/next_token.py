@@ -10,7 +10,9 @@ import optax
 from flax import nnx
 
 from lpt_jax import devices
+from lpt_jax.config import listed
 from lpt_jax.data import batches
+from lpt_jax.data.prompts import SUMMARIES
 from lpt_jax.errors import InputError
 from lpt_jax.generation import Profiles
 from lpt_jax.learning.loop import Part, Phase, Report
@@ -20,18 +22,22 @@ from lpt_jax.recommender import ProfileRecommender
 
 
 def given(graph, frozen: dict, weights: dict, prompts, mask, tokens, counts) -> Profiles:
-    """Profiles [B, 1, T] of texts that are given, with their states after the frozen layers: what sampling them would keep.
+    """Profiles [B, G, T] of texts that are given, with their states after the frozen layers: what sampling them would keep.
 
-    prompts, mask [B, P + 1]: token ids, left-padded; tokens [B, T]: the texts' ids, of which counts [B] are real.
+    prompts, mask [B, P + 1]: token ids, left-padded; tokens [B, G, T]: G texts' ids, of which counts [B, G] are real.
+    A prompt goes through the layers once, whatever G is.
     """
     lm = nnx.merge(graph, weights, frozen)
-    read = jnp.concatenate([prompts, tokens[:, :-1]], 1)  # what each token is foretold by
-    x, context = lm.embed_tokens(read), prompts.shape[1] - 1
+    batch, samples, length = tokens.shape
+    context = prompts.shape[1] - 1
+    last = jnp.broadcast_to(prompts[:, None, -1:], (batch, samples, 1))
+    read = jnp.concatenate([last, tokens[..., :-1]], 2)  # what each token is foretold by
+    x = lm.embed_tokens(jnp.concatenate([prompts[:, :-1], read.reshape(batch, -1)], 1))
     if lm.lower is not None:
-        x, _ = run(lm.lower, x, mask[:, :-1], 1)
-    real = jnp.arange(tokens.shape[1]) < counts[:, None]
-    tokens, real = tokens[:, None], real[:, None]
-    return Profiles(tokens, real, jnp.zeros(tokens.shape), x[:, :context], x[:, None, context:])
+        x, _ = run(lm.lower, x, mask[:, :-1], samples)
+    real = jnp.arange(length) < counts[..., None]
+    hidden = x[:, context:].reshape(batch, samples, length, -1)
+    return Profiles(tokens, real, jnp.zeros(tokens.shape), x[:, :context], hidden)
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="part")
@@ -52,6 +58,11 @@ def update(plan: Plan, frozen: dict, part: Part, prompts, mask, tokens, counts) 
     return part, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 
 
+def texts_of_session(settings) -> int:
+    """How many texts a training session has at most, by imitation.texts."""
+    return sum(len(SUMMARIES) if kind == "summaries" else 1 for kind in listed(settings.texts))
+
+
 def plan_of(r, optimiser: optax.GradientTransformation) -> Plan:
     """The Plan of a run's config: the model's own probabilities, at temperature 1."""
     chunk = r.config.policy.logits_chunk
@@ -61,7 +72,7 @@ def plan_of(r, optimiser: optax.GradientTransformation) -> Plan:
 class ImitationPhase(Phase):
     """Supervised fine-tuning of the language model on one or more texts of each training session.
 
-    texts(phase, state) gives (row of the training session, text) pairs.
+    texts(phase, state) gives (row of the training session, text) pairs; a session's texts share one pass over its prompt.
     """
 
     def __init__(self, r: ProfileRecommender, optimiser: optax.GradientTransformation, texts: Callable):
@@ -75,11 +86,14 @@ class ImitationPhase(Phase):
 
     def begin(self, state):
         asked = self.texts(self, state)
-        self.pairs = list(zip((row for row, _ in asked), self.tokens_of([text for _, text in asked]), strict=True))
-        self.pairs = [(row, ids) for row, ids in self.pairs if ids]
-        left_out = len(asked) - len(self.pairs)
+        ids = self.tokens_of([text for _, text in asked])
+        of_rows = {}  # the texts' token ids of each training session
+        for (row, _), of_text in zip(asked, ids, strict=True):
+            if of_text:
+                of_rows.setdefault(row, []).append(of_text)
+        self.rows, left_out = sorted(of_rows.items()), ids.count([])
         self.r.data.counts["texts too long to imitate"] = left_out
-        if not self.pairs:
+        if not self.rows:
             raise InputError(
                 f"None of the {len(asked)} texts to imitate has words and fits --config.profile.max_tokens="
                 f"{self.r.config.profile.max_tokens}: raise it, or give shorter texts."
@@ -105,14 +119,14 @@ class ImitationPhase(Phase):
         return [ids + [end] if 0 < len(ids) < most else [] for ids in rows["input_ids"]]
 
     def step(self, state, step):
-        r, s, length = self.r, self.settings, self.r.config.profile.max_tokens
-        number = self.iteration * s.steps + step
-        chosen = [self.pairs[i] for i in batches.indices(len(self.pairs), s.batch, r.config.seed * 1000 + 7, number)]
+        r, s, number = self.r, self.settings, self.iteration * self.settings.steps + step
+        chosen = [self.rows[i] for i in batches.indices(len(self.rows), s.batch, r.config.seed * 1000 + 7, number)]
         prompts, mask = r.lm.pad_prompts([r.prompts["train"][row] for row, _ in chosen])
-        tokens = np.full((s.batch, length), r.lm.pad, np.int32)
-        for row, (_, ids) in zip(tokens, chosen, strict=True):
-            row[: len(ids)] = ids
-        counts = np.array([len(ids) for _, ids in chosen], np.int32)
+        shape = s.batch, texts_of_session(s), r.config.profile.max_tokens
+        tokens, counts = np.full(shape, r.lm.pad, np.int32), np.zeros(shape[:2], np.int32)
+        for i, (_, texts) in enumerate(chosen):
+            for j, ids in enumerate(texts):
+                tokens[i, j, : len(ids)], counts[i, j] = ids, len(ids)
         put = devices.split_batch((tokens, counts), r.run.mesh)
         part, metrics = update(self.plan, r.lm.frozen, state["lm"], prompts, mask, *put)
         return state | {"lm": part}, Report(metrics)

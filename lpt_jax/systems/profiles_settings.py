@@ -50,7 +50,7 @@ def imitation() -> ConfigDict:
     """Of given texts, by the language model: supervised fine-tuning of what policy.trains says."""
     return group(
         steps=120,  # updates per iteration
-        batch=16,  # texts per update
+        batch=8,  # training sessions per update, with all texts of each
         texts="summaries",  # of summaries (made by rules, in several wordings), best (sampled, by reward), file
         file="",  # JSON lines or .parquet with user and profile, such as a larger model's --mode=write_profiles
         samples=8,  # of a session, of which the best by policy.reward is imitated

@@ -22,7 +22,7 @@ from tests.systems.test_profiles_system import stopped_after
 from tests.systems.tiny_run import recommender, small_config, small_world
 from tests.tiny_models import SPECS, divided, full_logits, joined, left_padded, random_decoder
 
-B, P, T = 3, 7, 5
+B, P, G, T = 3, 7, 2, 5
 
 
 @pytest.mark.parametrize("start", [0, 1])
@@ -33,14 +33,17 @@ def test_the_loss_is_the_full_models_cross_entropy(name, start):
     lm, (prompts, mask) = divided(whole, start), left_padded(B, P)
     graph, trained, frozen = nnx.split(lm, top_layers, ...)
     trained, frozen = layers.plain(trained), layers.plain(frozen)
-    tokens, counts = np.random.default_rng(1).integers(3, 97, (B, T)).astype(np.int32), np.array([5, 3, 1])
+    tokens = np.random.default_rng(1).integers(3, 97, (B, G, T)).astype(np.int32)
+    counts = np.array([[5, 2], [3, 0], [1, 4]])
     given = next_token.given(graph, frozen, trained, prompts, mask, tokens, counts)
-    real = np.arange(T) < counts[:, None]
-    np.testing.assert_array_equal(given.mask[:, 0], real)
-    logits = full_logits(whole, *joined(prompts, mask, tokens[:, None]))[:, P - 1 : -1]
-    wanted = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[..., None], -1)[..., 0]
+    real = np.arange(T) < counts[..., None]
+    np.testing.assert_array_equal(given.mask, real)
+    wanted = np.zeros((B, G, T), np.float32)
+    for g in range(G):  # one text at a time, by the whole model
+        logits = full_logits(whole, *joined(prompts, mask, tokens[:, g : g + 1]))[:, P - 1 : -1]
+        wanted[:, g] = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), tokens[:, g, :, None], -1)[..., 0]
     plan = policy.Plan(graph, optax.sgd(0.05), below=start, chunk=4)
-    found = policy.log_probs(plan, frozen, trained, given, mask[:, :-1])[:, 0]
+    found = policy.log_probs(plan, frozen, trained, given, mask[:, :-1])
     np.testing.assert_allclose(found, np.where(real, wanted, 0), atol=2e-4)
     part = Part(jax.tree.map(jnp.array, trained), plan.optimiser.init(trained))
     asked = prompts, mask, tokens, counts
