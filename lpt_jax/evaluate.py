@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lpt_jax import audit, devices, files, metrics, ranking, report
+from lpt_jax import audit, devices, files, metrics, ranking, report, text_audit
 from lpt_jax import config as config_lib
 from lpt_jax.baselines import counts as count
 from lpt_jax.baselines import sasrec, simple
@@ -33,13 +33,14 @@ LAST, POPULARITY, PENALTIES = (
 class Row(NamedTuple):
     """A row of the results: what its ranking is made by (ProfileRecommender.scored), and the profiles of a stage of training.
 
-    audited: by what its texts' edits are audited.
+    audited: by what its texts' edits are audited. ended: which of the texts their writer ended, where they are this row's own.
     """
 
     name: str
     scored: tuple
     texts: list[str] | None = None
     audited: audit.Audited | None = None
+    ended: list[bool] | None = None
 
 
 def baseline_rows(r: ProfileRecommender, untrained: dict):
@@ -109,11 +110,12 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         write_qrels(workdir / "trec/test.qrels", queries(sessions), relevant)
     if "random" in config_lib.listed(config.evaluation.baselines):  # draws ranks, and so has no list
         ranks["random"] = simple.random(sessions, r.run.count, config.seed)
+    audits_of = auditor(r, untrained)
     for row in itertools.chain(baseline_rows(r, untrained), rows):
         ranks[row.name] = r.rank("test", *row.scored)
         if row.texts is not None:
             texts[row.name] = row.texts
-        if row.audited and (found := audit.audit(r, row.audited)):
+        if found := audits_of(row):
             audits[row.name] = found
         if trec:
             write_best(workdir / f"trec/{row.name}.run", sessions, r.data.catalogue.ids, *row.scored)
@@ -156,7 +158,7 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
     if cold:
         print(f"Targets without a training interaction alone:\n\n{report.results_table(cold)}\n")
     if audits:
-        print(f"{audit.table(audits)}\n")
+        print(f"{audit.table(audits)}\n\n{text_audit.table(audits)}\n")
     for name, gain in gains.items():
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     print(f"\nresults.json and report.html are in {r.run.workdir} ({results['seconds']:.0f} s of training)", flush=True)
@@ -174,16 +176,33 @@ def of_cold_items(r: ProfileRecommender, ranks: dict, users: list) -> dict[str, 
     return {name: metrics.table_row(values) for name, values in of_users.items()}
 
 
-def audit_alone(r: ProfileRecommender, rows) -> dict[str, dict]:
+def auditor(r: ProfileRecommender, untrained: dict):
+    """What audits a row: what edits of its texts do (audit.py), and how the texts read where they are its own."""
+    reader = functools.cache(lambda: text_audit.Reader(r, untrained))
+    read = functools.cache(
+        lambda texts, ended: reader()(list(texts), list(ended))
+    )  # stages with one lm have the same texts
+
+    def of(row: Row) -> dict:
+        found = audit.audit(r, row.audited) if row.audited else {}
+        if found and row.ended is not None:
+            found["text"] = read(tuple(row.audited.texts), tuple(row.ended))
+        return found
+
+    return of
+
+
+def audit_alone(r: ProfileRecommender, rows, untrained: dict) -> dict[str, dict]:
     """The audit of a tested run's rows once more, into its results.json and report; printed, and by what was named too."""
-    found = {row.name: audited for row in rows if row.audited and (audited := audit.audit(r, row.audited))}
+    audits_of = auditor(r, untrained)
+    found = {row.name: audited for row in rows if (audited := audits_of(row))}
     file = r.run.workdir / "results.json"
     results = json.loads(file.read_text(encoding="utf-8")) | {"audit": found}
     if devices.first():
         files.write_file(file, json.dumps(files.plain(results), indent=1, ensure_ascii=False) + "\n")
         report.write(r.run.workdir, results, files.read_jsonl(r.run.workdir / "metrics.jsonl"))
     print(
-        f"\n{audit.table(found)}\n\n{audit.by_name(found)}\n\nresults.json and report.html are in {r.run.workdir}",
+        f"\n{audit.table(found)}\n\n{audit.by_name(found)}\n\n{text_audit.table(found)}\n\nresults.json and report.html are in {r.run.workdir}",
         flush=True,
     )
     return found

@@ -183,24 +183,30 @@ class ProfileRecommender:
         asked = [self.prompts["train"][row] for row in rows]
         return self.lm.sample(weights, asked, rows, key, how)
 
-    def write(self, weights: dict, split: str, file: Path | None = None, seed=0, temperature=0.0, copy=0) -> list[str]:
+    def write(
+        self, weights: dict, split: str, file: Path | None = None, seed=0, temperature=0.0, copy=0, ended=None
+    ) -> list[str]:
         """One profile per session of a split; `file` keeps them, so a killed run goes on.
 
         Its lines: row (in the split), user, history (items), profile, tokens (of the language model), ended (an end
-        token came), empty, and over_long (for the embedder's window). copy: which of several of a session.
+        token came), empty, and over_long (for the embedder's window). copy: which of several of a session. ended: a dict
+        that gets, by row, which profiles the model ended itself.
         """
         sessions, lines = self.sessions[split], files.read_jsonl(file) if file else []
-        known = {line["row"]: line["profile"] for line in lines}
+        known, by_itself = ({line["row"]: line[key] for line in lines} for key in ("profile", "ended"))
         devices.wait_for_all(f"read {file}")
         if file and devices.first():
             file.parent.mkdir(parents=True, exist_ok=True)
             files.write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
-        def keep(rows, texts, tokens, ended):
+        def keep(rows, texts, tokens, ends):
+            by_itself.update(zip(map(int, rows), map(bool, ends), strict=True))
+            if not file:
+                return
             queries = [self.embedder.spec.query_prefix + text for text in texts]
             _, overlong = batches.tokenise(self.embedder.tokenizer, queries, self.embedder.profile_limit)
             with open(file if devices.first() else os.devnull, "a", encoding="utf-8") as out:
-                for row, text, n, end, long in zip(rows, texts, tokens, ended, overlong, strict=True):
+                for row, text, n, end, long in zip(rows, texts, tokens, ends, overlong, strict=True):
                     line = {"row": int(row), "user": sessions[row].user, "history": len(sessions[row].history)}
                     line |= {"profile": text, "tokens": int(n), "ended": bool(end)}
                     line |= {"empty": not text.strip(), "over_long": bool(long)}
@@ -209,8 +215,11 @@ class ProfileRecommender:
                 self.run.interrupt.check(f"profiles in {file}")
 
         numbers, key = np.arange(len(sessions)) + copy * len(sessions), jax.random.fold_in(self.run.key, seed)
-        what, keep = f"{split} profiles", keep if file else None
-        return self.lm.write(weights, self.prompts[split], numbers, key, temperature, what, known, keep)
+        what = f"{split} profiles"
+        texts = self.lm.write(weights, self.prompts[split], numbers, key, temperature, what, known, keep)
+        if ended is not None:
+            ended |= by_itself
+        return texts
 
     def summaries(self, split: str, copy: int = 0) -> list[str]:
         """A summary of each session's latest items, as many as prompts show (prompts.summary); copies differ in wording."""
@@ -255,10 +264,14 @@ class ProfileRecommender:
         """Queries + weight × the mean of each history's latest items, as many as prompts show."""
         if not weight:
             return queries
+        means = self.history_means(items, histories)
+        return np.concatenate([queries[:, :-1] + weight * means, queries[:, -1:]], 1)
+
+    def history_means(self, items: jax.Array, histories: list) -> np.ndarray:
+        """The mean Float[n, D] of each history's latest items, as many as prompts show."""
         last = self.config.prompt.history_items
         recent = ranking.padded([history[-last:] for history in histories], last)
-        means = devices.fetch(_mean_items(items, recent))
-        return np.concatenate([queries[:, :-1] + weight * means, queries[:, -1:]], 1)
+        return devices.fetch(_mean_items(items, recent))
 
     def queries(self, weights: dict, texts: list[str], rejects: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Profiles to what scores the catalogue's rows, Float[n, D + 1], and Bool[n]: the profile counts.

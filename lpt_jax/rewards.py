@@ -1,14 +1,19 @@
-"""What a profile earns: pure functions of the targets' ranks, and the parts a reward is made of.
+"""What a profile earns: pure functions of the targets' ranks and of its text, and the sum of them that is the reward.
 
 Ranks are Int[B,G,M]: of M targets, for G profiles of each of B users; 1 is best and 0 means that
 there is no such target. A user's reward is the mean over the targets that exist.
 """
 
 import importlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from lpt_jax import text_audit
 from lpt_jax.array_types import Rewards
 from lpt_jax.errors import InputError
 
@@ -82,29 +87,107 @@ def likelihood(ranks, similarity, items: int) -> Rewards:
     return _mean_over_targets(jnp.log(items * jnp.maximum(similarity, 1e-30)), ranks)
 
 
-REWARDS = {  # config.policy.reward -> (of ranks Int[B,G,M], similarities Float[B,G,M] and the number of items; reads similarities)
-    "ndcg": (lambda ranks, similarities, items: ndcg(ranks), False),
-    "mrr": (lambda ranks, similarities, items: mrr(ranks), False),
-    "dense": (lambda ranks, similarities, items: dense(ranks, similarities), True),
-    "likelihood": (likelihood, True),
-}
+class Rollout(NamedTuple):
+    """G profiles of each of B users, and all that a reward may be made of.
 
-
-def reads_similarities(name: str) -> bool:
-    """Whether a reward, of REWARDS or a function of one's own, is given target_similarity's values (else zeros)."""
-    return name not in REWARDS or REWARDS[name][1]
-
-
-def metric(name: str, ranks, similarities, texts, items: int) -> Rewards:
-    """The reward `name`, of REWARDS or "module:function"; items is the catalogue's size.
-
-    A function of one's own is called as f(ranks Int[B,G,M], similarities Float[B,G,M], texts:
-    G strings for each of B users) and returns Float[B,G]; similarities are target_similarity's.
+    ranks: Int[B,G,M] of the targets; similarities: Float[B,G,M], target_similarity's (zeros where no part reads them).
+    texts: G strings for each of B users; ended: Bool[B,G], the model ended them itself.
+    histories: for each user the items that the prompt showed, oldest first, as dicts of their fields and "rating".
+    shown: the same as titles and attributes; names: a pattern of all attributes (text_audit.py).
+    shown_ranks, unseen_ranks: Int[B,G,H] of the items shown, and of as many from before them that the prompt left out.
+    items: N, how many are ranked.
     """
-    if name in REWARDS:
-        return REWARDS[name][0](ranks, similarities, items)
-    module, function = name.split(":", 1)
-    values = getattr(importlib.import_module(module), function)(ranks, similarities, texts)
+
+    ranks: jax.Array
+    similarities: jax.Array
+    texts: list[list[str]]
+    items: int
+    ended: np.ndarray | None = None
+    histories: list[list[dict]] | None = None
+    shown: list[text_audit.Shown] | None = None
+    names: re.Pattern | None = None
+    shown_ranks: np.ndarray | None = None
+    unseen_ranks: np.ndarray | None = None
+
+
+def of_texts(rollout: Rollout, value: Callable) -> Rewards:
+    """value(text, ended, what was shown, what the text claims) of each profile."""
+    rows = zip(rollout.texts, np.asarray(rollout.ended), rollout.shown, strict=True)
+    return jnp.array(
+        [
+            [value(text, end, shown, text_audit.claims(text, shown, rollout.names)) for text, end in zip(texts, ends)]
+            for texts, ends, shown in rows
+        ],
+        jnp.float32,
+    )
+
+
+def copied(text: str, shown: text_audit.Shown) -> float:
+    """The share of a text's letters that stand in titles of the history.
+
+    >>> copied("Likes Heat.", text_audit.Shown(["Heat (1995)"], set()))
+    0.4444444444444444
+    """
+    rest, _ = text_audit.without_titles(text, shown.titles)
+    letters = sum(map(str.isalnum, text))
+    return 1 - sum(map(str.isalnum, rest)) / letters if letters else 0.0
+
+
+PARTS = {  # of config.policy.reward -> (of a Rollout, what of it must be made for that)
+    "ndcg": (lambda r: ndcg(r.ranks), ""),
+    "mrr": (lambda r: mrr(r.ranks), ""),
+    "dense": (lambda r: dense(r.ranks, r.similarities), "similarities"),
+    "likelihood": (lambda r: likelihood(r.ranks, r.similarities, r.items), "similarities"),
+    "explains": (lambda r: ndcg(r.shown_ranks), "history"),  # how well it ranks what it was written from
+    "held_back": (lambda r: ndcg(r.unseen_ranks), "history"),  # and what the user chose before that
+    "ended": (lambda r: jnp.asarray(r.ended, jnp.float32), "texts"),
+    "clean": (lambda r: of_texts(r, lambda *row: not text_audit.defects(*row)), "texts"),
+    "supported": (lambda r: of_texts(r, lambda *row: row[3].supported / max(row[3].all, 1)), "texts"),
+    "copied": (lambda r: of_texts(r, lambda text, end, shown, _: copied(text, shown)), "texts"),
+}
+TERM = re.compile(r"\s*([+-]?)\s*(?:(\d+\.?\d*(?:[eE]-?\d+)?|\.\d+)\s*\*\s*)?([A-Za-z_][\w.:]*)\s*")
+
+
+def terms(reward: str) -> dict[str, float]:
+    """The weight of each part of a sum such as "ndcg + 0.2*ended - 0.1*copied"; nothing if it is none.
+
+    >>> terms("ndcg + 0.2*ended - .1 * copied"), terms("my_reward:short"), terms("ndcg ended"), terms("2*")
+    ({'ndcg': 1.0, 'ended': 0.2, 'copied': -0.1}, {'my_reward:short': 1.0}, {}, {})
+    """
+    found, end = {}, 0
+    while end < len(reward):
+        term = TERM.match(reward, end)
+        if not term or end and not term[1] or term[3] in found:
+            return {}
+        found[term[3]] = float(f"{term[1]}{term[2] or 1}")
+        end = term.end()
+    return found
+
+
+def reads(reward: str) -> set[str]:
+    """What must be made for a reward beside the targets' ranks: "similarities", "history", "texts"; all for one's own."""
+    everything = {"similarities", "history", "texts"}
+    return set().union(*({PARTS[part][1]} if part in PARTS else everything for part in terms(reward))) - {""}
+
+
+def earned(reward: str, rollout: Rollout) -> dict[str, Rewards]:
+    """What each part of a reward gives, Float[B,G], of PARTS or as "module:function", and "metric": their weighted sum.
+
+    A function of one's own is called as f(Rollout) and returns Float[B,G].
+    """
+    found, sums = {}, 0.0
+    for part, weight in terms(reward).items():
+        if part in PARTS:
+            found[part] = PARTS[part][0](rollout)
+        else:
+            module, function = part.split(":", 1)
+            found[part] = _checked(part, getattr(importlib.import_module(module), function)(rollout), rollout.ranks)
+        sums = sums + weight * found[part]
+    return found | {"metric": sums}
+
+
+def _checked(name: str, values, ranks) -> Rewards:
+    """The values of a function of one's own, if they will do."""
     values = jnp.asarray(values, jnp.float32)
     if values.shape != ranks.shape[:2] or not bool(jnp.all(jnp.isfinite(values))):
         wanted = f"finite numbers of shape {ranks.shape[:2]}, not of {values.shape}"

@@ -58,7 +58,8 @@ def audit_again(system, config, workdir: Path) -> dict:
             f"The run in {workdir} has not finished: go on with --mode=train first, the audit is at its end too."
         )
     prepare(r)
-    return evaluate.audit_alone(r, system.rows(r, stages(system, r, phases, state), state, note))
+    of_stages = stages(system, r, phases, state)
+    return evaluate.audit_alone(r, system.rows(r, of_stages, state, note), untrained(r, of_stages))
 
 
 def write_profiles(system, config, workdir: Path, output: Path, split: str) -> list[str]:
@@ -195,9 +196,12 @@ def test(system, r, phases: list[Phase], state: dict[str, Part], note: dict, tre
     """The test of the baselines and of all stages of training."""
     prepare(r)
     of_stages = stages(system, r, phases, state)
-    first = next(iter(of_stages.values()))
-    untrained = r.fresh("control") if r.config.begin_from else first["embedder"]
-    return evaluate.test(r, system.rows(r, of_stages, state, note), untrained, note, trec)
+    return evaluate.test(r, system.rows(r, of_stages, state, note), untrained(r, of_stages), note, trec)
+
+
+def untrained(r, of_stages: dict[str, dict]) -> dict:
+    """The embedder's weights as loaded."""
+    return r.fresh("control") if r.config.begin_from else next(iter(of_stages.values()))["embedder"]
 
 
 def stages(system, r, phases: list[Phase], state: dict[str, Part]) -> dict[str, dict[str, dict]]:

@@ -8,8 +8,8 @@ import pytest
 from tests.conftest import ROOT
 
 # a system's settings come before config.py, which asks for them, and the system itself after all it is made of
-FLOW = """errors files huge_pages array_types trackers checkpoints devices topologies rewards systems.profiles_settings
-config data run models generation similarity ranking metrics trec recommender audit learning baselines report evaluate train
+FLOW = """errors files huge_pages array_types trackers checkpoints devices topologies metrics text_audit rewards
+systems.profiles_settings config data run models generation similarity ranking trec recommender audit learning baselines report evaluate train
 systems recommend demo export check main""".split()
 
 

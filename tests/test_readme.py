@@ -136,8 +136,9 @@ def test_the_reward_of_the_docs_works(tmp_path, monkeypatch):
     (code,) = [code for code in python_of("docs/own_model_and_reward.md") if "def short_and_good" in code]
     (tmp_path / "my_reward.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    earned = rewards.metric("my_reward:short_and_good", np.array([[[1], [3]]]), np.zeros((1, 2, 1)), [["a b", "c"]], 9)
-    assert earned.tolist()[0] == pytest.approx([1 - 0.002, 0.5 - 0.001])
+    seen = rewards.Rollout(np.array([[[1], [3]]]), np.zeros((1, 2, 1)), [["a b", "c"]], 9)
+    earned = rewards.earned("my_reward:short_and_good + 2*mrr", seen)["metric"]
+    assert earned.tolist()[0] == pytest.approx([1 - 0.002 + 2, 0.5 - 0.001 + 2 / 3])
     sys.modules.pop("my_reward")
 
 

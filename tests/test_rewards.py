@@ -9,6 +9,7 @@ import pytest
 
 from lpt_jax import rewards
 from lpt_jax.errors import InputError
+from lpt_jax.text_audit import Shown, attribute_pattern
 
 
 def test_docstring_examples():
@@ -36,29 +37,65 @@ def test_target_similarity_is_a_softmax_over_real_items():
     np.testing.assert_allclose(without_first[0, 0, 0], 1 / (1 + math.exp(4)), rtol=1e-5)
 
 
-def length_reward(ranks, similarities, texts):
-    return [[float(len(text)) for text in row] for row in texts]
+def rollout(ranks, texts=None, **more):
+    shown = [Shown(["Heat (1995)"], {"crime"})] * len(ranks)
+    more = {"similarities": jnp.zeros(ranks.shape), "ended": np.ones(ranks.shape[:2], bool), "shown": shown} | more
+    return rewards.Rollout(ranks=ranks, texts=texts, items=9, names=attribute_pattern(["crime", "war"]), **more)
 
 
-def not_finite(ranks, similarities, texts):
-    return np.full(ranks.shape[:2], np.nan)
+def length_reward(rollout):
+    return [[float(len(text)) for text in row] for row in rollout.texts]
+
+
+def not_finite(rollout):
+    return np.full(rollout.ranks.shape[:2], np.nan)
 
 
 def test_a_function_of_ones_own():
     ranks = jnp.ones((1, 2, 1), jnp.int32)
-    found = rewards.metric(f"{__name__}:length_reward", ranks, None, [["ab", "c"]], 9)
-    assert found.tolist() == [[2.0, 1.0]]
+    found = rewards.earned(f"{__name__}:length_reward", rollout(ranks, [["ab", "c"]]))
+    assert found["metric"].tolist() == [[2.0, 1.0]]
     with pytest.raises(InputError, match="not_finite must return finite numbers of shape"):
-        rewards.metric(f"{__name__}:not_finite", ranks, None, [["ab", "c"]], 9)
+        rewards.earned(f"{__name__}:not_finite", rollout(ranks, [["ab", "c"]]))
 
 
-def test_metric_by_name():
+def test_rewards_of_ranks_by_name():
     ranks, similarity = jnp.array([[[3], [1]]]), jnp.array([[[0.5], [0.5]]])
-    assert rewards.metric("ndcg", ranks, None, None, 9).tolist() == [[0.5, 1.0]]
-    assert rewards.metric("mrr", ranks, None, None, 9)[0, 1] == 1.0
-    np.testing.assert_allclose(rewards.metric("dense", ranks, similarity, None, 9), [[0.5, 0.975]])
-    found = rewards.metric("likelihood", ranks, similarity / 4, None, 16)  # an eighth each, chance is a sixteenth
-    np.testing.assert_allclose(found, [[math.log(2), math.log(2)]], rtol=1e-6)
+    seen = rollout(ranks, similarities=similarity)
+    earned = {name: rewards.earned(name, seen)["metric"] for name in ("ndcg", "mrr", "dense")}
+    assert earned["ndcg"].tolist() == [[0.5, 1.0]] and earned["mrr"][0, 1] == 1.0
+    np.testing.assert_allclose(earned["dense"], [[0.5, 0.975]])
+    seen = seen._replace(similarities=similarity / 4, items=16)  # an eighth each, chance is a sixteenth
+    np.testing.assert_allclose(rewards.earned("likelihood", seen)["metric"], [[math.log(2), math.log(2)]], rtol=1e-6)
+
+
+def test_parts_of_texts_by_hand():
+    """The second names one thing that isn't shown, and a title; the third nothing; the fourth was cut off."""
+    texts = [["I like crime.", "Likes war, for example Heat (1995).", "Likes films a lot.", "Likes crime"]]
+    ended = np.array([[True, True, True, False]])
+    seen = rollout(jnp.ones((1, 4, 1), jnp.int32), texts, ended=ended)
+    earned = {name: rewards.earned(name, seen)["metric"] for name in ("ended", "clean", "supported", "copied")}
+    assert earned["ended"].tolist() == earned["clean"].tolist() == [[1, 1, 1, 0]]
+    assert earned["supported"].tolist() == [[1, 0.5, 0, 1]]
+    np.testing.assert_allclose(earned["copied"], [[0, 8 / 26, 0, 0]], rtol=1e-6)
+
+
+def test_a_sum_of_parts():
+    ranks = jnp.array([[[1], [3]]])
+    seen = rollout(ranks, [["I like crime.", "Likes war."]], ended=np.array([[False, True]]))
+    found = rewards.earned("2*ndcg + 0.5*ended - supported", seen)
+    assert found.keys() == {"ndcg", "ended", "supported", "metric"}
+    assert found["metric"].tolist() == [[2 - 1, 2 * 0.5 + 0.5]]
+
+
+@pytest.mark.parametrize("wrong", ["", "ndcg ended", "ndcg + ndcg", "2*", "ndcg + 0.2", "ndcg * 2", "0.2ended", "+"])
+def test_what_is_no_sum(wrong):
+    assert rewards.terms(wrong) == {}
+
+
+def test_what_a_reward_reads():
+    assert rewards.reads("ndcg + mrr") == set() and rewards.reads("ndcg - dense") == {"similarities"}
+    assert rewards.reads("explains + ended") == {"history", "texts"} and len(rewards.reads("a:b + ndcg")) == 3
 
 
 def test_parts_add_up_and_invalid_earns_nothing_but_kl():

@@ -57,6 +57,11 @@ MOVIELENS = {  # file of ratings -> its columns (none: it has a header) and deli
     "ratings.dat": ("user item rating time", "::", "movies.dat", "item title genres", "::"),
     "ratings.csv": ("", ",", "movies.csv", "", ","),
 }
+PEOPLE = {  # file of ratings -> that of the users, its columns and delimiter
+    "u.data": ("u.user", "user age sex occupation zip", "|"),
+    "ratings.dat": ("users.dat", "user sex age occupation zip", "::"),
+}
+AGES = (18, 25, 35, 45, 55)  # where groups of ages begin
 # the releases' files: reviews_Beauty_5.json.gz of 2014, Beauty_5.json.gz of 2018, Beauty.jsonl.gz of 2023, and meta_Beauty
 AMAZON_FILE = re.compile(r"(meta_|reviews_)?(.+?)(_5)?\.jsonl?(\.gz)?")
 CARRIED = {"recbole": "recbole/dataset_example/ml-100k"}  # where a carrier has its data
@@ -85,12 +90,16 @@ class Interactions:
 
 @dataclasses.dataclass
 class Raw:
-    """A source as read: interactions, their items' fields by item id, dropped rows by reason, and its own name."""
+    """A source as read: interactions, their items' fields by item id, dropped rows by reason, and its own name.
+
+    people: what is known of users (MovieLens: "sex", "age group", "occupation"), which only the audit of profiles reads.
+    """
 
     interactions: Interactions
     items: dict[str, dict]
     counts: dict[str, int]
     name: str = ""  # of the data set, file or folder, without the folders above; empty where the source says it all
+    people: dict[str, dict] = dataclasses.field(default_factory=dict)
 
 
 def read(data) -> Raw:
@@ -118,11 +127,33 @@ def _movielens(data):
                 genres = pc.binary_join_element_wise(*flags, "|", null_handling="skip")
                 table = table.append_column("genres", genres)
             items = _items_of(_named(table, ITEM, films), " " if name in atomic else "|")
-            return _raw(_own_name(folder), rows, folder / name, items, first_line=1 if columns else 2)
+            raw = _raw(_own_name(folder), rows, folder / name, items, first_line=1 if columns else 2)
+            users = PEOPLE.get(name, (f"{name.removesuffix('.inter')}.user", "", "\t"))
+            return dataclasses.replace(raw, people=_people(folder, *users))
     raise InputError(
         f"{folder} has no MovieLens files (*.inter and *.item, u.data and u.item, ratings.dat and movies.dat, or "
         "ratings.csv and movies.csv): put them there or name their folder with --config.data.path."
     )
+
+
+def _people(folder, file, columns, comma):
+    """What MovieLens knows of its users, by id; nothing where the file is missing."""
+    if not (folder / file).exists():
+        return {}
+    rows = _text(folder / file, comma, columns).to_pylist()
+
+    def group(age):
+        begins = [0, *(start for start in AGES if str(age).isdecimal() and start <= int(age))]
+        return str(begins[-1])
+
+    return {
+        str(row.get("user") or row.get("user_id")): {
+            "sex": row.get("sex") or row.get("gender") or "",
+            "age group": group(row.get("age")),
+            "occupation": row.get("occupation") or "",
+        }
+        for row in rows
+    }
 
 
 def _amazon(data):

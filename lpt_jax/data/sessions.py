@@ -64,12 +64,13 @@ class Dataset:
     rows: reviews_lib.Interactions  # all that was kept, by user and time, items as catalogue indices
     part: np.ndarray  # Int64 of SPLITS, whose each of these rows is
     warnings: list[str] = dataclasses.field(default_factory=list)  # what to know before training, a sentence each
+    people: dict[str, dict] = dataclasses.field(default_factory=dict)  # what is known of users, for the audit alone
 
 
 def prepare(data_config) -> Dataset:
     """Reads or makes up the source, and makes the dataset."""
     raw = made_up.world(seed=0) if data_config.source == "made_up" else reviews_lib.read(data_config)
-    return from_raw(raw, data_config)
+    return dataclasses.replace(from_raw(raw, data_config), people=raw.people)
 
 
 def from_raw(raw, data_config) -> Dataset:

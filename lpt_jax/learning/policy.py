@@ -5,6 +5,7 @@ layer, `Decoder.lower`, runs once per rollout, in the sampler itself: scoring, t
 its stored hidden states.
 """
 
+import collections
 import dataclasses
 import functools
 import time
@@ -16,14 +17,21 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from lpt_jax import devices, ranking, rewards
+from lpt_jax import devices, ranking, rewards, text_audit
 from lpt_jax.data import batches
 from lpt_jax.generation import Profiles
 from lpt_jax.learning.loop import Part, Phase, Report
 from lpt_jax.models.decoder import run
 from lpt_jax.recommender import ProfileRecommender
 
-# ---- losses: all of (new and old log-probabilities [B, G, T], mask [B, G, T], rewards [B, G])
+# ---- losses: all of (new and old log-probabilities [B, G, T], mask [B, G, T], rewards [B, G]); means over users
+# A profile whose mask is all False is left out.
+
+
+def centred(rewards, counts) -> jax.Array:
+    """Rewards [B, G] minus their user's mean over the profiles that count; 0 for the others."""
+    mean = jnp.sum(jnp.where(counts, rewards, 0.0), 1, keepdims=True) / jnp.maximum(counts.sum(1, keepdims=True), 1)
+    return jnp.where(counts, rewards - mean, 0.0)
 
 
 def rebel(new, old, mask, rewards, *, eta: float, clip_ratio: float = 0.0) -> jax.Array:
@@ -31,11 +39,13 @@ def rebel(new, old, mask, rewards, *, eta: float, clip_ratio: float = 0.0) -> ja
 
     With a = Δ − η r, the sum over pairs i < j of (a_i − a_j)² is G Σ a² − (Σ a)² (papers.md §1; arXiv 2404.16767).
     """
-    a = jnp.sum(jnp.where(mask, new - old, 0.0), -1) - eta * rewards
-    a = a - jax.lax.stop_gradient(a.mean(1, keepdims=True))  # pairs don't see a shift: less cancellation
-    samples = a.shape[1]
+    counts = mask.any(-1)
+    samples = counts.sum(1)
+    a = jnp.where(counts, jnp.sum(jnp.where(mask, new - old, 0.0), -1) - eta * rewards, 0.0)
+    mean = jax.lax.stop_gradient(a.sum(1) / jnp.maximum(samples, 1))
+    a = jnp.where(counts, a - mean[:, None], 0.0)  # pairs don't see a shift: less cancellation
     pairs = samples * jnp.sum(a * a, 1) - jnp.sum(a, 1) ** 2
-    return jnp.mean(pairs / (samples * (samples - 1) / 2))
+    return jnp.mean(pairs / jnp.maximum(samples * (samples - 1) / 2, 1))
 
 
 def rloo(new, old, mask, rewards, *, eta: float = 0.0, clip_ratio: float = 0.0) -> jax.Array:
@@ -43,10 +53,11 @@ def rloo(new, old, mask, rewards, *, eta: float = 0.0, clip_ratio: float = 0.0) 
 
     −mean A_i π_θ(p_i)/π_t(p_i), A_i = r_i − mean of the other r_j; at θ = t its gradient is −A_i ∇ log π_θ(p_i).
     """
-    samples = rewards.shape[1]
-    advantage = (rewards - rewards.mean(1, keepdims=True)) * samples / (samples - 1)
+    counts = mask.any(-1)
+    samples = counts.sum(1, keepdims=True)
+    advantage = centred(rewards, counts) * samples / jnp.maximum(samples - 1, 1)
     ratio = jnp.exp(jnp.sum(jnp.where(mask, new - old, 0.0), -1))
-    return -jnp.mean(advantage * ratio)
+    return -jnp.mean(jnp.sum(advantage * ratio, 1) / jnp.maximum(samples[:, 0], 1))
 
 
 def grpo(new, old, mask, rewards, *, eta: float = 0.0, clip_ratio: float) -> jax.Array:
@@ -54,12 +65,14 @@ def grpo(new, old, mask, rewards, *, eta: float = 0.0, clip_ratio: float) -> jax
 
     The KL to the reference is in the reward here, as in every loss of this file, not in the loss.
     """
-    centred = rewards - rewards.mean(1, keepdims=True)
-    advantage = (centred / (jnp.sqrt(jnp.mean(centred**2, 1, keepdims=True)) + 1e-4))[..., None]
+    counts = mask.any(-1)
+    samples = jnp.maximum(counts.sum(1, keepdims=True), 1)
+    apart = centred(rewards, counts)
+    advantage = (apart / (jnp.sqrt(jnp.sum(apart**2, 1, keepdims=True) / samples) + 1e-4))[..., None]
     ratio = jnp.exp(jnp.where(mask, new - old, 0.0))
     clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
     gain = jnp.where(mask, jnp.minimum(ratio * advantage, clipped * advantage), 0.0)
-    return -jnp.mean(gain.sum(-1) / jnp.maximum(mask.sum(-1), 1))
+    return -jnp.mean(jnp.sum(gain.sum(-1) / jnp.maximum(mask.sum(-1), 1), 1) / samples[:, 0])
 
 
 LOSSES = {"rebel": rebel, "rloo": rloo, "grpo": grpo}
@@ -172,11 +185,17 @@ class Laps:
 
 @dataclasses.dataclass
 class Earned:
-    """What profiles earned: the reward's metric [B, G], which of them count [B, G], their targets' ranks [B, G, M]."""
+    """What profiles earned: the reward's parts and their sum "metric", each [B, G], which of them count [B, G], their
+    targets' ranks [B, G, M]."""
 
-    value: jax.Array
+    parts: dict[str, jax.Array]
     valid: np.ndarray
     ranks: np.ndarray
+
+    @property
+    def value(self) -> jax.Array:
+        """The sum."""
+        return self.parts["metric"]
 
 
 class PolicyPhase(Phase):
@@ -207,7 +226,7 @@ class PolicyPhase(Phase):
         profiles, mask = r.sample(state["lm"].weights, rows, key, how)
         texts, unended = r.lm.texts(profiles)
         lap("generation")
-        earned = self.earn(texts, users, self.longest)
+        earned = self.earn(texts, users, self.longest, ~unended)
         lap("reward")
         rollout = profiles, mask[:, :-1]
         old = None if s.epochs * s.minibatches == 1 else self.score(self.plan, state["lm"].weights, rollout)
@@ -215,13 +234,19 @@ class PolicyPhase(Phase):
         parts = rewards.parts(earned.value, earned.valid, log_ratio, s.kl_coef)
         lap("scoring")
         signal = rewards.whiten(parts["total"], s.baseline) if s.whiten else parts["total"]
-        part, learned = self.learn(
-            state["lm"], (*rollout, old, devices.split_batch(np.asarray(signal), r.run.mesh)), number
-        )
+        learnt = dataclasses.replace(profiles, mask=self.counted(profiles.mask, unended))
+        signal = devices.split_batch(np.asarray(signal), r.run.mesh)
+        part, learned = self.learn(state["lm"], (learnt, rollout[1], old, signal), number)
         r.lm.prepared(part.weights)
         lap("updates")
         metrics = learned | lap.seconds | measured | self.numbers(profiles, texts, unended, earned, parts)
         return state | {"lm": part}, Report(metrics, self.sample(users[0], texts, earned, parts))
+
+    def counted(self, mask: jax.Array, unended: np.ndarray) -> jax.Array:
+        """The profiles' mask, without those that the limit cut where policy.mask_unended says so."""
+        if not self.settings.mask_unended:
+            return mask
+        return mask & devices.split_batch(~unended[..., None], self.r.run.mesh)
 
     def best(self, state: dict[str, Part], samples: int) -> list[str]:
         """For every training session the one of so many sampled profiles that earns most; "" where none counts."""
@@ -232,8 +257,8 @@ class PolicyPhase(Phase):
             for start in range(0, len(train), s.users):
                 rows = np.arange(start, start + s.users) % len(train)
                 weights, how = r.weights(state, "lm"), r.lm.how(samples, s.temperature)
-                sampled, _ = r.lm.texts(r.sample(weights, rows, key, how)[0])
-                earned = self.earn(sampled, [train[row] for row in rows], self.longest)
+                sampled, unended = r.lm.texts(r.sample(weights, rows, key, how)[0])
+                earned = self.earn(sampled, [train[row] for row in rows], self.longest, ~unended)
                 value = np.where(earned.valid, devices.fetch(earned.value), -np.inf)
                 chosen = [
                     of_user[i] if ok else "" for of_user, i, ok in zip(sampled, value.argmax(1), earned.valid.any(1))
@@ -242,27 +267,61 @@ class PolicyPhase(Phase):
                 bar.update(min(s.users, len(train) - start))
         return texts
 
-    def earn(self, texts: list[list[str]], users: list, longest: int = 0) -> Earned:
+    def earn(self, texts: list[list[str]], users: list, longest: int = 0, ended=None) -> Earned:
         """What G texts of each user earn by the ranks that they give the user's targets in the whole catalogue.
 
-        longest: the padded length of the histories, 0: of these.
+        longest: the padded length of the histories, 0: of these. ended: Bool [B, G], the model ended them (None: all).
         """
-        r, samples = self.r, len(texts[0])
+        r, samples, read = self.r, len(texts[0]), rewards.reads(self.settings.reward)
         width = max(r.config.data.targets, r.config.data.eval_targets)
         shape = (len(users), samples, width)
         embedded, valid = r.queries(self.embedder, sum(texts, []))
-        targets = np.repeat(ranking.padded([u.targets for u in users], width), samples, 0)
-        hidden = np.repeat(ranking.padded([u.history for u in users], longest), samples, 0)
-        put = devices.split_batch((embedded, targets, hidden), r.run.mesh)
-        ranks = devices.fetch(ranking.target_ranks(put[0], self.items, put[1], put[2], r.run.count)).reshape(shape)
+        targets, hidden = (
+            ranking.padded([u.targets for u in users], width),
+            ranking.padded([u.history for u in users], longest),
+        )
+        ranks = self.ranks(embedded, targets, hidden)
         near = np.zeros(shape, np.float32)
-        if rewards.reads_similarities(self.settings.reward):
-            cosines = ranking.score(put[0], self.items).reshape(*shape[:2], -1)
-            of_user = (a[::samples] for a in (targets, hidden))
+        if "similarities" in read:
+            cosines = ranking.score(devices.split_batch(embedded, r.run.mesh), self.items).reshape(*shape[:2], -1)
             temperature = r.config.contrastive.temperature
-            near = devices.fetch(rewards.target_similarity(cosines, *of_user, temperature, r.run.count))
-        value = rewards.metric(self.settings.reward, ranks, near, texts, r.run.count)
-        return Earned(value, valid.reshape(shape[:2]), ranks)
+            near = devices.fetch(rewards.target_similarity(cosines, targets, hidden, temperature, r.run.count))
+        ended = np.ones(shape[:2], bool) if ended is None else np.asarray(ended)
+        rollout = rewards.Rollout(ranks, near, texts, r.run.count, ended)
+        if "texts" in read:
+            rollout = rollout._replace(**self.shown(users))
+        if "history" in read:
+            last, nothing = r.config.prompt.history_items, np.full((len(users), 1), -1)
+            items = {
+                "shown_ranks": [u.history[-last:] for u in users],
+                "unseen_ranks": [u.history[-2 * last : -last] for u in users],
+            }
+            items = {name: ranking.padded(rows, last) for name, rows in items.items()}
+            rollout = rollout._replace(**{k: self.ranks(embedded, rows, nothing) for k, rows in items.items()})
+        return Earned(rewards.earned(self.settings.reward, rollout), valid.reshape(shape[:2]), ranks)
+
+    def ranks(self, embedded: np.ndarray, targets: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+        """Ranks Int[B, G, M] of each user's targets [B, M] by G embedded profiles of each, without the hidden items [B, H]."""
+        samples = len(embedded) // len(targets)
+        rows = embedded, np.repeat(targets, samples, 0), np.repeat(hidden, samples, 0)
+        put = devices.split_batch(rows, self.r.run.mesh)
+        found = ranking.target_ranks(put[0], self.items, put[1], put[2], self.r.run.count)
+        return devices.fetch(found).reshape(len(targets), samples, -1)
+
+    def shown(self, users: list) -> dict:
+        """What the users' prompts showed, as a Rollout has it."""
+        catalogue, last = self.r.data.catalogue, self.r.config.prompt.history_items
+        histories = [
+            [catalogue.fields[item] | {"rating": u.ratings and u.ratings[row]} for row, item in enumerate(u.history)][
+                -last:
+            ]
+            for u in users
+        ]
+        return {
+            "histories": histories,
+            "shown": [text_audit.shown(user, catalogue, last) for user in users],
+            "names": text_audit.attribute_pattern(catalogue.attributes.names),
+        }
 
     def score(self, plan: Plan, weights: dict, rollout: tuple) -> jax.Array:
         return jax.block_until_ready(score(plan, self.r.lm.frozen, weights, *rollout))
@@ -295,7 +354,7 @@ class PolicyPhase(Phase):
         tied = rewards.all_tied(parts["metric"] + parts["invalid"])
         return {
             "reward": parts["total"].mean(),
-            **{f"reward/{name}": part.mean() for name, part in parts.items()},
+            **{f"reward/{name}": part.mean() for name, part in (earned.parts | parts).items()},
             "tied": tied / users,
             "invalid": 1 - earned.valid.mean(),
             "empty": sum(not text.strip() for text in flat) / len(flat),
@@ -313,18 +372,21 @@ class PolicyPhase(Phase):
             "history": [titles[item] for item in user.history[-10:]],
             "profile": texts[0][0],
             "ranks": earned.ranks[0, 0].tolist(),
-            **{f"reward/{name}": float(part[0, 0]) for name, part in parts.items()},
+            **{f"reward/{name}": float(part[0, 0]) for name, part in (earned.parts | parts).items()},
         }
 
     def validate(self, state):
-        r, s = self.r, self.settings
-        texts = r.write(state["lm"].weights, "validation")
+        r, s, ended = self.r, self.settings, {}
+        texts = r.write(state["lm"].weights, "validation", ended=ended)
         measured = r.validation(r.rank("validation", *r.scored(self.embedder, texts, self.items)))
-        if rewards.reads_similarities(s.reward):  # the others are among the metrics
-            users, size, sums = r.sessions["validation"], s.users * s.samples, []
+        if not rewards.terms(s.reward).keys() <= {"ndcg", "mrr"}:  # those are among the metrics
+            users, size, sums = r.sessions["validation"], s.users * s.samples, collections.Counter()
             for at in range(0, len(users), size):
-                earned = self.earn([[t] for t in texts[at : at + size]], users[at : at + size])
-                earned = rewards.parts(earned.value, earned.valid, jnp.zeros_like(earned.value), 0.0)
-                sums.append(float(jnp.sum(earned["total"])))
-            measured["val/reward"] = sum(sums) / len(users)
+                rows = range(at, min(at + size, len(users)))
+                ends = [[ended[row]] for row in rows]
+                found = self.earn([[texts[row]] for row in rows], [users[row] for row in rows], ended=ends)
+                parts = rewards.parts(found.value, found.valid, jnp.zeros_like(found.value), 0.0)
+                sums.update({"val/reward": float(jnp.sum(parts["total"]))})
+                sums.update({f"val/reward/{name}": float(jnp.sum(part)) for name, part in found.parts.items()})
+            measured |= {name: value / len(users) for name, value in sums.items()}
         return measured

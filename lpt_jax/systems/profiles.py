@@ -151,21 +151,22 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
 
     Profiles are greedy; stages with the same language model share them.
     """
-    written, final = {}, list(stages.values())[-1]["embedder"]
+    written, final = {}, list(stages.values())[-1]["embedder"]  # lm -> its texts, and which of them it ended
     for name, weights in stages.items():
         lm = weights["lm"]
         if id(lm) not in written:
             file = r.run.workdir / f"profiles/{name}-{note['global_step']}-test.jsonl"
-            written[id(lm)] = r.write(lm, "test", file)
+            ended = {}
+            texts = r.write(lm, "test", file, ended=ended)
+            written[id(lm)] = texts, [ended[row] for row in range(len(texts))]
         items = r.catalogue(weights["embedder"], keep=weights["embedder"] is final)  # for later calls to recommend
-        texts = written[id(lm)]
-        yield from text_rows(r, name, weights, items, texts, stage=True)
+        texts, by_itself = written[id(lm)]
+        yield from text_rows(r, name, weights, items, texts, by_itself, stage=True)
     learned = r.with_terms(items, weights["residuals"]) if "residuals" in state else items
     others = of_others([session.user for session in r.sessions["test"]], texts)
     yield Row("shuffled_profiles", r.scored(weights["embedder"], others, learned))
-    yield from text_rows(r, "summary", weights, items, r.summaries("test"))
-    if "residuals" in state:
-        yield from text_rows(r, "summary_items", weights, items, r.summaries("test"))
+    for name in ["summary", "summary_items"][: 1 + ("residuals" in state)]:
+        yield from text_rows(r, name, weights, items, r.summaries("test"), [True] * len(texts))
     if "control" in state:
         yield Row("history_trained", r.scored(state["control"].weights, r.history_texts("test"), cut=True))
 
@@ -181,13 +182,13 @@ def of_others(users: list[str], texts: list[str]) -> list[str]:
     return [texts[other] for other in others]
 
 
-def text_rows(r: ProfileRecommender, name: str, weights: dict, items, texts: list[str], stage: bool = False):
+def text_rows(r, name: str, weights: dict, items, texts: list[str], ended: list[bool], stage: bool = False):
     """The row of texts by a stage's weights, audited; after the residuals phase ("items") also one with the latest items."""
     learned = weights["residuals"] if "items" in name.split("_") else None
     items = r.with_terms(items, learned) if learned else items
     queries, valid = r.queries(weights["embedder"], texts)
     audited = Audited(weights["embedder"], items, texts)
-    yield Row(name, (queries, items, valid), texts if stage else None, audited)
+    yield Row(name, (queries, items, valid), texts if stage else None, audited, None if learned else ended)
     if learned and r.config.score.history:
         weight, histories = r.config.score.history, [s.history for s in r.sessions["test"]]
         queries = r.with_history(queries, items, histories, weight)

@@ -60,6 +60,40 @@ def imitation() -> ConfigDict:
     )
 
 
+def policy() -> ConfigDict:
+    """Of RLSO: rollouts, what trains, the loss, the reward."""
+    return group(
+        steps=20,  # rollout batches per iteration
+        users=16,  # prompts per rollout batch
+        samples=4,  # G, profiles per prompt
+        temperature=1.0,  # of the policy: sampling and log-probabilities alike
+        trains="last_layers",  # last_layers | lora
+        last_layers=4,  # with last_layers: the top blocks and the final norm (and an untied head)
+        lora=group(
+            rank=16,
+            alpha=32.0,  # W + a·b·alpha/rank
+            targets="q|k|v|o|gate|up|down",  # a regex for whole matrix names; there is head too
+        ),
+        loss="rebel",  # rebel | rloo | grpo
+        eta=1.0,  # REBEL's η
+        clip_ratio=0.2,  # GRPO's ε
+        kl_coef=0.2,  # reward minus kl_coef × (log π − log π_ref), summed over tokens
+        whiten=True,  # rewards to mean 0, variance 1 over the batch
+        baseline="batch",  # whitening's mean and s.d. are the batch's | user: the mean is a user's | user_std: both are
+        epochs=4,  # passes over each rollout batch
+        minibatches=1,  # updates per pass
+        accumulation=1,  # parts of an update's users that are computed one after another: less memory, the same update
+        # a sum such as "ndcg + 0.2*ended - 0.1*copied" of ndcg, mrr, dense, likelihood (these two at contrastive.temperature),
+        # explains, held_back (NDCG of items shown, and not shown), ended, clean, supported, copied (of the text), "module:function"s
+        reward="ndcg",
+        mask_unended=False,  # profiles that the limit cut are left out of the loss
+        **optimiser(learning_rate=1e-5, warmup=5),  # warmup in updates: a step has epochs × minibatches
+        logits_chunk=512,  # positions whose logits exist at once
+        evaluate_every=10,  # as in contrastive
+        keep_best=True,
+    )
+
+
 def settings() -> ConfigDict:
     """All of them with their defaults."""
     c = ConfigDict()
@@ -121,33 +155,7 @@ def settings() -> ConfigDict:
         evaluate_every=20,
         keep_best=True,
     )
-    c.policy = group(
-        steps=20,  # rollout batches per iteration
-        users=16,  # prompts per rollout batch
-        samples=4,  # G, profiles per prompt
-        temperature=1.0,  # of the policy: sampling and log-probabilities alike
-        trains="last_layers",  # last_layers | lora
-        last_layers=4,  # with last_layers: the top blocks and the final norm (and an untied head)
-        lora=group(
-            rank=16,
-            alpha=32.0,  # W + a·b·alpha/rank
-            targets="q|k|v|o|gate|up|down",  # a regex for whole matrix names; there is head too
-        ),
-        loss="rebel",  # rebel | rloo | grpo
-        eta=1.0,  # REBEL's η
-        clip_ratio=0.2,  # GRPO's ε
-        kl_coef=0.2,  # reward minus kl_coef × (log π − log π_ref), summed over tokens
-        whiten=True,  # rewards to mean 0, variance 1 over the batch
-        baseline="batch",  # whitening's mean and s.d. are the batch's | user: the mean is a user's | user_std: both are
-        epochs=4,  # passes over each rollout batch
-        minibatches=1,  # updates per pass
-        accumulation=1,  # parts of an update's users that are computed one after another: less memory, the same update
-        reward="ndcg",  # ndcg | mrr | dense | likelihood (these two at contrastive.temperature) | "module:function"
-        **optimiser(learning_rate=1e-5, warmup=5),  # warmup in updates: a step has epochs × minibatches
-        logits_chunk=512,  # positions whose logits exist at once
-        evaluate_every=10,  # as in contrastive
-        keep_best=True,
-    )
+    c.policy = policy()
     return c
 
 
@@ -187,20 +195,26 @@ def check(config: ConfigDict, wrong) -> None:
     check_reward(policy.reward, wrong)
 
 
-def check_reward(name: str, wrong) -> None:
-    """A reward is one of the library's, or a function that can be imported."""
-    from lpt_jax.rewards import REWARDS  # here, as it starts jax
+def check_reward(reward: str, wrong) -> None:
+    """A reward is a sum of the library's parts, and of functions that can be imported."""
+    from lpt_jax.rewards import PARTS, terms  # here, as it starts jax
 
-    if name in REWARDS:
-        return
+    parts = terms(reward)
+    if not parts or not all(part in PARTS or importable(part) for part in parts):
+        wrong(
+            "policy.reward",
+            f'a sum of {", ".join(PARTS)}, or of importable "module:function"s, such as "ndcg + 0.2*ended"',
+        )
+
+
+def importable(name: str) -> bool:
+    """Whether "module:function" is one."""
     module, _, function = name.partition(":")
     try:
-        found = callable(getattr(importlib.import_module(module), function, None))
+        return bool(function) and callable(getattr(importlib.import_module(module), function, None))
     except (ImportError, ValueError):
-        found = False
+        return False
     except Exception as error:  # of the user's own code
         raise InputError(
             f"--config.policy.reward: {module} can't be imported ({type(error).__name__}: {error})."
         ) from None
-    if not (function and found):
-        wrong("policy.reward", f'{", ".join(REWARDS)}, or an importable "module:function"')

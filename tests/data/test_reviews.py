@@ -213,7 +213,11 @@ def test_movielens_100k(tmp_path):
     film = "|".join(["242", "Les Misérables (1995)", "01-Jan-1995", "", "http://x", *flags])
     unknown = "|".join(["302", "unknown", "", "", "", "1", *["0"] * 18])
     (tmp_path / "u.item").write_bytes(f"{film}\n{unknown}\n".encode("latin-1"))
+    assert read(source="movielens", path=str(tmp_path)).people == {}  # without the file of users
+    (tmp_path / "u.user").write_text("196|49|M|writer|55105\n186|17|F|student|x\n")
     raw = read(source="movielens", path=str(tmp_path))
+    assert raw.people["196"] == {"sex": "M", "age group": "45", "occupation": "writer"}
+    assert raw.people["186"] == {"sex": "F", "age group": "0", "occupation": "student"}
     assert rows(raw) == [("196", "242", 881250949, 3), ("186", "302", 891717742, 4)]
     film = {"title": "Les Misérables (1995)", "year": "1995", "genres": ["Comedy", "Drama"]}
     assert raw.items == {"242": film, "302": {}}
@@ -224,10 +228,12 @@ def test_movielens_1m(tmp_path):
     (tmp_path / "movies.dat").write_bytes(
         '1193::Amélie: "One" (2001)::Drama|Sci-Fi\n661::Up (1996)::\n'.encode("latin-1")
     )
+    (tmp_path / "users.dat").write_text("1::F::1::10::48067\n2::M::56::16::70072\n")
     raw = read(source="movielens", path=str(tmp_path))
     assert rows(raw) == [("1", "1193", 978300760, 5), ("2", "661", 978302109, 3)]
     assert raw.items["1193"] == {"title": 'Amélie: "One" (2001)', "year": "2001", "genres": ["Drama", "Sci-Fi"]}
     assert raw.items["661"] == {"title": "Up (1996)", "year": "1996"}
+    assert [raw.people[user]["age group"] for user in "12"] == ["0", "55"] and raw.people["1"]["sex"] == "F"
 
 
 def test_movielens_latest(tmp_path):
@@ -249,8 +255,12 @@ def test_recbole(tmp_path):
         "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n242\t\"Kolya\tx\" y\t1996\tComedy Children's\n"
         .replace("\tx\" y", '" x')
     )  # fmt: skip
+    (tmp_path / "ml.user").write_text(
+        "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n196\t24\tM\tartist\t1\n"
+    )
     raw = read(source="movielens", path=str(tmp_path))
     assert rows(raw) == [("196", "242", 881250949, 3)]
+    assert raw.people == {"196": {"sex": "M", "age group": "18", "occupation": "artist"}}
     assert raw.items == {"242": {"title": '"Kolya" x (1996)', "year": "1996", "genres": ["Comedy", "Children's"]}}
 
 

@@ -1,6 +1,7 @@
 """RLSO: the losses against their equations, what trains, and one device against eight."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -75,6 +76,21 @@ def test_losses_are_their_equations(transcribed):
     noise = np.where(mask, 0, np.random.default_rng(1).standard_normal(mask.shape))
     np.testing.assert_allclose(loss(new + noise, old - noise), found, rtol=1e-6)
     assert not np.asarray(gradient)[~mask].any()
+
+
+@pytest.mark.parametrize("name", ["rebel", "rloo", "grpo"])
+def test_a_profile_that_is_masked_is_left_out(name):
+    """As if it had not been sampled, whatever it earned; a user without any is no more than a zero."""
+    new, old, mask, rewards = rollout()
+    loss = functools.partial(policy.LOSSES[name], eta=0.7, clip_ratio=0.3)
+    mask[:, 1] = False
+    found, gradient = jax.value_and_grad(loss)(jnp.asarray(new), old, mask, rewards)
+    fewer = [np.delete(a, 1, 1) for a in (new, old, mask, rewards)]
+    np.testing.assert_allclose(found, loss(*fewer), rtol=1e-5)
+    assert not np.asarray(gradient)[:, 1].any()
+    mask[0] = False
+    rest = [a[1:] for a in fewer]
+    np.testing.assert_allclose(loss(new, old, mask, rewards), loss(*rest) * len(rest[0]) / len(new), rtol=1e-5)
 
 
 def test_two_samples_by_hand():

@@ -23,10 +23,10 @@ from tests.systems.tiny_run import recommender, small_config, small_world
 CALLS = []
 
 
-def short_is_good(ranks, similarities, texts):
+def short_is_good(rollout):
     """A reward of one's own: the fewer words, the more."""
-    CALLS.append((ranks.shape, similarities.shape, texts))
-    return jnp.array([[1 / (1 + len(text.split())) for text in row] for row in texts])
+    CALLS.append(rollout)
+    return jnp.array([[1 / (1 + len(text.split())) for text in row] for row in rollout.texts])
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +129,31 @@ def test_variants_of_rlso(r, changes):
     counts = [a for a in jax.tree.leaves(state["lm"].optimiser) if a.dtype == jnp.int32]
     assert {int(count) for count in counts} == {2 * settings.epochs * settings.minibatches}
     if ":" in settings.reward:
-        (ranks, similarities, texts), shape = CALLS[-1], (settings.users, settings.samples)
-        assert ranks == similarities == (*shape, 1) and (len(texts), len(texts[0])) == shape
-        wanted = np.mean([1 / (1 + len(text.split())) for row in texts for text in row])
+        seen, shape, last = CALLS[-1], (settings.users, settings.samples), r.config.prompt.history_items
+        assert seen.ranks.shape == seen.similarities.shape == (*shape, 1) and np.shape(seen.texts) == shape
+        assert seen.shown_ranks.shape == seen.unseen_ranks.shape == (*shape, last) and seen.shown_ranks.min() == 0
+        assert seen.ended.shape == shape and len(seen.shown) == len(seen.histories) == settings.users
+        assert [h["title"] for h in seen.histories[0]] == [title.split(" (")[0] for title in seen.shown[0].titles]
+        wanted = np.mean([1 / (1 + len(text.split())) for row in seen.texts for text in row])
         assert found["reward/metric"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_parts_of_a_reward_are_logged_and_add_up(r):
+    reward = {"policy.reward": "ndcg + 0.5*ended - 0.1*copied + explains", "policy.kl_coef": 0.0}
+    _, found, _, phase = policy_step(r, reward, steps=1)
+    assert found["reward/ended"] == 1 - found["unended"]
+    parts = found["reward/ndcg"] + 0.5 * found["reward/ended"] - 0.1 * found["reward/copied"] + found["reward/explains"]
+    assert found["reward/metric"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_cut_profiles_are_left_out_of_the_loss(r):
+    """Where the setting says so: with every profile cut nothing is learned (in this tiny model hardly one ends)."""
+    _, whole, _, phase = policy_step(r, {"policy.kl_coef": 0.0}, steps=1)
+    _, masked, _, leaves_out = policy_step(r, {"policy.kl_coef": 0.0, "policy.mask_unended": True}, steps=1)
+    assert masked["grad_norm"] < whole["grad_norm"] and masked["profile_tokens"] == whole["profile_tokens"]
+    mask, unended = jnp.ones((8, 2, 3), bool), np.arange(16).reshape(8, 2) % 2 == 0
+    np.testing.assert_array_equal(phase.counted(mask, unended), mask)
+    np.testing.assert_array_equal(leaves_out.counted(mask, unended)[:, :, 0], ~unended)
 
 
 def test_lora_trains_alone(world, tmp_path):
