@@ -1,5 +1,6 @@
 """Files: written whole or not at all, lines of JSON, and what JSON can hold."""
 
+import hashlib
 import json
 import math
 import os
@@ -37,6 +38,11 @@ def read_jsonl(path) -> list[dict]:
             if number < len(lines) or line.endswith(b"\n"):
                 raise InputError(f"{path}:{number} is not JSON: remove that line.") from None
     return records
+
+
+def hash_of_text(text: str) -> str:
+    """The sha256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def read_texts(path, setting: str) -> dict[tuple[str, int | None], str]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, evaluate, files, trackers
+from lpt_jax import devices, evaluate, files, judge, study, trackers
 from lpt_jax.checkpoints import Checkpoints
 from lpt_jax.errors import InputError
 from lpt_jax.learning.loop import Loop, Part, Phase, stage_folder
@@ -60,6 +60,31 @@ def audit_again(system, config, workdir: Path) -> dict:
     prepare(r)
     of_stages = stages(system, r, phases, state)
     return evaluate.audit_alone(r, system.rows(r, of_stages, state, note), untrained(r, of_stages))
+
+
+def questions(system, config, workdir: Path, count: int) -> list[judge.Task]:
+    """Tasks for judges of the profiles that a trained workdir's stages and rules wrote, of `count` test users at most."""
+    r, phases, state, note = trained(system, Run(config, workdir))
+    prepare(r)
+    rows = system.rows(r, stages(system, r, phases, state), state, note)
+    texts = {row.name: row.audited.texts for row in rows if row.ended is not None}
+    names = sorted(
+        texts, key=lambda name: name != "summary"
+    )  # the summary first: the last stage is what others are compared with
+    different = {tuple(texts[name]): name for name in reversed(names)}  # of stages with one text the first
+    return judge.tasks(r, {name: texts[name] for name in names if name in different.values()}, count)
+
+
+def judged(system, config, workdir: Path, count: int, url: str, model: str, prices: str) -> dict:
+    """Puts tasks about a trained workdir's profiles to a judge (lpt_jax/judge.py)."""
+    return judge.main(config, workdir, lambda: questions(system, config, workdir, count), url, model, prices)
+
+
+def studied(system, config, workdir: Path, count: int, answers: str) -> object:
+    """Writes the same tasks as a form for people, or scores their answers (lpt_jax/study.py)."""
+    if answers:
+        return study.collect(config, workdir, answers)
+    return study.write(config, workdir, questions(system, config, workdir, count))
 
 
 def write_profiles(system, config, workdir: Path, output: Path, split: str) -> list[str]:

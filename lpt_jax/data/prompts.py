@@ -110,6 +110,13 @@ LIKED_THING = "Likes {n}."  # against which what a profile rejects is scored
 CHOSEN = "Has chosen {titles}."  # where none was rated well
 LONG_TITLES = 60  # characters of three titles, above which two are named
 LIKED, DISLIKED = 0.8, 0.4  # of the best rating: at least, at most
+JUDGED = {  # what a judge is asked (lpt_jax/judge.py); {first} and {second}: the options
+    "describes": "Here are {kind} that a person has rated or chosen:\n\n{given}\n\nWhich of these two descriptions fits this "
+    "person better?\n\nA: {first}\n\nB: {second}\n\nAnswer with one letter: A, B, or C if neither is better.",
+    "matches": "Here is a description of a person's taste in {kind}:\n\n{given}\n\nWhich of these two lists is more likely what this "
+    "person chose next?\n\nA:\n{first}\n\nB:\n{second}\n\nAnswer with one letter: A, B, or C if you can't tell.",
+}
+LIKELIER = "{profile}\n\nThis person has chosen these {kind}:\n"
 # What turns a clause into a rejection, what only seems to, and where one clause ends and another begins.
 REJECTS = (
     r"(?:no|not|nothing|never|nor|hates?|hated|dislikes?|disliked|avoids?|without|less|fewer|except|skip|skips|leave out|stop|(?:seen|had) enough|enough of|tired of|sick of|"
@@ -162,6 +169,11 @@ def _blocks(session, catalogue, data_config, keep, control):
         neutralise(item_block(catalogue.fields[item], chosen, rating, review, data_config.best_rating), control)
         for item, rating, review in list(zip(session.history, ratings, reviews))[max(n - keep, 0) :]
     ]
+
+
+def shown_lines(session, catalogue, data_config, last: int) -> list[str]:
+    """The session's latest items, oldest first, as the prompt shows them."""
+    return _blocks(session, catalogue, data_config, last, None)
 
 
 def messages(session, catalogue, data_config, prompt_config, keep: int, control=None) -> list[dict]:
