@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> tuple:
         raise InputError(f"{error}; --help lists the flags.") from None
     overrides = config_lib.overrides_of(rest)
     for name in (n for n in f if f[n].present):
-        named = (part.split(", ") for part in re.findall(r"([\w, ]+): ", f[name].help))
+        named = (part.split(", ") for part in re.findall(r"(\w+(?:, \w+)*): ", f[name].help))
         modes = next((names for names in named if set(names) <= set(MODES)), MODES)
         if f.mode not in modes:
             raise InputError(f"--{name} is for --mode={' and --mode='.join(modes)}, and the mode is {f.mode}.")
