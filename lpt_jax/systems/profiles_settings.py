@@ -164,7 +164,7 @@ def tiny(config: ConfigDict) -> None:
     config.lm.update(source="tiny", dtype="float32")
     config.embedder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
     config.prompt.update(max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1)
-    config.profile.update(max_tokens=8, batch=16)
+    config.profile.update(max_tokens=24 if "imitation" in config.phases else 8, batch=16)  # summaries are to fit
     config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
     config.imitation.update(steps=2, batch=16, evaluate_every=2, samples=2, warmup=1)
     config.residuals.update(steps=4, batch=16, windows=2, targets=2, evaluate_every=2, warmup=1)
