@@ -53,6 +53,7 @@ def get_config(variant: str = ""):
     c.policy.update(
         steps=16, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
         optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=16,
+        reward="ndcg + 0.2*clean + 0.2*supported",
     )  # fmt: skip
     c.evaluation.update(baselines=BASELINES, samples=12)
     return choose(c, variant, long=long, short=short)
@@ -78,6 +79,7 @@ def short(c):
     c.prompt.update(max_tokens=160, style="genres", start="This person likes {kind} such as")
     c.profile.update(max_tokens=24, batch=128)
     c.contrastive.texts = "profiles,summaries"
+    c.policy.reward = "ndcg"
     c.policy.update(steps=40, users=32, samples=8, warmup=4, evaluate_every=20, keep_best=False)
     c.evaluation.update(max_users=32, baselines="popularity", bootstrap=2000)
     return c

@@ -45,17 +45,21 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_tiny_takes_two_steps_of_each_phase(name, trained):
     workdir = trained(name)
-    steps = {phase: [r["step"] for r in records(workdir) if r["phase"] == phase] for phase in ("contrastive", "policy")}
-    assert steps == {"contrastive": [0, 1, 2], "policy": [0, 1, 2]}
-    assert all(r.get("loss") is not None for r in records(workdir) if r["step"])
     results = json.loads((workdir / "results.json").read_text())
-    expected, last = {*config_lib.BASELINES, "zero_shot", "cl", "cl_rlso", "summary", "shuffled_profiles"}, "cl_rlso"
-    gains = {"zero_shot->cl", "cl->cl_rlso"}
+    first = [phase for phase in ("imitation",) if phase in results["config"]["phases"]]
+    phases = [*first, "contrastive", "policy"]
+    assert {p: [r["step"] for r in records(workdir) if r["phase"] == p] for p in phases} == dict.fromkeys(
+        phases, [0, 1, 2]
+    )
+    assert all(r.get("loss") is not None for r in records(workdir) if r["step"])
+    stages = ["zero_shot", "sft", "sft_cl", "sft_cl_rlso"] if first else ["zero_shot", "cl", "cl_rlso"]
+    expected = {*config_lib.BASELINES, *stages, "summary", "shuffled_profiles"}
     if "residuals" in results["config"]["phases"]:
-        last = "cl_rlso_items"
-        expected |= {last, "cl_rlso_items_history", "summary_items", "summary_items_history"}
-        gains.add(f"cl_rlso->{last}")
+        stages.append(f"{stages[-1]}_items")
+        expected |= {stages[-1], f"{stages[-1]}_history", "summary_items", "summary_items_history"}
+    last = stages[-1]
     assert set(results["rows"]) == expected
+    gains = {f"{a}->{b}" for a, b in zip(stages, stages[1:])}
     gains |= {
         f"zero_shot->{last}",
         "items_popularity->summary",
@@ -63,10 +67,16 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
         f"shuffled_profiles->{last}",
     }
     assert set(results["gains"]) == gains
-    assert {"zero_shot", "cl", last, "summary"} <= results["audit"].keys()
-    assert {"like", "like_alone", "dislike", "avoid_alone", "replace", "kept"} <= results["audit"]["cl"].keys()
+    assert {*stages, "summary"} <= results["audit"].keys()
+    of_cl = results["audit"][stages[-2]]
+    assert {"like", "like_alone", "dislike", "avoid_alone", "replace", "kept"} <= of_cl.keys()
+    texts = {name: audit["text"] for name, audit in results["audit"].items() if "text" in audit}
+    assert texts.keys() == {name for name in (*stages, "summary") if not name.endswith("_items")}
+    assert {"ended", "clean", "defects", "supported", "telling", "words", "distinct"} <= texts[stages[0]].keys()
+    assert texts["summary"]["ended"]["mean"] == 1 and texts["summary"]["supported"]["profiles"]["mean"] > 0.9
     assert {"protocol", "seed", "config", "versions", "devices", "seconds"} <= set(results)
     assert (workdir / "report.html").stat().st_size > 1000
+    assert "How the profiles read" in (workdir / "report.md").read_text()
 
 
 def test_evaluate_gives_the_same_results_again_and_trec_files(trained, tmp_path, capsys):
@@ -77,13 +87,19 @@ def test_evaluate_gives_the_same_results_again_and_trec_files(trained, tmp_path,
     assert json.loads((workdir / "results.json").read_text())["rows"] == before
     runs = {path.stem for path in (workdir / "trec").glob("*.run")}
     assert runs == before.keys() - {"random"}
-    for name in ("bm25", "sasrec", "cl_rlso_items"):  # the list is as long as the catalogue: every metric comes back
+    for name in (
+        "bm25",
+        "sasrec",
+        "sft_cl_rlso_items",
+    ):  # the list is as long as the catalogue: every metric comes back
         assert main([*command, f"--run={workdir}/trec/{name}.run"]) == 0
         again = json.loads((workdir / f"trec/{name}.run.json").read_text())
         assert again["row"] == pytest.approx(before[name]) and not any(again["counts"].values())
-    assert again["gain"]["over"] == "cl_rlso_items" and again["gain"]["high"] == 0 == again["gain"]["low"]
+    assert again["gain"]["over"] == "sft_cl_rlso_items" and again["gain"]["high"] == 0 == again["gain"]["low"]
     shown = capsys.readouterr().out
-    assert "run cl_rlso_items.run" in shown and "cl_rlso_items->run cl_rlso_items.run: ndcg +0.0000" in shown
+    assert (
+        "run sft_cl_rlso_items.run" in shown and "sft_cl_rlso_items->run sft_cl_rlso_items.run: ndcg +0.0000" in shown
+    )
     oracle = pytest.importorskip("pytrec_eval", reason="needs pytrec_eval-terrier")
     qrels = trec.read_trec(workdir / "trec/test.qrels")
     for name in runs:
@@ -92,7 +108,7 @@ def test_evaluate_gives_the_same_results_again_and_trec_files(trained, tmp_path,
         )
         for ours, their_name in (("ndcg@10", "ndcg_cut_10"), ("recall@5", "recall_5"), ("mrr", "recip_rank")):
             assert before[name][ours] == pytest.approx(np.mean([v[their_name] for v in theirs.values()]), abs=1e-4)
-    lines = (workdir / "trec/cl.run").read_text().splitlines()
+    lines = (workdir / "trec/sft_cl.run").read_text().splitlines()
     damaged = [lines[0].replace(lines[0].split()[0], "somebody"), *lines[1:40:2], "user0001 Q0 item9999 1 5.0 me"]
     (tmp_path / "other").write_text("\n".join(damaged))
     assert main([*command, f"--run={tmp_path / 'other'}"]) == 0
@@ -120,8 +136,9 @@ def test_recommend(asked, trained, capsys):
     before = files(workdir)
     command = [f"--config={ROOT}/configs/movielens.py:tiny", f"--workdir={workdir}"]
     assert main(["main", *command, "--mode=recommend", asked, "--k=4"]) == 0
-    profile, _, head, *rows = capsys.readouterr().out.splitlines()[-7:]
-    assert profile.startswith("Profile: ") and head.split() == ["rank", "score", "item", "title"]
+    lines = capsys.readouterr().out.splitlines()
+    head, *rows = lines[-5:]
+    assert any(line.startswith("Profile: ") for line in lines) and head.split() == ["rank", "score", "item", "title"]
     assert [row.split()[0] for row in rows] == ["1", "2", "3", "4"]
     scores = [float(row.split()[1]) for row in rows]
     assert scores == sorted(scores, reverse=True)
@@ -167,7 +184,7 @@ def test_the_audit_again_gives_the_same_numbers_and_those_by_name(trained, capsy
     shown = capsys.readouterr().out
     assert "change by name" in shown and "space" in shown and "obeyed" in shown
     after = json.loads((workdir / "results.json").read_text())
-    assert after == before and set(after["audit"]["cl"]["like"]["changes"]) == {
+    assert after == before and set(after["audit"]["sft_cl"]["like"]["changes"]) == {
         "space",
         "crime",
         "romance",

@@ -123,5 +123,6 @@ class ResidualsPhase(Phase):
         queries, valid = r.queries(self.embedder, self.validation)
         alone = r.validation(r.rank("validation", queries, items, valid))
         queries = r.with_history(queries, items, [s.history for s in people], self.plan.history)
-        with_history = r.validation(r.rank("validation", queries, items, valid))
-        return with_history | {f"val/text alone, {name[4:]}": value for name, value in alone.items()}
+        beside = r.validation(r.rank("validation", queries, items, valid))
+        both = {name: (value + beside[name]) / 2 for name, value in alone.items()}  # both are rows of the results
+        return both | {f"val/text alone, {name[4:]}": value for name, value in alone.items()}

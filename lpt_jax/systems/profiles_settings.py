@@ -150,7 +150,7 @@ def settings() -> ConfigDict:
         windows=4,  # sessions per training user at most, as data.windows
         targets=10,  # next items per session
         temperature=0.1,  # of the softmax over all items
-        penalty=1.0,  # × the residuals' mean square
+        penalty=3.0,  # × the residuals' mean square
         **optimiser(learning_rate=3e-3, warmup=10),
         evaluate_every=20,
         keep_best=True,
