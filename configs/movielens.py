@@ -39,8 +39,8 @@ def get_config(variant: str = ""):
         style="taste",
         system="Be brief.",  # SmolLM2's template would add a longer one of its own
     )
-    c.profile.update(max_tokens=48, batch=32)
-    c.imitation.update(steps=60, evaluate_every=60)
+    c.profile.update(max_tokens=48, batch=64)
+    c.imitation.update(steps=48, evaluate_every=48, schedule="linear")
     c.contrastive.update(
         steps=160,
         batch=64,
@@ -51,8 +51,8 @@ def get_config(variant: str = ""):
         keep_best=False,  # NDCG is as good half-way, but by then the embedder does not yet listen
     )
     c.policy.update(
-        steps=16, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
-        optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=16,
+        steps=12, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
+        optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=12,
         reward="ndcg + 0.2*clean + 0.2*supported",
     )  # fmt: skip
     c.evaluation.update(baselines=BASELINES, samples=12)
