@@ -78,7 +78,7 @@ def short(c):
     c.data.eval_windows = 2
     c.prompt.update(max_tokens=160, style="genres", start="This person likes {kind} such as")
     c.profile.update(max_tokens=24, batch=128)
-    c.contrastive.texts = "profiles,summaries"
+    c.contrastive.update(texts="profiles,summaries", sampling_temperature=0.7)
     c.policy.reward = "ndcg"
     c.policy.update(steps=40, users=32, samples=8, warmup=4, evaluate_every=20, keep_best=False)
     c.evaluation.update(max_users=32, baselines="popularity", bootstrap=2000)

@@ -7,7 +7,8 @@
 Pieces are of 48 MiB, so that they can be carried one by one where a transfer has a limit; --take keeps each, checks its hash and,
 when all are there, puts the folders together in the cache. The runs start seed by seed, `at_once` of them at a time (they share the
 accelerator), those that others begin from first. When the minutes are over, what runs is asked to save itself and stop; the same
-command goes on from there. Results, curves and configs of all runs are copied to --out, and what has finished is collected.
+command goes on from there. Results, curves, configs and logs of all runs are copied to --out, whatever happens; when all have
+finished, sweep.py collects them.
 """
 
 import hashlib
@@ -74,47 +75,60 @@ def take(folder: Path) -> list[str]:
 
 
 def run(file: Path, minutes: float, at_once: int) -> int:
-    """Runs an experiment's orders until they are done or the minutes are over; how many have not finished."""
-    ends = time.monotonic() + 60 * minutes
+    """Runs an experiment's orders until they are done or the minutes are over; how many have not finished.
+
+    A run that fails lets the others end; those that would begin from it don't start.
+    """
+    began = time.monotonic()
+    ends = began + 60 * minutes - GRACE
     first, runs = sweep.orders(sweep.read(file))
     groups = [first, [one for of_seed in zip(*runs.values(), strict=True) for one in of_seed]]
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     for group in groups:
-        waiting, running = [one for one in group if not sweep.finished(one)], {}
-        while waiting or running:
-            while waiting and len(running) < at_once and time.monotonic() < ends - GRACE:
+        waiting, running = [one for one in group if not sweep.finished(one)], []
+        while (waiting and time.monotonic() < ends) or running:
+            while waiting and len(running) < at_once and time.monotonic() < ends:
                 one = waiting.pop(0)
-                one.workdir.parent.mkdir(parents=True, exist_ok=True)
-                with open(one.workdir.with_name(f"{one.workdir.name}.log"), "a", encoding="utf-8") as log:
+                print(f"{time.monotonic() - began:6.0f} s  {one.workdir}", flush=True)
+                with open(log_of(one), "a", encoding="utf-8") as log:
                     command = [sys.executable, "-m", "lpt_jax.main", *one.arguments]
-                    running[subprocess.Popen(command, stdout=log, stderr=log, env=environment)] = one
-                print(f"{minutes * 60 - (ends - time.monotonic()):6.0f} s  {one.workdir}", flush=True)
-            if time.monotonic() > ends - GRACE:
-                for child in running:
-                    child.send_signal(signal.SIGTERM)
-                for child in running:
-                    child.wait()
-                return sum(not sweep.finished(one) for of_all in groups for one in of_all)
-            for child in [child for child in running if child.poll() is not None]:
-                one = running.pop(child)
-                if child.returncode:
-                    for other in running:
-                        other.send_signal(signal.SIGTERM)
-                    raise InputError(
-                        f"{one.workdir}: the run ended with status {child.returncode}; see its .log beside it."
-                    )
+                    running.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+            if time.monotonic() > ends:
+                stop(running)
+            running = [child for child in running if child.poll() is None]
             time.sleep(0.2)
-    return 0
+        if not all(map(sweep.finished, group)):
+            break
+    return sum(not sweep.finished(one) for group in groups for one in group)
+
+
+def stop(running: list[subprocess.Popen]) -> None:
+    """Asks runs to save themselves, and ends those that take too long."""
+    for child in running:
+        child.send_signal(signal.SIGTERM)
+    until = time.monotonic() + GRACE / 2
+    for child in running:
+        try:
+            child.wait(max(until - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def log_of(one: sweep.Order) -> Path:
+    """Where a run prints."""
+    one.workdir.parent.mkdir(parents=True, exist_ok=True)
+    return one.workdir.with_name(f"{one.workdir.name}.log")
 
 
 def copy(file: Path, out: Path) -> None:
     """What the experiment's runs measured, into a folder each."""
     first, runs = sweep.orders(sweep.read(file))
     for one in (*first, *(one for of_name in runs.values() for one in of_name)):
-        for name in KEPT:
-            if (one.workdir / name).exists():
+        for source in (log_of(one), *(one.workdir / name for name in KEPT)):
+            if source.exists():
                 (out / one.workdir.name).mkdir(parents=True, exist_ok=True)
-                shutil.copy(one.workdir / name, out / one.workdir.name / name)
+                shutil.copy(source, out / one.workdir.name / source.name)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -137,10 +151,12 @@ def main(argv: list[str] | None = None) -> int:
             missing = take(Path(f.take))
             print(f"{len(missing)} pieces are missing: {', '.join(missing)}" if missing else "All pieces are there.")
         elif len(names) == 1:
-            left = run(Path(names[0]), f.minutes, f.at_once)
-            if f.out:
-                copy(Path(names[0]), Path(f.out))
-            print(f"{left} runs have not finished." if left else "All runs have finished.")
+            try:
+                left = run(Path(names[0]), f.minutes, f.at_once)
+            finally:
+                if f.out:
+                    copy(Path(names[0]), Path(f.out))
+            print(f"{left} runs have not finished: their logs say why." if left else "All runs have finished.")
             return 1 if left else sweep.main(["sweep", names[0], "--collect"])
         else:
             raise InputError("Name one experiment, or --pack or --take a folder.")

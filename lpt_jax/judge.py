@@ -9,6 +9,7 @@ People fill in a form (study.py). Every score is a mean over users with its 95 %
 """
 
 import collections
+import http.client
 import json
 import os
 import re
@@ -23,11 +24,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from lpt_jax import files, metrics
+from lpt_jax import devices, files, metrics
 from lpt_jax.data import prompts
 from lpt_jax.errors import InputError
 
-KEYS = ("LPT_JAX_JUDGE_KEY", "OPENAI_API_KEY")  # of the environment, the first that is set
+KEY = "LPT_JAX_JUDGE_KEY"  # of the environment
 TRIES, WAIT, LONGEST = 6, 2.0, 60.0  # of a request; seconds before the second, doubled for each further, at most
 LISTED = 5  # items of a list at most
 
@@ -53,7 +54,7 @@ def tasks(r, texts: dict[str, list[str]], count: int, split: str = "test") -> li
     last, made = list(texts)[-1], []
     for row in rows:
         session, other = sessions[row], sessions[rng.choice([n for n in rows if n != row] or [row])]
-        history = "\n".join(prompts.shown_lines(session, catalogue, data, r.config.prompt.history_items))
+        history = "\n".join(prompts.shown_lines(session, catalogue, data, r.kept(session)))
         known = {*session.history, *session.targets}
         foreign = [item for item in other.targets if item not in known]
         lists = ["\n".join(catalogue.titles[i] for i in items[:LISTED]) for items in (session.targets, foreign)]
@@ -88,11 +89,15 @@ def question(task: Task, kind: str, swapped: bool = False) -> str:
 def answer_of(text: str) -> str:
     """ "first", "second" or "tie" of a judge's answer, "" if it is none.
 
-    >>> answer_of("B"), answer_of("**A**: it names ..."), answer_of("Neither"), answer_of("I can't say")
+    >>> answer_of("B"), answer_of("**A**: it names ..."), answer_of("Neither"), answer_of("A better fit is B")
     ('second', 'first', 'tie', '')
     """
-    found = re.match(r"\W*(?:answer|option)?\W*(a|b|c|tie|neither|both)\b", text.strip(), re.IGNORECASE)
-    return {"a": "first", "b": "second"}.get(found[1].lower(), "tie") if found else ""
+    found = re.match(
+        r"\W*(?:(?:answer|option)\W*)?(?:(a|b|c)(?=\W*$|[\W_]*[.:,;)\n*-])|(tie|neither|both)\b)",
+        text.strip(),
+        re.IGNORECASE,
+    )
+    return {"a": "first", "b": "second"}.get((found[1] or "").lower(), "tie") if found else ""
 
 
 # ---- who judges
@@ -107,8 +112,12 @@ class Endpoint:
         if not model:
             raise InputError("--judge_model is missing: name the model that the endpoint is to use.")
         self.url, self.model, self.kind, self.wait = url.rstrip("/"), model, kind, wait
-        self.key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+        self.key = os.environ.get(KEY, "").strip()
         self.name = re.sub(r"[^\w.-]+", "_", model)
+
+    def mark(self, task: Task) -> str:
+        """What an answer was an answer to, and whose it is."""
+        return files.hash_of_text(json.dumps([self.url, self.model, question(task, self.kind)]))
 
     def judge(self, waiting: list[Task]) -> Iterable[dict]:
         """For each task {"answers": two of them, the second with the places swapped back, "tokens": [asked, answered]}."""
@@ -132,9 +141,11 @@ class Endpoint:
             "max_tokens": 16,
         }
         headers = {"Content-Type": "application/json", "User-Agent": "lpt_jax"}
-        headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
         request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        if self.key:
+            request.add_unredirected_header("Authorization", f"Bearer {self.key}")  # to this host alone
         for attempt in range(TRIES):
+            asked = ""
             try:
                 with urllib.request.urlopen(request, timeout=120) as response:
                     found = json.loads(response.read())
@@ -142,15 +153,17 @@ class Endpoint:
                 tokens = [int(used.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
                 return str(found["choices"][0]["message"]["content"] or ""), tokens
             except urllib.error.HTTPError as error:
-                why, again = f"HTTP {error.code}", error.code in (408, 429) or error.code >= 500
+                said = " ".join(error.read(500).decode("utf-8", "replace").split())[:200]
+                why, again = f"HTTP {error.code} {said}".strip(), error.code in (408, 429) or error.code >= 500
                 asked = error.headers.get("Retry-After", "")
-            except (OSError, TimeoutError) as error:
-                why, again, asked = str(error), True, ""
-            except (ValueError, LookupError, TypeError):
-                why, again, asked = "its answer is not that of a chat completion", False, ""
+            except (OSError, http.client.HTTPException) as error:
+                why, again = str(error) or type(error).__name__, not isinstance(error, http.client.InvalidURL)
+            except (ValueError, LookupError, TypeError, AttributeError):
+                why, again = "its answer is not that of a chat completion", False
             if not again or attempt + 1 == TRIES:
                 raise InputError(
-                    f"--judge={self.url} doesn't answer ({why}): what was answered is kept, and the same command goes on."
+                    f"--judge={self.url} doesn't answer ({why}): what was answered is kept, and once that is mended the same "
+                    "command goes on."
                 )
             time.sleep(min(float(asked) if asked.replace(".", "", 1).isdecimal() else self.wait * 2**attempt, LONGEST))
 
@@ -162,6 +175,10 @@ class Likelihood:
         """log_likelihood(contexts, texts): log P of each text after its context, and the texts' tokens; None: the model's."""
         self.kind, self.name = kind, re.sub(r"[^\w.-]+", "_", source)
         self.log_likelihood = log_likelihood or log_likelihoods(source)
+
+    def mark(self, task: Task) -> str:
+        """What an answer was an answer to."""
+        return files.hash_of_text(json.dumps([task.given, *task.options, self.after("")]))
 
     def judge(self, waiting: list[Task]) -> Iterable[dict]:
         """For each task {"answers": one}."""
@@ -221,15 +238,13 @@ def log_likelihoods(source: str, batch: int = 4, multiple: int = 32) -> Callable
 
 
 def settled(answers: list[str]) -> float | None:
-    """What the second option gets of the answers to a task: 1, 0, or 1/2 for a tie; None where there is no answer.
+    """What the second option gets of the answers to a task: 1, 0, or 1/2 for a tie; None where an answer is missing.
 
-    >>> settled(["second", "second"]), settled(["second", "first"]), settled(["first"]), settled(["", ""])
+    >>> settled(["second", "second"]), settled(["second", "first"]), settled(["first"]), settled(["second", ""])
     (1.0, 0.5, 0.0, None)
     """
-    values = [{"first": 0.0, "second": 1.0}.get(answer, 0.5) for answer in answers if answer]
-    if not values:
-        return None
-    return values[0] if len(set(values)) == 1 else 0.5
+    values = {{"first": 0.0, "second": 1.0, "": None}.get(answer, 0.5) for answer in answers}
+    return None if None in values or not values else values.pop() if len(values) == 1 else 0.5
 
 
 def scored(asked: list[Task], answers: dict[str, list[list[str]]], interval: Callable) -> dict:
@@ -249,15 +264,14 @@ def scored(asked: list[Task], answers: dict[str, list[list[str]]], interval: Cal
                 if of_task:
                     values[task.user] = float(np.mean(of_task))
                 same += agreements(answers.get(task.id, []))
-        if values:
-            numbers = np.array(list(values.values()))
-            found[kind][stage] = {
-                "score": interval(numbers),
-                "ties": float((numbers == 0.5).mean()),
-                "tasks": len(numbers),
-                "unanswered": missing,
-                "agreement": float(np.mean(same)) if same else None,
-            }
+        numbers = np.array(list(values.values()))
+        found[kind][stage] = {
+            "score": interval(numbers) if values else None,
+            "ties": float((numbers == 0.5).mean()) if values else None,
+            "tasks": len(numbers),
+            "unanswered": missing,
+            "agreement": float(np.mean(same)) if same else None,
+        }
     return dict(found)
 
 
@@ -272,14 +286,14 @@ def agreements(answers: list[list[str]]) -> list[bool]:
 
 def table(found: dict, last: str) -> str:
     """The scores for a terminal."""
-    lines = [f"{'':44}{'score (95 %)':>24}{'ties':>7}{'tasks':>7}{'agreement':>11}"]
+    lines = [f"{'':44}{'score (95 %)':>24}{'ties':>7}{'tasks':>7}{'unanswered':>12}{'agreement':>11}"]
     for kind, stages in found.items():
         for stage, row in stages.items():
             what = f"{last} describes better than {stage}" if kind == "describes" else f"{stage}: the right list"
-            score = row["score"]
-            cell = f"{score['mean']:.3f} ({score['low']:.2f} … {score['high']:.2f})"
-            agreed = "–" if row["agreement"] is None else f"{row['agreement']:.2f}"
-            lines.append(f"{what:44}{cell:>24}{row['ties']:>7.2f}{row['tasks']:>7}{agreed:>11}")
+            score, shares = row["score"], (row["ties"], row["agreement"])
+            cell = f"{score['mean']:.3f} ({score['low']:.2f} … {score['high']:.2f})" if score else "–"
+            ties, agreed = ("–" if share is None else f"{share:.2f}" for share in shares)
+            lines.append(f"{what:44}{cell:>24}{ties:>7}{row['tasks']:>7}{row['unanswered']:>12}{agreed:>11}")
     return "\n".join(lines)
 
 
@@ -300,15 +314,17 @@ def run(config, workdir: Path, asked: list[Task], judge, prices: tuple[float, fl
     """
     folder = workdir / "judge"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{judge.name}.jsonl"
-    lines = {line["id"]: line for line in files.read_jsonl(file) if line.get("task") == fingerprint(asked, line["id"])}
+    file, marks = folder / f"{judge.name}.jsonl", {task.id: judge.mark(task) for task in asked}
+    lines = {line["id"]: line for line in files.read_jsonl(file) if line.get("task") == marks.get(line["id"])}
+    lines = {name: line for name, line in lines.items() if all(line["answers"])}  # what had none is asked again
+    files.write_file(file, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values()))
     waiting = [task for task in asked if task.id not in lines]
     with (
         open(file, "a", encoding="utf-8") as out,
         tqdm(total=len(asked), initial=len(lines), desc=judge.name, unit="task") as bar,
     ):
         for task, found in zip(waiting, judge.judge(waiting), strict=True):
-            lines[task.id] = {"id": task.id, "task": fingerprint(asked, task.id)} | found
+            lines[task.id] = {"id": task.id, "task": marks[task.id]} | found
             out.write(json.dumps(lines[task.id], ensure_ascii=False) + "\n")
             out.flush()
             bar.update()
@@ -335,12 +351,6 @@ def last_of(asked: list[Task]) -> str:
     return next((task.names[1] for task in asked if task.kind == "describes"), asked[-1].stage if asked else "")
 
 
-def fingerprint(asked: list[Task], name: str) -> str:
-    """What a kept answer was an answer to."""
-    task = next((task for task in asked if task.id == name), None)
-    return files.hash_of_text(json.dumps(task[1:], ensure_ascii=False)) if task else ""
-
-
 def main(config, workdir: Path, make: Callable, url: str | None, model: str | None, prices: str | None) -> dict:
     """--mode=judge; make() gives the tasks."""
     if not url:
@@ -359,4 +369,8 @@ def main(config, workdir: Path, make: Callable, url: str | None, model: str | No
     local = url.removeprefix("local:") if url.startswith("local:") else ""
     judge = None if local else Endpoint(url, model, config.data.kind)
     asked = make()
-    return run(config, workdir, asked, judge or Likelihood(local, config.data.kind), paid)
+    found = {}
+    if devices.first():
+        found = run(config, workdir, asked, judge or Likelihood(local, config.data.kind), paid)
+    devices.wait_for_all("the judge's answers")
+    return found

@@ -104,6 +104,8 @@ class ProfileRecommender:
     def __init__(self, run: Run, lm: Callable[[], LanguageModel], embedder: Callable[[], Embedder]):
         """lm, embedder: make the models, which happens when they are first asked for."""
         self.run, self._lm, self._embedder, self.begin_residuals = run, lm, embedder, None
+        self._kept = {}  # id of a session -> the session, and how many items its prompt shows
+        self._greedy = None, "", [], {}  # the last greedy profiles: their weights, split, texts, and which ended
         self.config, self.data, self.sessions = run.config, run.data, run.sessions
 
     @functools.cached_property
@@ -157,12 +159,19 @@ class ProfileRecommender:
         settings = self.config.data, self.config.prompt, self.lm.source.tokenizer
         return prompts.encode_prompt(session, self.data.catalogue, *settings)
 
+    def kept(self, session) -> int:
+        """How many of the latest items a session's prompt shows."""
+        if id(session) not in self._kept:
+            self._kept[id(session)] = session, self.prompt(session)[1]
+        return self._kept[id(session)][1]
+
     @functools.cached_property
     def prompts(self) -> dict[str, list[list[int]]]:
         """The prompts of all sessions by split, for which the language model then has few static lengths."""
         made, lengths = {}, []
         for split, sessions in self.sessions.items():
             rows = [self.prompt(session) for session in sessions]
+            self._kept |= {id(s): (s, kept) for s, (_, kept) in zip(sessions, rows, strict=True)}
             self.data.counts[f"{split} prompts without room for an item"] = sum(kept == 0 for _, kept in rows)
             made[split] = [ids for ids, _ in rows]
             lengths += [len(ids) for ids, _ in rows]
@@ -190,8 +199,14 @@ class ProfileRecommender:
 
         Its lines: row (in the split), user, history (items), profile, tokens (of the language model), ended (an end
         token came), empty, and over_long (for the embedder's window). copy: which of several of a session. ended: a dict
-        that gets, by row, which profiles the model ended itself.
+        that gets, by row, which profiles the model ended itself. Greedy profiles without a file are remembered: two phases
+        may validate the same weights one after the other.
         """
+        known_weights, known_split, texts, by_itself = self._greedy
+        if file is None and not temperature and known_weights is weights and known_split == split:
+            if ended is not None:
+                ended |= by_itself
+            return texts
         sessions, lines = self.sessions[split], files.read_jsonl(file) if file else []
         known, by_itself = ({line["row"]: line[key] for line in lines} for key in ("profile", "ended"))
         devices.wait_for_all(f"read {file}")
@@ -219,6 +234,8 @@ class ProfileRecommender:
         texts = self.lm.write(weights, self.prompts[split], numbers, key, temperature, what, known, keep)
         if ended is not None:
             ended |= by_itself
+        if file is None and not temperature:
+            self._greedy = weights, split, texts, by_itself
         return texts
 
     def summaries(self, split: str, copy: int = 0) -> list[str]:

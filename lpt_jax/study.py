@@ -29,7 +29,9 @@ progress { width: 100%; } label { display: block; margin: .6rem 0; } input { fon
 """
 SCRIPT = """
 const tasks = [...document.querySelectorAll('.task')], key = 'study-' + STUDY;
-let kept = {}; try { kept = JSON.parse(localStorage.getItem(key)) || {}; } catch (e) {}
+let kept = {}, person = Math.random().toString(36).slice(2) + Date.now().toString(36);
+try { kept = JSON.parse(localStorage.getItem(key)) || {}; person = localStorage.getItem(key + '-person') || person;
+  localStorage.setItem(key + '-person', person); } catch (e) {}
 let at = tasks.findIndex(task => !(task.dataset.id in kept)); if (at < 0) at = tasks.length;
 function keep() { try { localStorage.setItem(key, JSON.stringify(kept)); } catch (e) {} }
 function show() {
@@ -45,7 +47,7 @@ tasks.forEach(task => task.querySelectorAll('button').forEach(b => b.addEventLis
 document.getElementById('back').addEventListener('click', () => { at -= 1; show(); });
 document.querySelectorAll('.save').forEach(b => b.addEventListener('click', () => {
   const who = document.getElementById('who').value.trim();
-  const blob = new Blob([JSON.stringify({ study: STUDY, who: who, answers: kept }, null, 1)], { type: 'application/json' });
+  const blob = new Blob([JSON.stringify({ study: STUDY, person: person, who: who, answers: kept }, null, 1)], { type: 'application/json' });
   const link = document.createElement('a'); link.href = URL.createObjectURL(blob);
   link.download = 'answers-' + (who.replace(/[^A-Za-z0-9_-]+/g, '_') || 'anonymous') + '.json';
   document.body.append(link); link.click(); link.remove(); }));
@@ -80,7 +82,7 @@ def form(asked: list[judge.Task], kind: str, seed: int) -> str:
             f'<button value="{value}"><p class="text">{html.escape(text)}</p></button>' for value, text in values
         )
         blocks.append(
-            f'<section class="task" data-id="{html.escape(number(asked, task))}"><h2>{html.escape(given.format(kind=kind))}</h2>'
+            f'<section class="task" data-id="{number(place)}"><h2>{html.escape(given.format(kind=kind))}</h2>'
             f'<p class="text given">{html.escape(task.given)}</p><h2>{question}</h2><div class="options">{options}</div>'
             f'<button value="tie">{neither}</button></section>'
         )
@@ -99,9 +101,9 @@ def form(asked: list[judge.Task], kind: str, seed: int) -> str:
     )
 
 
-def number(asked: list[judge.Task], task: judge.Task) -> str:
-    """What the form calls a task: its place, so that nobody reads where a text is from."""
-    return f"task{[other.id for other in asked].index(task.id):04d}"
+def number(row: int) -> str:
+    """What the form calls a task, so that nobody reads where a text is from."""
+    return f"task{row:04d}"
 
 
 def name_of(asked: list[judge.Task]) -> str:
@@ -133,9 +135,10 @@ def collect(config, workdir: Path, names: str) -> dict:
     paths = [path for name in names.split(",") for path in found(name.strip())]
     people, studies = {}, set()
     for path in paths:
-        study, who, answers = answers_of(path)
+        study, person, answers = answers_of(path)
         studies.add(study)
-        people[f"{path.name}: {who}"] = answers
+        if len(answers) >= len(people.get(person, {})):  # of two files of one person the fuller
+            people[person] = answers
     if len(studies) != 1:
         raise InputError(f"--answers={names} has answers to {len(studies)} different studies: collect each alone.")
     key = workdir / "study" / f"study-{next(iter(studies))}.json"
@@ -144,13 +147,11 @@ def collect(config, workdir: Path, names: str) -> dict:
             f"--answers={names} are to a study that {workdir} didn't make: name the workdir of --mode=study."
         )
     asked = [judge.Task(*row[:5], tuple(row[5]), tuple(row[6])) for row in json.loads(key.read_text(encoding="utf-8"))]
+    tasks = {number(row): task for row, task in enumerate(asked)}
     of_tasks = {
-        task.id: [[answers[name]] for answers in people.values() if (name := number(asked, task)) in answers]
-        for task in asked
+        task.id: [[of_one[name]] for of_one in people.values() if name in of_one] for name, task in tasks.items()
     }
-    unknown = sum(
-        name not in {number(asked, task) for task in asked} for answers in people.values() for name in answers
-    )
+    unknown = sum(name not in tasks for of_one in people.values() for name in of_one)
     results = {"people": len(people), "answers": sum(map(len, people.values())), "last": judge.last_of(asked)}
     results |= {"answers to unknown tasks": unknown, "scores": judge.scored(asked, of_tasks, judge.interval_of(config))}
     text = json.dumps(files.plain(results), indent=1, ensure_ascii=False)
@@ -172,15 +173,15 @@ def found(name: str) -> list[Path]:
 
 
 def answers_of(path: Path) -> tuple[str, str, dict[str, str]]:
-    """The study's name, the person's, and the answers by task, of a file that the form saved."""
+    """The study's name, whose it is, and the answers by task, of a file that the form saved."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         answers = {str(task): answer for task, answer in record["answers"].items()}
-        study, who = str(record["study"]), str(record.get("who") or "")
+        study, person = str(record["study"]), str(record.get("person") or path.resolve())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise InputError(f"{path} is no file that the study's form saved.") from None
     if wrong := next((answer for answer in answers.values() if answer not in ("first", "second", "tie")), None):
         raise InputError(f"{path} has the answer {str(wrong)[:40]!r}: it must be first, second or tie.")
     if not re.fullmatch(r"[0-9a-f]{16}", study):
         raise InputError(f"{path} names no study.")
-    return study, who, answers
+    return study, person, answers

@@ -24,7 +24,7 @@ import numpy as np
 from lpt_jax import metrics
 
 TOLD = 20  # histories of which one is the profile's
-FOLDS = 5  # of the logistic regression
+FOLDS, STRENGTH = 5, 0.01  # of the logistic regression: its cross-validation, the inverse of its penalty
 DEFECTS = (
     "cut off",
     "repetition",
@@ -57,24 +57,23 @@ class Shown(NamedTuple):
 
 
 def shown(session, catalogue, last: int) -> Shown:
-    """What the session's latest items show."""
-    items, known = session.history[-last:], catalogue.attributes
+    """What the session's latest items, so many, show."""
+    items, known = session.history[len(session.history) - last :], catalogue.attributes
     return Shown([catalogue.titles[i] for i in items], {known.names[a] for i in items for a in known.of(i)})
 
 
-def without_titles(text: str, titles: list[str]) -> tuple[str, int]:
-    """The text with the titles taken out, HOLE in their place, and how many there were; a title's year may be missing.
+def without_titles(text: str, titles: list[str]) -> tuple[str, collections.Counter]:
+    """The text with the titles taken out, HOLE in their place, and how often each was there; its year may be missing.
 
-    >>> without_titles("Likes Heat (1995) and Alien.", ["Heat (1995)", "Alien (1979)"]) == (f"Likes {HOLE} and {HOLE}.", 2)
+    >>> without_titles("Likes Heat (1995) and Alien.", ["Heat (1995)", "Alien (1979)"])[0] == f"Likes {HOLE} and {HOLE}."
     True
     """
-    count = 0
+    counts = collections.Counter()
     for title in sorted(filter(None, titles), key=len, reverse=True):
-        bare = YEAR.sub("", title)
-        for form in dict.fromkeys((title, bare)):
+        for form in dict.fromkeys((title, YEAR.sub("", title))):
             text, n = re.subn(rf"(?<!\w){re.escape(form)}(?!\w)", HOLE, text)
-            count += n
-    return text, count
+            counts[title] += n
+    return text, counts
 
 
 def attribute_pattern(names: list[str]) -> re.Pattern | None:
@@ -109,25 +108,27 @@ def claims(text: str, of_history: Shown, pattern: re.Pattern | None) -> Claims:
             example = YEAR.sub("", example).strip(" ,:'\"")
             if pattern and pattern.fullmatch(example):
                 as_items.append(example)
-            elif HOLE not in example and re.search(r"\w", example):
+            elif HOLE not in example and re.match(r"[A-Z\d]", example):  # else it goes on after the titles
                 wrong += 1
     outside = EXAMPLES.sub(" ", rest)
     wrong += len(re.findall(rf"\w[^{HOLE}.;!?()]*{YEAR.pattern}", outside))
     named = [match[0].lower() for match in pattern.finditer(rest)] if pattern else []
     known = {name.lower() for name in of_history.attributes}
-    return Claims(titles + sum(name in known for name in named), titles + wrong + len(named), named, as_items)
+    shown_titles = titles.total()
+    return Claims(
+        shown_titles + sum(name in known for name in named), shown_titles + wrong + len(named), named, as_items
+    )
 
 
 def defects(text: str, ended: bool, of_history: Shown, found: Claims) -> set[str]:
     """The plain defects of a profile, of DEFECTS."""
-    rest, _ = without_titles(text, of_history.titles)
+    rest, titles = without_titles(text, list(set(of_history.titles)))
     words = re.findall(rf"\w+|{HOLE}", rest.lower())
-    fours = list(zip(*(words[i:] for i in range(4)), strict=False))
-    titles = [text.count(title) for title in set(of_history.titles)]
+    fours = [four for four in zip(*(words[i:] for i in range(4)), strict=False) if HOLE not in four]
     has = {
         "cut off": not ended or not re.search(r"[.!?][\"')]*$", text.strip()),
-        "repetition": len(set(fours)) < len(fours) or bool(re.search(r"\b([^\W\d]+)(?:\W+\1\b)+", rest, re.IGNORECASE)),
-        "named twice": max(titles, default=0) > 1 or len(set(found.attributes)) < len(found.attributes),
+        "repetition": len(set(fours)) < len(fours) or bool(re.search(r"\b([^\W\d]+)\s+\1\b", rest, re.IGNORECASE)),
+        "named twice": max(titles.values(), default=0) > 1 or len(set(found.attributes)) < len(found.attributes),
         "pasted rating": bool(RATING.search(rest)),
         "the task's words": bool(TASK.search(rest)),
         "no words": len(words) < 3 or bool(NONSENSE.search(rest.replace(HOLE, " "))),
@@ -136,27 +137,28 @@ def defects(text: str, ended: bool, of_history: Shown, found: Claims) -> set[str
     return {name for name, is_so in has.items() if is_so}
 
 
-def told(profiles: np.ndarray, histories: np.ndarray, seed: int) -> np.ndarray:
-    """Bool[n]: of TOLD histories [n, D], one's own and others drawn, one's own is nearest to the profile [n, D]."""
-    n, rng = len(profiles), np.random.default_rng(seed)
-    near = profiles @ histories.T
-    found = np.zeros(n, bool)
-    for i in range(n):
-        others = rng.permutation(np.delete(np.arange(n), i))[: TOLD - 1]
-        found[i] = near[i, i] > near[i, others].max(initial=-np.inf)
+def told(profiles: np.ndarray, histories: np.ndarray, users: np.ndarray, seed: int) -> np.ndarray:
+    """Bool[n]: of TOLD histories [n, D], one's own and others drawn of other users [n], one's own is nearest to the profile."""
+    rng, found = np.random.default_rng(seed), np.zeros(len(profiles), bool)
+    for i, profile in enumerate(profiles):
+        others = np.flatnonzero(users != users[i])
+        drawn = rng.choice(others, min(TOLD - 1, len(others)), replace=False)
+        found[i] = histories[i] @ profile > (histories[drawn] @ profile).max(initial=-np.inf)
     return found
 
 
 def predicted(vectors: np.ndarray, answers: list) -> np.ndarray:
-    """Bool[n]: logistic regression on the other folds' vectors [n, D] gives this user's answer."""
+    """Bool[n]: logistic regression on the other folds' vectors [n, D], each dimension scaled alike, gives this user's answer."""
     from sklearn.linear_model import LogisticRegression  # here: only an audit needs it
-    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    folds = KFold(FOLDS, shuffle=True, random_state=0)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a fold may lack a rare answer
-        found = cross_val_predict(LogisticRegression(C=1.0, max_iter=1000), vectors, answers, cv=folds)
-    return found == np.asarray(answers)
+        warnings.simplefilter("ignore")  # an answer may be rarer than there are folds
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+        return cross_val_predict(model, vectors, answers, cv=folds) == np.asarray(answers)
 
 
 def measured(
@@ -165,7 +167,7 @@ def measured(
     """The numbers of profiles with what their prompts showed.
 
     names: of all attributes; interval(values) gives a mean with its interval; vectors: the untrained embedder's of profiles
-    and of histories, Float[n, D] both, for "telling".
+    and of histories, Float[n, D] both, and Int[n] whose they are, for "telling".
     """
     pattern = attribute_pattern(names)
     found = [claims(text, history, pattern) for text, history in zip(texts, histories, strict=True)]
@@ -185,7 +187,7 @@ def measured(
         "distinct": float(np.mean([times[text] == 1 for text in texts])),
     }
     if vectors is not None and len(texts) > 1:
-        numbers["telling"] = interval(told(*vectors, seed)) | {"chance": 1 / min(TOLD, len(texts))}
+        numbers["telling"] = interval(told(*vectors, seed)) | {"chance": 1 / min(TOLD, len(set(vectors[2].tolist())))}
     return numbers
 
 
@@ -195,14 +197,13 @@ def private(profiles: np.ndarray, histories: np.ndarray, users: list[dict], inte
     found = {}
     for name in users[0] if users else ():
         answers = [str(user[name]) for user in users]
-        if len(answers) < 2 * FOLDS or len(set(answers)) < 2:
-            continue
+        if len(often := collections.Counter(answers).most_common(2)) < 2 or often[1][1] < FOLDS:
+            continue  # hardly anybody differs
         by_profile, by_history = predicted(profiles, answers), predicted(histories, answers)
-        most = collections.Counter(answers).most_common(1)[0][1]
         found[name] = {
             "profile": float(by_profile.mean()),
             "history": float(by_history.mean()),
-            "majority": most / len(answers),
+            "majority": often[0][1] / len(answers),
             "over_history": interval(by_profile.astype(float) - by_history),
         }
     return found
@@ -216,9 +217,9 @@ class Reader:
 
     def __init__(self, r, weights: dict, split: str = "test"):
         self.r, self.weights, self.sessions = r, weights, r.sessions[split]
-        catalogue, last = r.data.catalogue, r.config.prompt.history_items
+        catalogue = r.data.catalogue
         self.names = catalogue.attributes.names
-        self.histories = [shown(session, catalogue, last) for session in self.sessions]
+        self.histories = [shown(session, catalogue, r.kept(session)) for session in self.sessions]
         self.places = np.unique([session.user for session in self.sessions], return_inverse=True)[1]
 
     @functools.cached_property
@@ -244,7 +245,13 @@ class Reader:
         """The numbers of profiles; ended: those that their writer ended."""
         profiles, _ = self.r.embedder.embed_profiles(self.weights, texts)
         numbers = measured(
-            texts, ended, self.histories, self.names, self.interval, (profiles, self.means), self.r.config.seed
+            texts,
+            ended,
+            self.histories,
+            self.names,
+            self.interval,
+            (profiles, self.means, self.places),
+            self.r.config.seed,
         )
         firsts = np.unique(self.places, return_index=True)[1]  # a user counts once, and is in one fold
         people = [self.r.data.people.get(self.sessions[row].user, {}) for row in firsts]

@@ -41,22 +41,27 @@ def test_again(system, config, workdir: Path, trec_run: str | None = None) -> di
     """The test of a trained workdir once more, from its checkpoints, with TREC files; or of another system's TREC run."""
     if trec_run:
         return evaluate.score_run(config, workdir, trec_run)
+    return test(*finished(system, config, workdir), trec=True)
+
+
+def finished(system, config, workdir: Path, tested: bool = False) -> tuple:
+    """What a test needs of a trained workdir: system, recommender, phases, state, note; InputError unless all phases are done.
+
+    tested: its results must be there too.
+    """
     r, phases, state, note = trained(system, Run(config, workdir))
-    if note["position"] < len(phases):
+    left = note["position"] < len(phases)
+    if left or tested and not (workdir / "results.json").is_file():
+        where = f" ({phases[note['position']].name}, step {note['step']})" if left else ""
         raise InputError(
-            f"The run in {workdir} has not finished ({phases[note['position']].name}, step {note['step']}): go on with "
-            "--mode=train first, the test is at its end."
+            f"The run in {workdir} has not finished{where}: go on with --mode=train first, the test is at its end."
         )
-    return test(system, r, phases, state, note, trec=True)
+    return system, r, phases, state, note
 
 
 def audit_again(system, config, workdir: Path) -> dict:
     """The audit of a tested workdir's edits once more (lpt_jax/audit.py)."""
-    r, phases, state, note = trained(system, Run(config, workdir))
-    if note["position"] < len(phases) or not (workdir / "results.json").is_file():
-        raise InputError(
-            f"The run in {workdir} has not finished: go on with --mode=train first, the audit is at its end too."
-        )
+    system, r, phases, state, note = finished(system, config, workdir, tested=True)
     prepare(r)
     of_stages = stages(system, r, phases, state)
     return evaluate.audit_alone(r, system.rows(r, of_stages, state, note), untrained(r, of_stages))
@@ -64,7 +69,7 @@ def audit_again(system, config, workdir: Path) -> dict:
 
 def questions(system, config, workdir: Path, count: int) -> list[judge.Task]:
     """Tasks for judges of the profiles that a trained workdir's stages and rules wrote, of `count` test users at most."""
-    r, phases, state, note = trained(system, Run(config, workdir))
+    system, r, phases, state, note = finished(system, config, workdir)
     prepare(r)
     rows = system.rows(r, stages(system, r, phases, state), state, note)
     texts = {row.name: row.audited.texts for row in rows if row.ended is not None}

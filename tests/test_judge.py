@@ -27,7 +27,7 @@ def mean(values):
 
 def config(seed=3):
     data = SimpleNamespace(prompt_fields="title,rating", best_rating=5, kind="movies")
-    settings = {"data": data, "prompt": SimpleNamespace(history_items=2), "seed": seed}
+    settings = {"data": data, "seed": seed}
     return SimpleNamespace(**settings, evaluation=SimpleNamespace(bootstrap=50))
 
 
@@ -40,7 +40,8 @@ def recommender():
         Session("bob", (5, 6, 7), (3.0, 3.0, 3.0), None, (8,), 0.0),
         Session("cat", (9, 10), (2.0, 5.0), None, (11,), 0.0),
     ]
-    return SimpleNamespace(config=config(), sessions={"test": sessions}, data=SimpleNamespace(catalogue=films))
+    known = SimpleNamespace(catalogue=films)
+    return SimpleNamespace(config=config(), sessions={"test": sessions}, data=known, kept=lambda session: 2)
 
 
 TEXTS = {
@@ -79,7 +80,8 @@ def test_tasks():
         (" b.", "second"),
         ("Answer: B", "second"),
         ("**C**", "tie"),
-        ("A tie", "first"),
+        ("A better fit is B", ""),
+        ("Neither", "tie"),
         ("", ""),
         ("Apples", ""),
     ],
@@ -94,11 +96,12 @@ def test_scores_by_hand():
         "w": [["second", "second"]],
         "x": [["second", "first"]],  # contradicts itself
         "y": [["first", "first"]],
-        "z": [["", ""]],
+        "z": [["second", ""]],  # half an answer is none
     }
     row = judge.scored(asked, answers, mean)["describes"]["zero_shot"]
     assert row["score"]["mean"] == pytest.approx((1 + 0.5 + 0) / 3) and row["ties"] == pytest.approx(1 / 3)
     assert row["tasks"] == 3 and row["unanswered"] == 1 and row["agreement"] == pytest.approx(2 / 3)
+    assert judge.scored(asked[3:], answers, mean)["describes"]["zero_shot"]["unanswered"] == 1
     people = {"w": [["second"], ["second"], ["tie"]]}
     row = judge.scored(asked[:1], people, mean)["describes"]["zero_shot"]
     assert row["score"]["mean"] == pytest.approx((1 + 1 + 0.5) / 3) and row["agreement"] == pytest.approx(1 / 3)
@@ -187,14 +190,20 @@ def test_an_endpoint_is_asked_twice_with_places_swapped(tmp_path, monkeypatch, c
 def test_a_judge_that_breaks_off_goes_on(tmp_path):
     asked = describing()
     with Server(dies_after=4) as server:
-        with pytest.raises(InputError, match="HTTP 401.*the same command goes on"):
-            judge.run(config(), tmp_path, asked, judge.Endpoint(server.url, "m", "movies", wait=0.01))
-    with Server() as server:
-        judge.run(config(), tmp_path, asked, judge.Endpoint(server.url, "m", "movies"))
-        assert len(server.requests) == 2 * (len(asked) - 2)
+        endpoint = judge.Endpoint(server.url, "m", "movies", wait=0.01)
+        with pytest.raises(InputError, match="HTTP 401 .*the same command goes on"):
+            judge.run(config(), tmp_path, asked, endpoint)
+        server.dies_after, count = 10**9, len(server.requests)
+        with open(tmp_path / "judge/m.jsonl", "a") as file:
+            file.write('{"id": "cut off by a k')
+        judge.run(config(), tmp_path, asked, endpoint)
+        assert len(server.requests) - count == 2 * (len(asked) - 2)
         changed = [asked[0]._replace(given="another history"), *asked[1:]]  # an answer to another question is none
-        judge.run(config(), tmp_path, changed, judge.Endpoint(server.url, "m", "movies"))
-        assert len(server.requests) == 2 * (len(asked) - 1)
+        judge.run(config(), tmp_path, changed, endpoint)
+        assert len(server.requests) - count == 2 * (len(asked) - 1)
+    with Server() as server:  # nor is another server's
+        judge.run(config(), tmp_path, asked, judge.Endpoint(server.url, "m", "movies"))
+        assert len(server.requests) == 2 * len(asked)
 
 
 def test_endpoints_that_will_not_do(tmp_path):
@@ -278,7 +287,7 @@ def saved(folder, asked, name, answers, **more):
 def test_files_of_people_are_scored(tmp_path, capsys):
     asked = describing()
     study.write(config(), tmp_path, asked)
-    numbers = [study.number(asked, task) for task in asked]
+    numbers = [study.number(row) for row in range(len(asked))]
     saved(tmp_path, asked, "eve", dict.fromkeys(numbers, "second"))
     saved(tmp_path, asked, "dan", dict.fromkeys(numbers[:1], "tie") | {"task9999": "first"})
     found = study.collect(config(), tmp_path, str(tmp_path / "answers-*.json"))
@@ -286,6 +295,11 @@ def test_files_of_people_are_scored(tmp_path, capsys):
     of_stage = [task for task in asked if task.stage == asked[0].stage]
     assert row["score"]["mean"] == pytest.approx((0.75 + len(of_stage) - 1) / len(of_stage)) and row["agreement"] == 0.0
     assert found["people"] == 2 and found["answers to unknown tasks"] == 1
+    saved(
+        tmp_path, asked, "eve2", dict.fromkeys(numbers[:1], "first"), person="eve"
+    )  # what eve saved before she was done
+    saved(tmp_path, asked, "eve", dict.fromkeys(numbers, "second"), person="eve")
+    assert study.collect(config(), tmp_path, str(tmp_path / "answers-*.json"))["scores"] == found["scores"]
     assert "2 people" in capsys.readouterr().out
     with pytest.raises(InputError, match="no such file"):
         study.collect(config(), tmp_path, str(tmp_path / "none-*.json"))

@@ -152,7 +152,13 @@ def _unzip(path):
     """Takes the known files out of the archive by their base names, so none lands outside the folder."""
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=path.parent) as new:
         found = {pathlib.PurePosixPath(member).name: member for member in archive.namelist()}
-        for name in ("README", "README.txt", *reversed(UNPACKED)):  # a file of ratings after its films
+        for name in (
+            "README",
+            "README.txt",
+            "u.user",
+            "users.dat",
+            *reversed(UNPACKED),
+        ):  # a file of ratings after its films
             if name in found:
                 pathlib.Path(new, name).write_bytes(archive.read(found[name]))
                 os.replace(pathlib.Path(new, name), path.parent / name)

@@ -143,8 +143,7 @@ def _people(folder, file, columns, comma):
     rows = _text(folder / file, comma, columns).to_pylist()
 
     def group(age):
-        begins = [0, *(start for start in AGES if str(age).isdecimal() and start <= int(age))]
-        return str(begins[-1])
+        return str(max([0, *(start for start in AGES if start <= int(age))])) if str(age).isdecimal() else ""
 
     return {
         str(row.get("user") or row.get("user_id")): {

@@ -135,7 +135,7 @@ def update(plan: Plan, frozen: dict, part: Part, profiles, context_mask, old, re
         before = jax.lax.stop_gradient(new) if old is None else old
         loss = LOSSES[plan.loss]
         value = loss(new, before, profiles.mask, rewards, eta=plan.eta, clip_ratio=plan.clip_ratio)
-        return value, jnp.mean(jnp.abs(jnp.sum(new - before, -1)))
+        return value, jnp.mean(jnp.abs(jnp.sum(jnp.where(profiles.mask, new - before, 0.0), -1)))
 
     slopes, rows = jax.value_and_grad(objective, has_aux=True), (profiles, context_mask, old, rewards)
     if plan.accumulation == 1:
@@ -291,10 +291,11 @@ class PolicyPhase(Phase):
         if "texts" in read:
             rollout = rollout._replace(**self.shown(users))
         if "history" in read:
+            cuts = [(len(u.history) - r.kept(u), u.history) for u in users]  # where the prompt begins
             last, nothing = r.config.prompt.history_items, np.full((len(users), 1), -1)
             items = {
-                "shown_ranks": [u.history[-last:] for u in users],
-                "unseen_ranks": [u.history[-2 * last : -last] for u in users],
+                "shown_ranks": [history[cut:] for cut, history in cuts],
+                "unseen_ranks": [history[max(cut - last, 0) : cut] for cut, history in cuts],
             }
             items = {name: ranking.padded(rows, last) for name, rows in items.items()}
             rollout = rollout._replace(**{k: self.ranks(embedded, rows, nothing) for k, rows in items.items()})
@@ -310,16 +311,14 @@ class PolicyPhase(Phase):
 
     def shown(self, users: list) -> dict:
         """What the users' prompts showed, as a Rollout has it."""
-        catalogue, last = self.r.data.catalogue, self.r.config.prompt.history_items
-        histories = [
-            [catalogue.fields[item] | {"rating": u.ratings and u.ratings[row]} for row, item in enumerate(u.history)][
-                -last:
-            ]
-            for u in users
-        ]
+        catalogue, histories = self.r.data.catalogue, []
+        for user in users:
+            rated = zip(user.history, user.ratings or [None] * len(user.history), strict=True)
+            items = [catalogue.fields[item] | {"rating": rating} for item, rating in rated]
+            histories.append(items[len(items) - self.r.kept(user) :])
         return {
             "histories": histories,
-            "shown": [text_audit.shown(user, catalogue, last) for user in users],
+            "shown": [text_audit.shown(user, catalogue, self.r.kept(user)) for user in users],
             "names": text_audit.attribute_pattern(catalogue.attributes.names),
         }
 
