@@ -39,15 +39,15 @@ def get_config(variant: str = ""):
         style="taste",
         system="Be brief.",  # SmolLM2's template would add a longer one of its own
     )
-    c.profile.update(max_tokens=48, batch=64)
-    c.imitation.update(steps=48, evaluate_every=48, schedule="linear")
+    c.profile.update(max_tokens=48, batch=96)
+    c.imitation.update(steps=40, evaluate_every=40, schedule="linear")
     c.contrastive.update(
-        steps=160,
+        steps=128,
         batch=64,
         temperature=0.05,
         learning_rate=1e-4,
         texts="summaries",  # the profiles are of their kind after imitation, and writing them for all takes minutes
-        evaluate_every=80,
+        evaluate_every=64,
         keep_best=False,  # NDCG is as good half-way, but by then the embedder does not yet listen
     )
     c.policy.update(

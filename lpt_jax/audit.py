@@ -54,10 +54,23 @@ class Pairs(NamedTuple):
     about: np.ndarray
 
 
-def audit(r: ProfileRecommender, audited: Audited, split: str = "test", wording: str = "audit") -> dict:
+class Queries:
+    """r.queries, which remembers its last answer: rows of the same texts differ in the items alone."""
+
+    def __init__(self, r: ProfileRecommender):
+        self.r, self.last = r, (None, [], None)
+
+    def __call__(self, weights: dict, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        if self.last[0] is not weights or self.last[1] != texts:
+            self.last = weights, texts, self.r.queries(weights, texts)
+        return self.last[2]
+
+
+def audit(r: ProfileRecommender, audited: Audited, split: str = "test", wording: str = "audit", queries=None) -> dict:
     """The audit of a split's profiles: {kind: its numbers, "kept", "profiles"}; {} if there is none.
 
-    Of the profiles a fixed sample is taken, and a neutral one. wording: audit, or that of the training phrases.
+    Of the profiles a fixed sample is taken, and a neutral one. wording: audit, or that of the training phrases; queries: what
+    embeds the texts, as r.queries.
     """
     texts = audited.texts
     settings, attributes, kind = r.config.audit, r.data.catalogue.attributes, r.config.data.kind
@@ -71,7 +84,9 @@ def audit(r: ProfileRecommender, audited: Audited, split: str = "test", wording:
     made = pairs(profiles, attributes, count, kind, wording)
     asked = [text for of_kind in made.values() for text in of_kind.texts]
     of_pair = np.concatenate([of_kind.profiles for of_kind in made.values()])
-    lists, valid = listed(r, audited, profiles + asked, histories + [histories[p] for p in of_pair])
+    texts = profiles + asked
+    vectors, valid = (queries or r.queries)(audited.weights, texts)
+    lists = listed(r, audited, vectors, histories + [histories[p] for p in of_pair])
     before, after = Lists(*(a[: len(profiles)] for a in lists)), Lists(*(a[len(profiles) :] for a in lists))
     valid, found, start = valid[len(profiles) :] & valid[of_pair], {}, 0
     for name, of_kind in made.items():
@@ -126,18 +141,17 @@ def replacement(profile: str, attributes, count: int, number: int) -> tuple[str,
     return re.sub(pattern, lambda _: attributes.names[new], profile, flags=re.IGNORECASE), new
 
 
-def listed(r: ProfileRecommender, by: Audited, texts: list[str], histories: list, batch: int = 256) -> tuple:
-    """The Lists of texts, each without its history, and Bool[n]: the text counts."""
-    vectors, valid = r.queries(by.weights, texts)
+def listed(r: ProfileRecommender, by: Audited, vectors: np.ndarray, histories: list, batch: int = 256) -> Lists:
+    """The Lists of texts' vectors, each without its history."""
     vectors = r.with_history(vectors, by.items, histories, by.history)
     items, hidden, found = by.items, ranking.padded(histories), []
-    for start in range(0, len(texts), batch):
-        rows = np.arange(start, start + batch) % len(texts)
+    for start in range(0, len(vectors), batch):
+        rows = np.arange(start, start + batch) % len(vectors)
         best = ranking.top_k(vectors[rows], items, hidden[rows], TOP, r.run.count)[0]
-        found.append(devices.fetch(best)[: len(texts) - start])
+        found.append(devices.fetch(best)[: len(vectors) - start])
     found = np.concatenate(found)
     has = r.data.catalogue.attributes.has[:, np.maximum(found, 0)] & (found >= 0)
-    return Lists(found, has.mean(-1).T), valid
+    return Lists(found, has.mean(-1).T)
 
 
 def measured(pairs: Pairs, before: Lists, after: Lists, has: np.ndarray, falls: bool, seed: int, samples: int) -> dict:

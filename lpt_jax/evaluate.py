@@ -183,8 +183,10 @@ def auditor(r: ProfileRecommender, untrained: dict):
         lambda texts, ended: reader()(list(texts), list(ended))
     )  # stages with one lm have the same texts
 
+    queries = audit.Queries(r)
+
     def of(row: Row) -> dict:
-        found = audit.audit(r, row.audited) if row.audited else {}
+        found = audit.audit(r, row.audited, queries=queries) if row.audited else {}
         if found and row.ended is not None:
             found["text"] = read(tuple(row.audited.texts), tuple(row.ended))
         return found
