@@ -123,16 +123,7 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
     ranks = {name: ranks[name] for name in [*(name for name in ranks if name not in texts), *names]}
     values = {name: metrics.per_user(rank, users) for name, rank in ranks.items()}
     cold = of_cold_items(r, ranks, users)
-    over = [(UNTRAINED, "summary"), (UNTRAINED, names[-1]), (SHUFFLED, names[-1])]
-    over = [pair for pair in over if ranks.keys() >= set(pair)]
-    metric, pairs = config.evaluation.metric, [*over, *zip(names, names[1:]), (names[0], names[-1])]
-    gains = {
-        f"{a}->{b}": metrics.paired_bootstrap(
-            values[a][1][metric], values[b][1][metric], config.seed, config.evaluation.bootstrap, metric
-        )
-        for a, b in dict.fromkeys(pairs)
-        if a != b
-    }
+    gains = gains_of({name: of for name, (_, of) in values.items()}, names, config)
     peak, file = peak_gib(), workdir / "results.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # training's, where this tests again
     results = {
@@ -163,6 +154,29 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     print(f"\nresults.json and report.html are in {r.run.workdir} ({results['seconds']:.0f} s of training)", flush=True)
     return results
+
+
+def gains_of(values: dict[str, dict], stages: list[str], config) -> dict[str, dict]:
+    """The gain of each step of training, and of the last stages over what trains nothing, reads rules or others' profiles.
+
+    values: by row, each metric's Float[users]; stages: the rows that are stages, in order.
+    """
+    metric, text = config.evaluation.metric, [name for name in stages if not name.endswith("_items")][-1]
+    pairs = [
+        (UNTRAINED, "summary"),
+        (UNTRAINED, text),
+        ("summary", text),
+        (UNTRAINED, stages[-1]),
+        (SHUFFLED, stages[-1]),
+    ]
+    pairs += [*zip(stages, stages[1:]), (stages[0], stages[-1])]
+    return {
+        f"{a}->{b}": metrics.paired_bootstrap(
+            values[a][metric], values[b][metric], config.seed, config.evaluation.bootstrap, metric
+        )
+        for a, b in dict.fromkeys(pairs)
+        if a != b and {a, b} <= values.keys()
+    }
 
 
 def of_cold_items(r: ProfileRecommender, ranks: dict, users: list) -> dict[str, dict]:

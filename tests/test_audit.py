@@ -53,3 +53,16 @@ def test_a_replacement_names_what_the_profile_did_not():
     assert audit.replacement("War, and more WAR.", Known, 2, 5) == ("horror, and more horror.", 0)
     assert audit.replacement("Warm films", Known, 2, 0) is None  # a word, not a part of one
     assert audit.replacement("war and horror", Known, 2, 0) is None  # nothing is left to put there
+
+
+def test_queries_are_embedded_once_for_rows_of_the_same_texts():
+    calls = []
+
+    class Recommender:
+        def queries(self, weights, texts):
+            calls.append((weights, texts))
+            return len(calls), True
+
+    queries, one, two = audit.Queries(Recommender()), {"w": 1}, {"w": 1}
+    assert queries(one, ["a"]) == queries(one, ["a"]) == (1, True)
+    assert queries(one, ["b"]) == (2, True) and queries(two, ["b"]) == (3, True)  # other texts, other weights

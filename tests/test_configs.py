@@ -53,6 +53,7 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
     )
     assert all(r.get("loss") is not None for r in records(workdir) if r["step"])
     stages = ["zero_shot", "sft", "sft_cl", "sft_cl_rlso"] if first else ["zero_shot", "cl", "cl_rlso"]
+    text = stages[-1]
     expected = {*config_lib.BASELINES, *stages, "summary", "shuffled_profiles"}
     if "residuals" in results["config"]["phases"]:
         stages.append(f"{stages[-1]}_items")
@@ -63,6 +64,7 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
     gains |= {
         f"zero_shot->{last}",
         "items_popularity->summary",
+        *(f"{row}->{text}" for row in ("items_popularity", "summary")),
         f"items_popularity->{last}",
         f"shuffled_profiles->{last}",
     }

@@ -261,3 +261,14 @@ def test_popularity_is_the_log_of_interactions_and_the_medians_where_there_are_n
     items = np.asarray(r.catalogue(r.fresh("embedder")))
     np.testing.assert_allclose(items[: r.run.count, -1], r.bias, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(items[: r.run.count, :-1], axis=1), 1, rtol=1e-5)
+
+
+def test_greedy_profiles_of_the_same_weights_are_written_once(r):
+    """With what ended; others' weights, other splits and sampled ones are written anew."""
+    weights, ended, again = r.fresh("lm"), {}, {}
+    first = r.write(weights, "validation", ended=ended)
+    assert (
+        r.write(weights, "validation", ended=again) is first and again == ended and set(ended) == set(range(len(first)))
+    )
+    assert r.write(dict(weights), "validation") is not first and r.write(dict(weights), "validation") == first
+    assert r.write(weights, "test") is not first

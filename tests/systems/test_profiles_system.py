@@ -295,7 +295,8 @@ def test_whole_runs(world, tmp_path, changes, rows):
     results = train.train(profiles, config, tmp_path)
     assert list(results["rows"]) == rows
     steps = rows[rows.index("zero_shot") :]
-    gains = [*zip(steps, steps[1:]), (steps[0], steps[-1]), ("shuffled_profiles", steps[-1])]
+    gains = [*zip(steps, steps[1:]), (steps[0], steps[-1])]
+    gains += [(row, steps[-1]) for row in ("shuffled_profiles", "summary") if row in rows]
     assert set(results["gains"]) == {f"{a}->{b}" for a, b in gains}
     phases = [name.strip() for name in config.phases.strip(",").split(",")] * config.iterations
     assert results["config"]["phases"] == config.phases and results["seconds_of_phases"][phases[-1]] > 0
