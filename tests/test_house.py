@@ -22,7 +22,7 @@ CEILINGS = {  # measure -> the most there may be: what there was when this was l
     "lines of the longest function": 91,
     "arguments of the function that takes most": 8,
     "`# fmt: skip` in lpt_jax": 0,
-    "lines of README.md": 140,
+    "lines of README.md": 150,
     "`monkeypatch.setattr` in tests": 17,
 }
 WAY = """data/sessions.py data/catalogue.py data/prompts.py data/batches.py generation.py similarity.py ranking.py rewards.py
