@@ -82,8 +82,10 @@ def static(plan, *trees):
 
 
 def test_the_functions_are_those_that_train(both):
+    imitates = [next_token.update] * ("imitation" in both.shapes.config.phases)
     assert [program.function for program in both.programs.values()] == [
         generation.sample,
+        *imitates,
         generation.sample,
         policy.score,
         policy.update,

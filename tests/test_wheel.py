@@ -30,5 +30,5 @@ def test_the_wheel_runs_outside_the_checkout(tmp_path):
     assert place.startswith(str(tmp_path / "installed"))
     few = ("--config.contrastive.steps=1", "--config.policy.steps=1", "--config.evaluation.baselines=popularity")
     out = call("-m", "lpt_jax.main", "--config=configs/movielens.py:tiny", "--workdir=run", *few, **there)
-    assert "zero_shot->cl_rlso" in out and (tmp_path / "run/report.html").exists()
+    assert "zero_shot->sft_cl_rlso" in out and (tmp_path / "run/report.html").exists()
     assert "--[no]collect" in call(str(ROOT / "experiments/sweep.py"), "--help", **there)

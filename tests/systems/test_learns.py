@@ -49,7 +49,7 @@ def test_an_embedder_that_is_trained_on_edits_obeys_likes_and_dislikes(share, li
     config = tiny(default())
     config.phases, config.trackers, config.audit.profiles = "contrastive", "", 24
     config.contrastive.update(
-        texts="summaries", edits=share, steps=600, batch=64, learning_rate=1e-2, evaluate_every=600
+        texts="summaries", edits=share, steps=600, batch=64, learning_rate=5e-3, evaluate_every=600
     )
     config.contrastive.update(keep_best=False)
     config.score.rejected = 0.0  # what the embedder itself has learned
