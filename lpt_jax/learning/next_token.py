@@ -92,7 +92,7 @@ class ImitationPhase(Phase):
             if of_text:
                 of_rows.setdefault(row, []).append(of_text)
         self.rows, left_out = sorted(of_rows.items()), ids.count([])
-        self.r.data.counts["texts too long to imitate"] = left_out
+        self.left_out = left_out / len(ids)
         if not self.rows:
             raise InputError(
                 f"None of the {len(asked)} texts to imitate has words and fits --config.profile.max_tokens="
@@ -129,7 +129,7 @@ class ImitationPhase(Phase):
                 tokens[i, j, : len(ids)], counts[i, j] = ids, len(ids)
         put = devices.split_batch((tokens, counts), r.run.mesh)
         part, metrics = update(self.plan, r.lm.frozen, state["lm"], prompts, mask, *put)
-        return state | {"lm": part}, Report(metrics)
+        return state | {"lm": part}, Report(metrics | {"left_out": self.left_out})
 
     def validate(self, state):
         r, embedder = self.r, self.r.weights(state, "embedder")

@@ -91,7 +91,8 @@ def to_imitate(phase: ImitationPhase, state: dict[str, Part]) -> list[tuple[int,
         known = [(row, text) for row, text in enumerate(found) if text is not None]
         if not known:
             raise InputError(f"--config.imitation.file={settings.file} has a profile of none of the training sessions.")
-        r.data.counts["training sessions without a text to imitate"] = len(found) - len(known)
+        if (missing := len(found) - len(known)) and devices.first():
+            print(f"lpt_jax: {missing} of {len(found)} training sessions have no text in {settings.file}.", flush=True)
         asked += known
     return asked
 
