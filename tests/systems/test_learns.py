@@ -49,12 +49,12 @@ def test_an_embedder_that_is_trained_on_edits_obeys_likes_and_dislikes(share, li
     config = tiny(default())
     config.phases, config.trackers, config.audit.profiles = "contrastive", "", 24
     config.contrastive.update(
-        texts="summaries", edits=share, steps=600, batch=64, learning_rate=5e-3, evaluate_every=600
+        texts="summaries", edits=share, steps=1200, batch=64, learning_rate=5e-3, evaluate_every=1200
     )
     config.contrastive.update(keep_best=False)
     config.score.rejected = 0.0  # what the embedder itself has learned
     run = Run(finish(config), tmp_path)
-    run.mesh = devices.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])  # 600 steps: see devices.py
+    run.mesh = devices.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])  # 1200 steps: see devices.py
     r = profiles.build(run)
     phase, *_ = profiles.schedule(r)
     state = train.initial_state(r, [phase])
@@ -67,6 +67,7 @@ def test_an_embedder_that_is_trained_on_edits_obeys_likes_and_dislikes(share, li
     like, dislike = found["like"], found["dislike"]
     assert like["attributes"] == dislike["attributes"] == 5
     if listens:
-        assert like["obeyed"] == dislike["obeyed"] == 5 and dislike["right"] > 0.8, audit.table({"": found})
+        assert like["obeyed"] == dislike["obeyed"] == 5, audit.table({"": found})
+        assert min(like["right"], dislike["right"]) > 0.8, audit.table({"": found})  # .86 … .99 with seeds 0, 1 and 2
     else:
         assert dislike["right"] < 0.6 and dislike["obeyed"] < 5, audit.table({"": found})
