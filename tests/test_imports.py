@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 # a system's settings come before config.py, which asks for them, and the system itself after all it is made of
 FLOW = """errors files huge_pages array_types trackers checkpoints devices topologies metrics text_audit rewards
 systems.profiles_settings config data run models generation similarity ranking trec recommender audit learning baselines report evaluate
-judge study train systems recommend demo export check main""".split()
+judge study train systems recommend demo export check command_line main""".split()
 
 
 def imports(root):
