@@ -7,8 +7,7 @@ A table stands between two comments, and the first says what it is, of which fil
     <!-- rows docs/movielens_results.json popularity,summary -->
     <!-- end -->
 
-Kinds: rows, gains, cold (targets without interactions), edits (the audit of edits), texts (how profiles read), given_away (what is predicted
-of users), samples (profiles before and after).
+Kinds: rows, gains, edits (the audit of edits), texts (how profiles read), given_away (what is predicted of users), samples (profiles before and after).
 """
 
 import json
@@ -34,21 +33,17 @@ def number(value, digits: int = 4, sign: bool = False) -> str:
 
 
 def label(name: str) -> str:
-    return MARKDOWN.text(report._label(name))
+    return MARKDOWN.text(report.label(name))
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
     return MARKDOWN.table(head, lines) + "\n"
 
 
-def rows(results: dict, names: list[str], key: str = "rows") -> str:
-    found = results[key]
+def rows(results: dict, names: list[str]) -> str:
+    found = results["rows"]
     lines = [[label(name), *(number(found[name][m]) for m in METRICS)] for name in names or found]
     return table(["ranked by", *METRICS.values()], lines)
-
-
-def cold(results: dict, names: list[str]) -> str:
-    return rows(results, names, "rows_of_cold_items")
 
 
 def interval(row: dict, digits: int = 4) -> str:
@@ -126,7 +121,7 @@ def samples(results: dict, names: list[str]) -> str:
     return "| before | after |\n|:--|:--|\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-KINDS = {made.__name__: made for made in (rows, cold, gains, edits, texts, given_away, samples)}
+KINDS = {made.__name__: made for made in (rows, gains, edits, texts, given_away, samples)}
 
 
 def written(text: str) -> str:

@@ -163,7 +163,7 @@ def measured(pairs: Pairs, before: Lists, after: Lists, has: np.ndarray, falls: 
     could = old > 0 if falls else old < 1
     groups = pairs.profiles if len(set(pairs.profiles)) > 1 else pairs.about
     means = np.array([change[groups == group].mean() for group in np.unique(groups)])
-    interval = metrics.paired_bootstrap(np.zeros_like(means), means, seed, samples, "share")
+    interval = metrics.mean_interval(means, seed, samples)
     names, obeyed = {}, 0
     for a in np.unique(pairs.about):
         of_one = pairs.about == a

@@ -201,7 +201,7 @@ def auditor(r: ProfileRecommender, untrained: dict):
 
     def of(row: Row) -> dict:
         found = audit.audit(r, row.audited, queries=queries) if row.audited else {}
-        if found and row.ended is not None:
+        if row.ended is not None and r.config.audit.profiles:
             found["text"] = read(tuple(row.audited.texts), tuple(row.ended))
         return found
 

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lpt_jax import devices, files, metrics
-from lpt_jax.data import prompts
+from lpt_jax.data import batches, prompts
 from lpt_jax.errors import InputError
 
 KEY = "LPT_JAX_JUDGE_KEY"  # of the environment
@@ -34,7 +34,9 @@ LISTED = 5  # items of a list at most
 
 
 class Task(NamedTuple):
-    """One question: kind, the user, what is given, two options and their names (a stage's; "own" or "other")."""
+    """One question: kind, stage, user, what is given, and two options: of describes this stage's profile and the last stage's,
+    of matches another user's items and one's own.
+    """
 
     id: str
     kind: str
@@ -42,7 +44,6 @@ class Task(NamedTuple):
     user: str
     given: str
     options: tuple[str, str]
-    names: tuple[str, str]
 
 
 def tasks(r, texts: dict[str, list[str]], count: int, split: str = "test") -> list[Task]:
@@ -54,29 +55,19 @@ def tasks(r, texts: dict[str, list[str]], count: int, split: str = "test") -> li
     last, made = list(texts)[-1], []
     for row in rows:
         session, other = sessions[row], sessions[rng.choice([n for n in rows if n != row] or [row])]
-        history = "\n".join(prompts.shown_lines(session, catalogue, data, r.kept(session)))
+        history = "\n".join(prompts.blocks(session, catalogue, data, r.kept(session)))
         known = {*session.history, *session.targets}
         foreign = [item for item in other.targets if item not in known]
-        lists = ["\n".join(catalogue.titles[i] for i in items[:LISTED]) for items in (session.targets, foreign)]
+        long = min(len(session.targets), len(foreign), LISTED)  # a list's length tells nothing
+        lists = tuple("\n".join(catalogue.titles[i] for i in items[:long]) for items in (foreign, session.targets))
         for stage, of_stage in texts.items():
-            if stage != last and of_stage[row] != texts[last][row]:
-                options = of_stage[row], texts[last][row]
+            profile, after = of_stage[row], texts[last][row]
+            if stage != last and profile != after:
                 made.append(
-                    Task(f"describes-{stage}-{row}", "describes", stage, session.user, history, options, (stage, last))
+                    Task(f"describes-{stage}-{row}", "describes", stage, session.user, history, (profile, after))
                 )
-            if foreign and session.targets:
-                names = "other", "own"
-                made.append(
-                    Task(
-                        f"matches-{stage}-{row}",
-                        "matches",
-                        stage,
-                        session.user,
-                        of_stage[row],
-                        tuple(lists[::-1]),
-                        names,
-                    )
-                )
+            if long:
+                made.append(Task(f"matches-{stage}-{row}", "matches", stage, session.user, profile, lists))
     return made
 
 
@@ -197,8 +188,8 @@ class Likelihood:
         return prompts.LIKELIER.format(profile=profile, kind=self.kind)
 
 
-def log_likelihoods(source: str, batch: int = 4, multiple: int = 32) -> Callable:
-    """log_likelihood(contexts, texts) by the language model of a source, in float32."""
+def log_likelihoods(source: str, multiple: int = 32) -> Callable:
+    """log_likelihood(contexts, texts) by the language model of a source, in float32; rows are padded to a multiple of tokens."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -215,21 +206,12 @@ def log_likelihoods(source: str, batch: int = 4, multiple: int = 32) -> Callable
     def log_likelihood(contexts, texts):
         heads = lm.tokenizer(list(contexts))["input_ids"]
         tails = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        values = []
-        for start in range(0, len(heads), batch):
-            rows = [(np.arange(start, start + batch) % len(heads))[i] for i in range(batch)]  # one shape compiles
-            longest = max(len(heads[i]) + len(tails[i]) for i in rows)
-            width = -(-longest // multiple) * multiple
-            tokens, mask, own = (
-                np.zeros((batch, width), np.int32),
-                np.zeros((batch, width), bool),
-                np.zeros((batch, width)),
-            )
-            for place, i in enumerate(rows):
-                ids = heads[i] + tails[i]
-                tokens[place, -len(ids) :], mask[place, -len(ids) :], own[place, width - len(tails[i]) :] = ids, True, 1
-            values.append(np.asarray(of_rows(lm, tokens, mask, own))[: len(heads) - start])
-        return np.concatenate(values), np.array([max(len(tail), 1) for tail in tails])
+        rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+        width = -(-max(map(len, rows)) // multiple) * multiple
+        tokens, mask = batches.pad_left(rows, width, 0)
+        counts = np.array([len(tail) for tail in tails])
+        own = np.arange(width) >= width - counts[:, None]
+        return np.asarray(of_rows(lm, tokens, mask, own)), np.maximum(counts, 1)
 
     return log_likelihood
 
@@ -247,7 +229,7 @@ def settled(answers: list[str]) -> float | None:
     return None if None in values or not values else values.pop() if len(values) == 1 else 0.5
 
 
-def scored(asked: list[Task], answers: dict[str, list[list[str]]], interval: Callable) -> dict:
+def scored(asked: list[Task], answers: dict[str, list[list[str]]], config) -> dict:
     """The scores of judges' answers: {kind: {stage: numbers}}; answers: by task, those of each judge.
 
     "score": of describes, how often the last stage's profile is preferred to this stage's; of matches, how often the right
@@ -266,7 +248,7 @@ def scored(asked: list[Task], answers: dict[str, list[list[str]]], interval: Cal
                 same += agreements(answers.get(task.id, []))
         numbers = np.array(list(values.values()))
         found[kind][stage] = {
-            "score": interval(numbers) if values else None,
+            "score": metrics.mean_interval(numbers, config.seed, config.evaluation.bootstrap) if values else None,
             "ties": float((numbers == 0.5).mean()) if values else None,
             "tasks": len(numbers),
             "unanswered": missing,
@@ -297,16 +279,6 @@ def table(found: dict, last: str) -> str:
     return "\n".join(lines)
 
 
-def interval_of(config) -> Callable:
-    """values Float[users] -> their mean with its interval."""
-
-    def interval(values):
-        row = metrics.paired_bootstrap(np.zeros_like(values), values, config.seed, config.evaluation.bootstrap, "score")
-        return {name: row[name] for name in ("mean", "low", "high")}
-
-    return interval
-
-
 def run(config, workdir: Path, asked: list[Task], judge, prices: tuple[float, float] | None = None) -> dict:
     """Puts all tasks to a judge; answers are kept line by line in the workdir's judge/ as they come, so a killed run goes on.
 
@@ -329,7 +301,7 @@ def run(config, workdir: Path, asked: list[Task], judge, prices: tuple[float, fl
             out.flush()
             bar.update()
     answers = {name: [line["answers"]] for name, line in lines.items()}
-    results = {"judge": judge.name, "last": last_of(asked), "scores": scored(asked, answers, interval_of(config))}
+    results = {"judge": judge.name, "last": last_of(asked), "scores": scored(asked, answers, config)}
     tokens = np.sum([line["tokens"] for line in lines.values() if "tokens" in line] or [[0, 0]], 0)
     if tokens.any():
         results["tokens"] = {"asked": int(tokens[0]), "answered": int(tokens[1])}
@@ -348,7 +320,7 @@ def run(config, workdir: Path, asked: list[Task], judge, prices: tuple[float, fl
 
 def last_of(asked: list[Task]) -> str:
     """The stage that the others' profiles are compared with."""
-    return next((task.names[1] for task in asked if task.kind == "describes"), asked[-1].stage if asked else "")
+    return list(dict.fromkeys(task.stage for task in asked))[-1] if asked else ""
 
 
 def main(config, workdir: Path, make: Callable, url: str | None, model: str | None, prices: str | None) -> dict:

@@ -75,6 +75,12 @@ def mean(ranks, users, name: str) -> float:
     return float(np.mean(per_user(ranks, users, (name,))[1][name]))
 
 
+def mean_interval(values, seed: int, samples: int) -> dict:
+    """The mean of one value for each user, and its 95 % interval by resampling users: {"mean", "low", "high"}."""
+    found = paired_bootstrap(np.zeros(len(values)), values, seed, samples)
+    return {name: found[name] for name in ("mean", "low", "high")}
+
+
 def paired_bootstrap(before, after, seed: int, samples: int = 10000, metric: str = "ndcg") -> dict:
     """The mean gain from before to after and its 95 % interval by resampling users.
 

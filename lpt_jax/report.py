@@ -62,7 +62,7 @@ PANELS = {  # of the learning curves: a record's key and its title; METRIC is th
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # what neither format can hold
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """A row's name, or a step's ("a->b"), in words."""
     parts = [part.strip() for part in name.split("->")]
     times = [re.fullmatch(r"(\w+)_x(\d+)", part) for part in parts]  # cl_rlso_x5
@@ -74,7 +74,8 @@ def _known(name: str) -> str:
     """A row's name in words; what items learned and the history are told behind those of the row without them."""
     for suffix, words in SUFFIXES.items():
         if name.endswith(suffix):
-            return re.sub("^Profile after | by rules$", "", _known(name.removesuffix(suffix))) + words
+            text = re.sub("^Profile after | by rules$", "", _known(name.removesuffix(suffix)))
+            return text[:1].upper() + text[1:] + words
     steps = name.split("_")
     if STEPS.keys() >= set(steps):
         return f"Profile after {' + '.join(STEPS[step] for step in steps)}"
@@ -102,12 +103,12 @@ def _tables(rows: dict):
 
 def results_table(rows: dict[str, dict[str, float]]) -> str:
     """The results for a terminal, 80 columns wide, the best of each column starred."""
-    width, lines = max(map(len, map(_label, rows)), default=0), []
+    width, lines = max(map(len, map(label, rows)), default=0), []
     for names, texts, best in _tables(rows):
         lines += ["", " " * width + " ".join(name.rjust(9) for name in names)]
         for r, (name, line) in enumerate(zip(rows, texts, strict=True)):
             cells = (text.rjust(9) + " *"[(r, c) in best] for c, text in enumerate(line))
-            lines.append((_label(name).ljust(width) + "".join(cells)).rstrip())
+            lines.append((label(name).ljust(width) + "".join(cells)).rstrip())
     return "\n".join(lines[1:])
 
 
@@ -147,7 +148,7 @@ def gains_picture(gains: dict) -> bytes:
     """A PNG of each step's gain as a point with its interval, zero marked."""
     figure = new_figure(figsize=(8, 0.9 + 0.42 * len(gains)))
     axes = axes_of(figure)
-    draw_gains(axes, {_label(name): gain for name, gain in gains.items()})
+    draw_gains(axes, {label(name): gain for name, gain in gains.items()})
     metrics = sorted({gain["metric"] for gain in gains.values()})
     axes.set_xlabel(f"gain in {', '.join(metrics)}", fontsize=9, color=INK)
     return png(figure)
@@ -159,7 +160,7 @@ def control_picture(audits: dict[str, dict], rows: dict[str, dict], metric: str)
     accuracy, control = axes_of(figure, 1, 2, 1), axes_of(figure, 1, 2, 2)
     places = range(len(audits))
     accuracy.plot([rows[name][metric] for name in audits], places, "o", color=INK)
-    accuracy.set_yticks(places, [_label(name).replace("$", r"\$") for name in audits])
+    accuracy.set_yticks(places, [label(name).replace("$", r"\$") for name in audits])
     accuracy.set_title(f"accuracy: {metric}", fontsize=10, color=INK, loc="left")
     control.axvline(0, color=INK, linewidth=0.8)
     for kind, color, what in (("like", ACCENT, "a like appended"), ("dislike", SECOND, "a dislike appended")):
@@ -187,7 +188,7 @@ def audit_blocks(to, audits: dict[str, dict], rows: dict[str, dict], metric: str
             right, kept = ("–" if row[key] is None else f"{row[key]:.2f}" for key in ("right", "kept"))
             change = f"{row['change']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
             counts = f"{row['obeyed']} of {row['attributes']}"
-            lines.append([to.text(_label(name)), what, change, right, f"{row['wrong']:.2f}", counts, kept])
+            lines.append([to.text(label(name)), what, change, right, f"{row['wrong']:.2f}", counts, kept])
     yield to.heading(2, "What a profile’s words do")
     yield to.table(["", "Edit", "Change (95 % interval)", "Right", "Wrong", "Obeyed", "Kept"], lines)
     yield to.picture("control", control_picture(audits, rows, metric), "Accuracy against control")
@@ -201,7 +202,7 @@ def audit_blocks(to, audits: dict[str, dict], rows: dict[str, dict], metric: str
 
 def text_blocks(to, audits: dict[str, dict]):
     """How the profiles read, as a table, with each stage's defects below."""
-    texts = {_label(name): found["text"] for name, found in audits.items() if found.get("text")}
+    texts = {label(name): found["text"] for name, found in audits.items() if found.get("text")}
     if not texts:
         return
     lines = []
@@ -339,7 +340,7 @@ def results_blocks(to, rows: dict[str, dict[str, float]]):
         lines = []
         for r, (name, line) in enumerate(zip(rows, texts, strict=True)):
             cells = [to.bold(text) if (r, c) in best else text for c, text in enumerate(line)]
-            lines.append([to.text(_label(name)), *cells])
+            lines.append([to.text(label(name)), *cells])
         yield to.table(["", *map(to.text, names)], lines)
     yield to.paragraph(
         "Means over test users, the best of a column in bold. Without @k a metric is over the "
@@ -362,7 +363,7 @@ def _blocks(to, results, curves):
         lines = []
         for name, g in gains.items():
             interval = f"{g['low']:+.4f} to {g['high']:+.4f}"
-            lines.append([to.text(_label(name)), g["metric"], f"{g['mean']:+.4f}", interval])
+            lines.append([to.text(label(name)), g["metric"], f"{g['mean']:+.4f}", interval])
         yield to.table(["Step", "Metric", "Gain", "95 % interval"], lines)
         yield to.picture("gains", gains_picture(gains), "Each step's gain with its interval")
         yield to.paragraph("Intervals by paired bootstrap over users.")

@@ -146,14 +146,14 @@ def collect(config, workdir: Path, names: str) -> dict:
         raise InputError(
             f"--answers={names} are to a study that {workdir} didn't make: name the workdir of --mode=study."
         )
-    asked = [judge.Task(*row[:5], tuple(row[5]), tuple(row[6])) for row in json.loads(key.read_text(encoding="utf-8"))]
+    asked = [judge.Task(*row[:5], tuple(row[5])) for row in json.loads(key.read_text(encoding="utf-8"))]
     tasks = {number(row): task for row, task in enumerate(asked)}
     of_tasks = {
         task.id: [[of_one[name]] for of_one in people.values() if name in of_one] for name, task in tasks.items()
     }
     unknown = sum(name not in tasks for of_one in people.values() for name in of_one)
     results = {"people": len(people), "answers": sum(map(len, people.values())), "last": judge.last_of(asked)}
-    results |= {"answers to unknown tasks": unknown, "scores": judge.scored(asked, of_tasks, judge.interval_of(config))}
+    results |= {"answers to unknown tasks": unknown, "scores": judge.scored(asked, of_tasks, config)}
     text = json.dumps(files.plain(results), indent=1, ensure_ascii=False)
     files.write_file(key.with_name(f"{key.stem}-results.json"), text + "\n")
     print(f"\n{judge.table(results['scores'], results['last'])}\n")

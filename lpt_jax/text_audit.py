@@ -10,7 +10,7 @@
     private    how well what the data know of a user is predicted from the profile's embedding, beside the history's own and
                the most frequent answer's: the share of right answers in cross-validated logistic regression
 
-A share comes with its 95 % interval over profiles: {"mean", "low", "high"}. The rules know English and what prompts.py asks for.
+A share comes with its 95 % interval over users: {"mean", "low", "high"}. The rules know English and what prompts.py asks for.
 """
 
 import collections
@@ -237,9 +237,7 @@ class Reader:
 
     def over_users(self, values: np.ndarray) -> dict[str, float]:
         """The mean of one value for each user, and its interval."""
-        config = self.r.config
-        found = metrics.paired_bootstrap(np.zeros_like(values), values, config.seed, config.evaluation.bootstrap)
-        return {name: found[name] for name in ("mean", "low", "high")}
+        return metrics.mean_interval(values, self.r.config.seed, self.r.config.evaluation.bootstrap)
 
     def __call__(self, texts: list[str], ended: list[bool]) -> dict:
         """The numbers of profiles; ended: those that their writer ended."""

@@ -73,9 +73,7 @@ def questions(system, config, workdir: Path, count: int) -> list[judge.Task]:
     prepare(r)
     rows = system.rows(r, stages(system, r, phases, state), state, note)
     texts = {row.name: row.audited.texts for row in rows if row.ended is not None}
-    names = sorted(
-        texts, key=lambda name: name != "summary"
-    )  # the summary first: the last stage is what others are compared with
+    names = sorted(texts, key=lambda name: name != "summary")  # first, as others are compared with the last stage
     different = {tuple(texts[name]): name for name in reversed(names)}  # of stages with one text the first
     return judge.tasks(r, {name: texts[name] for name in names if name in different.values()}, count)
 

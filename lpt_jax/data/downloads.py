@@ -37,6 +37,7 @@ AMAZON = {
     2018: (_UCSD + "v2/categoryFilesSmall/{}_5.json.gz", _UCSD + "v2/metaFiles2/meta_{}.json.gz"),
     2023: (_RAW + "review_categories/{}.jsonl.gz", _RAW + "meta_categories/meta_{}.jsonl.gz"),
 }
+BESIDE = ("README", "README.txt", "u.user", "users.dat")  # unpacked where they are there
 UNPACKED = ("u.data", "u.item", "ratings.dat", "movies.dat", "ratings.csv", "movies.csv")
 
 
@@ -152,13 +153,7 @@ def _unzip(path):
     """Takes the known files out of the archive by their base names, so none lands outside the folder."""
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=path.parent) as new:
         found = {pathlib.PurePosixPath(member).name: member for member in archive.namelist()}
-        for name in (
-            "README",
-            "README.txt",
-            "u.user",
-            "users.dat",
-            *reversed(UNPACKED),
-        ):  # a file of ratings after its films
+        for name in (*BESIDE, *reversed(UNPACKED)):  # a file of ratings after its films
             if name in found:
                 pathlib.Path(new, name).write_bytes(archive.read(found[name]))
                 os.replace(pathlib.Path(new, name), path.parent / name)

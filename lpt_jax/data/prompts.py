@@ -161,7 +161,8 @@ def _chosen(data_config):
     return catalogue_lib.names(data_config.prompt_fields, "data.prompt_fields", known)
 
 
-def _blocks(session, catalogue, data_config, keep, control):
+def blocks(session, catalogue, data_config, keep, control=None) -> list[str]:
+    """The session's `keep` latest items, oldest first, as the prompt shows them."""
     chosen, n = _chosen(data_config), len(session.history)
     nothing = [None] * n
     ratings, reviews = session.ratings or nothing, session.reviews or nothing
@@ -169,11 +170,6 @@ def _blocks(session, catalogue, data_config, keep, control):
         neutralise(item_block(catalogue.fields[item], chosen, rating, review, data_config.best_rating), control)
         for item, rating, review in list(zip(session.history, ratings, reviews))[max(n - keep, 0) :]
     ]
-
-
-def shown_lines(session, catalogue, data_config, last: int) -> list[str]:
-    """The session's latest items, oldest first, as the prompt shows them."""
-    return _blocks(session, catalogue, data_config, last, None)
 
 
 def messages(session, catalogue, data_config, prompt_config, keep: int, control=None) -> list[dict]:
@@ -185,8 +181,8 @@ def messages(session, catalogue, data_config, prompt_config, keep: int, control=
         known = ", ".join(INSTRUCTIONS)
         raise InputError(f"--config.prompt.style={prompt_config.style!r} won't do: it must be one of {known}.")
     chosen = _chosen(data_config)
-    blocks = _blocks(session, catalogue, data_config, keep, control)
-    items = ("\n" if set(chosen) <= ONE_LINE else "\n\n").join(blocks)
+    shown = blocks(session, catalogue, data_config, keep, control)
+    items = ("\n" if set(chosen) <= ONE_LINE else "\n\n").join(shown)
     rated = "rating" in chosen and bool(session.ratings)
     did = DID[rated, "review" in chosen and bool(session.reviews)].format(best=data_config.best_rating)
     text = INSTRUCTIONS[prompt_config.style].format(kind=data_config.kind, did=did, items=items)
@@ -252,9 +248,9 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
             f"--config.prompt.max_tokens={budget} won't do: instruction {prompt_config.style!r} "
             f"and the chat template alone take {total} tokens."
         )
-    keep, blocks = 0, _blocks(session, catalogue, data_config, most, control)
-    if blocks:  # an estimate from the items' own lengths, newest first, then exact steps down or up
-        rows = tokenizer(blocks, add_special_tokens=False, verbose=False)["input_ids"]
+    keep, shown = 0, blocks(session, catalogue, data_config, most, control)
+    if shown:  # an estimate from the items' own lengths, newest first, then exact steps down or up
+        rows = tokenizer(shown, add_special_tokens=False, verbose=False)["input_ids"]
         while keep < most and (total := total + len(rows[most - 1 - keep]) + 1) <= budget:
             keep += 1
     ids = render(keep)

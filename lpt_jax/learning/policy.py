@@ -313,9 +313,9 @@ class PolicyPhase(Phase):
         """What the users' prompts showed, as a Rollout has it."""
         catalogue, histories = self.r.data.catalogue, []
         for user in users:
-            rated = zip(user.history, user.ratings or [None] * len(user.history), strict=True)
-            items = [catalogue.fields[item] | {"rating": rating} for item, rating in rated]
-            histories.append(items[len(items) - self.r.kept(user) :])
+            first, ratings = len(user.history) - self.r.kept(user), user.ratings or [None] * len(user.history)
+            rated = zip(user.history[first:], ratings[first:], strict=True)
+            histories.append([catalogue.fields[item] | {"rating": rating} for item, rating in rated])
         return {
             "histories": histories,
             "shown": [text_audit.shown(user, catalogue, self.r.kept(user)) for user in users],
