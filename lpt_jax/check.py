@@ -159,7 +159,7 @@ def imitation_step(run: Shapes) -> Program:
     users, prompt, length = run.config.imitation.batch, run.config.prompt.max_tokens, run.config.profile.max_tokens
     texts = users, next_token.texts_of_session(run.config.imitation)
     data = run.batch(users, prompt), run.batch(users, prompt, dtype=bool), run.batch(*texts, length), run.batch(*texts)
-    plan = next_token.plan_of(run, run.optimisers["imitation"])
+    plan = next_token.plan_of(run.lm, run.optimisers["imitation"], run.config.policy.logits_chunk, run.config.lm.remat)
     return Program(next_token.update, (plan, run.lm.frozen, run.state["lm"], *data), data, "imitation.batch")
 
 

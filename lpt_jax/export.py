@@ -15,6 +15,7 @@ from lpt_jax import devices, files, report, train
 from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
+from lpt_jax.generation import LanguageModel
 from lpt_jax.models import layers, low_rank, weights
 from lpt_jax.models.decoder import Decoder
 from lpt_jax.models.encoder import TextEncoder
@@ -32,6 +33,15 @@ tokenizer = AutoTokenizer.from_pretrained("lm")
 model = AutoModelForCausalLM.from_pretrained("lm")
 prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
 print({start!r} + tokenizer.decode(model.generate(**prompt)[0, prompt.input_ids.shape[1]:], skip_special_tokens=True))""",
+    ),
+    "lm_soft_prompt": (
+        "peft",
+        "text-generation",
+        "A soft prompt with which a language model writes user profiles in plain language",
+        """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, "lm_soft_prompt")""",
     ),
     "lm_adapter": (
         "peft",
@@ -79,10 +89,39 @@ def export(system, config, workdir: Path, folder: Path, shard: int = weights.SHA
     """Writes the trained models of a run, as its last checkpoint has them, into a new folder, each with a model card.
 
     lm: for transformers, LoRA merged, in the type it was loaded in (config.lm.dtype: a bfloat16 source
-    loaded as float32 is written as float32, of the same values); lm_adapter: for PEFT, where LoRA was
-    trained; embedder: for sentence-transformers, in float32; items: their vectors, biases and ids. `shard`: bytes of a weights file at most.
+    loaded as float32 is written as float32, of the same values); lm_adapter: for PEFT, where LoRA was trained; embedder:
+    for sentence-transformers, in float32; items: their vectors, biases and ids. Where a soft prompt was trained, the language
+    model itself was not, and lm_soft_prompt, for PEFT, is in lm's place. `shard`: bytes of a weights file at most.
     Written aside and renamed. InputError if the folder is there, can't be written, or there is no checkpoint.
     """
+    part = aside(folder)
+    r, phases, state, note = train.trained(system, Run(config, workdir))
+    trains = config.policy.trains if "lm" in state or config.begin_from else ""
+    lm, encoder = host_copy(r.lm, r.weights(state, "lm")), whole_encoder(r, r.weights(state, "embedder"))
+    items = r.catalogue(r.weights(state, "embedder"))
+    items = r.with_terms(items, state["residuals"].weights) if "residuals" in state else items
+    items, results = devices.fetch(items)[: r.run.count], Path(workdir) / "results.json"
+    if not devices.first():
+        return
+    finished = note["position"] == len(phases) and results.exists()
+    results = json.loads(results.read_text()) if finished else {}
+    with _writing(folder):
+        save_lm(part, *lm, trains, config, config.policy, config.profile.max_tokens, shard)
+        weights.save_encoder(part / "embedder", encoder, shard)
+        weights.save_items(part / "items", r.data.catalogue.ids, items)
+        for to in part.iterdir():
+            files.write_file(to / "README.md", card(r, to, results))
+        os.rename(part, folder)
+    if trains == "lora" and config.policy.lora.rank > SERVED:
+        print(
+            f"lpt_jax: warning: servers such as vLLM refuse adapters of a rank above {SERVED}, and this one's is "
+            f"{config.policy.lora.rank}: serve the merged lm."
+        )
+    print(f"lpt_jax: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
+
+
+def aside(folder: Path) -> Path:
+    """Where a new folder's files are written before it is renamed; InputError if it is there or can't be."""
     if folder.exists():
         raise InputError(f"{folder} is there already: name another --export_to, or move it away.")
     part = folder.with_name(f"{folder.name}.lpt_jax.part")
@@ -91,33 +130,7 @@ def export(system, config, workdir: Path, folder: Path, shard: int = weights.SHA
             shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
             part.mkdir(parents=True)
             part.rmdir()
-    r, phases, state, note = train.trained(system, Run(config, workdir))
-    trained, is_lora = r.weights(state, "lm"), config.policy.trains == "lora" and ("lm" in state or config.begin_from)
-    merged, encoder = whole_decoder(r, trained), whole_encoder(r, r.weights(state, "embedder"))
-    items = r.catalogue(r.weights(state, "embedder"))
-    items = r.with_terms(items, state["residuals"].weights) if "residuals" in state else items
-    items = devices.fetch(items)[: r.run.count]
-    lora, results = devices.fetch(trained) if is_lora else None, Path(workdir) / "results.json"
-    if not devices.first():
-        return
-    finished = note["position"] == len(phases) and results.exists()
-    results, settings = json.loads(results.read_text()) if finished else {}, config.policy.lora
-    with _writing(folder):
-        weights.save_decoder(part / "lm", merged, config.profile.max_tokens, shard)
-        if is_lora:
-            base = named(config.lm.source)
-            weights.save_adapter(part / "lm_adapter", merged, lora, settings.rank, settings.alpha, base)
-        weights.save_encoder(part / "embedder", encoder, shard)
-        weights.save_items(part / "items", r.data.catalogue.ids, items)
-        for to in part.iterdir():
-            files.write_file(to / "README.md", card(r, to, results))
-        os.rename(part, folder)
-    if is_lora and settings.rank > SERVED:
-        print(
-            f"lpt_jax: warning: servers such as vLLM refuse adapters of a rank above {SERVED}, and this one's is "
-            f"{settings.rank}: serve the merged lm."
-        )
-    print(f"lpt_jax: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
+    return part
 
 
 @contextlib.contextmanager
@@ -129,10 +142,30 @@ def _writing(folder):
         raise InputError(f"--export_to={folder} can't be written ({reason}): name another folder.") from None
 
 
-def whole_decoder(r: ProfileRecommender, trained: dict) -> Decoder:
-    """The language model on the host, LoRA merged, in the type that it was loaded in."""
-    lm = r.lm.merged(trained)
+def host_copy(lm: LanguageModel, trained: dict) -> tuple[Decoder, dict]:
+    """A language model on the host, whole, and what trained of it."""
+    return whole_decoder(lm, trained), devices.fetch(trained)
+
+
+def save_lm(part: Path, whole: Decoder, trained: dict, trains: str, config, settings, most: int, shard: int) -> None:
+    """Writes a language model, or what trained of it where that is LoRA's or a soft prompt.
+
+    trains: what did ("": nothing); settings: the group that says so; most: tokens that it writes at most.
+    """
+    base = named(config.lm.source)
+    if trains == "soft_prompt":
+        weights.save_soft_prompt(part / "lm_soft_prompt", whole, trained["soft_prompt"]["table"], base)
+        return
+    weights.save_decoder(part / "lm", whole, most, shard)
+    if trains == "lora":
+        weights.save_adapter(part / "lm_adapter", whole, trained, settings.lora.rank, settings.lora.alpha, base)
+
+
+def whole_decoder(language_model: LanguageModel, trained: dict) -> Decoder:
+    """A language model on the host, LoRA merged and without a soft prompt, in the type that it was loaded in."""
+    lm = language_model.merged(trained)
     low_rank.merge(lm)
+    lm.soft_prompt = None
     graph, arrays = nnx.split(lm)
     arrays = devices.fetch(layers.plain(arrays))
     dtype = arrays["embed"]["table"].dtype

@@ -25,7 +25,7 @@ class Profiles:
     tokens: ProfileTokens [B, G, T], pad_id after the end.
     mask: ProfileMask [B, G, T], True up to and including the end-of-sequence token.
     log_probs: LogProbs [B, G, T] under the sampling policy (softmax of logits / temperature), 0 where masked.
-    context: hidden states [B, P, D] of the prompt (without its last token) after the frozen layers, or None.
+    context: hidden states [B, P, D] of the prompt (without its last token, or a soft prompt) after the frozen layers, or None.
     hidden: hidden states [B, G, T, D] of the continuation's inputs (the prompt's last token, then the
       profile's own) after the frozen layers, or None.
     """
@@ -123,11 +123,11 @@ def sample(weights: Weights, prompts: jax.Array, mask: jax.Array, keys: jax.Arra
 def begin(weights: Weights, prompts: jax.Array, mask: jax.Array, how: Sampling):
     """sample()'s prefill: the context's hidden states after `lower`, its caches, and the state before the first token."""
     lm = weights.decoder()
-    spec, batch, context_mask = lm.spec, prompts.shape[0], mask[:, :-1]
+    spec, batch, context_mask = lm.spec, prompts.shape[0], lm.context_mask(mask[:, :-1])
     context, cached = lm.embed_tokens(prompts[:, :-1]), []
     if lm.lower is not None:
         context, cached = run(lm.lower, context, context_mask)
-    cached = cached + run(lm.upper, context, context_mask, start=len(cached))[1]
+    cached = cached + run(lm.upper, lm.preceded(context, mask[:, :-1]), context_mask, start=len(cached))[1]
     shape = (batch, how.samples, how.max_tokens)
     cache_shape = (batch, spec.kv_heads, how.samples, how.max_tokens, spec.head_dim)
     state = {
@@ -147,7 +147,7 @@ def begin(weights: Weights, prompts: jax.Array, mask: jax.Array, how: Sampling):
 def go_on(weights: Weights, mask: jax.Array, keys: jax.Array, cached: list, state: dict, until, how: Sampling) -> dict:
     """sample()'s tokens from a state on, until `until` of them (at most max_tokens) are there or every row has ended."""
     lm, (lower, upper) = weights.decoder(), weights.decoding()
-    context_mask, keys, count = mask[:, :-1], jax.random.wrap_key_data(keys), len(lower)
+    context_mask, keys, count = lm.context_mask(mask[:, :-1]), jax.random.wrap_key_data(keys), len(lower)
 
     def put(buffer, value, t):
         return jax.lax.dynamic_update_slice_in_dim(buffer, value[:, :, None].astype(buffer.dtype), t, 2)
@@ -216,6 +216,7 @@ class LanguageModel:
         self.ends, self.pad = tuple(sorted(lm.source.end_ids)), lm.source.pad_id
         self.lengths: tuple[int, ...] = ()  # static prompt lengths
         self._lower = self._decoding("lower")
+        self._upper = None if "upper" in trained else self._decoding("upper")  # a soft prompt leaves all layers as they are
         self._for, self._weights = None, None
 
     def place(self, tree):
@@ -245,7 +246,7 @@ class LanguageModel:
         LoRA stays beside its matrices: merged, bfloat16 would round small steps away.
         """
         if self._for is not weights:
-            blocks, trees = zip(self._lower, self._decoding("upper", weights))
+            blocks, trees = zip(self._lower, self._upper or self._decoding("upper", weights))
             self._for, self._weights = weights, Weights((weights, self.frozen), trees, self.graph, blocks)
         return self._weights
 

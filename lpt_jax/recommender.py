@@ -15,7 +15,7 @@ from lpt_jax import devices, files, metrics, ranking
 from lpt_jax.data import batches, made_up, prompts
 from lpt_jax.errors import InputError
 from lpt_jax.generation import LanguageModel, Profiles, Sampling
-from lpt_jax.models import low_rank
+from lpt_jax.models import low_rank, soft_prompts
 from lpt_jax.models.decoder import Decoder, DecoderSpec, top_layers
 from lpt_jax.models.encoder import EncoderSpec, TextEncoder
 from lpt_jax.models.weights import Source
@@ -50,14 +50,22 @@ def load_encoder(config) -> TextEncoder:
     return encoder
 
 
-def make_trainable(lm: Decoder, config, key: jax.Array) -> Decoder:
-    """The decoder with LoRA attached, or with its last layers apart, as config.policy says; InputError if it can't be."""
-    settings = config.policy
+TRAINED = {"last_layers": top_layers, "lora": nnx.LoRAParam, "soft_prompt": soft_prompts.SoftPromptParam}  # nnx filters
+
+
+def make_trainable(lm: Decoder, config, group: str, key: jax.Array) -> Decoder:
+    """The decoder with LoRA or a soft prompt attached, or with its last layers apart; InputError if it can't be.
+
+    group: of the settings that say so, "policy" or another one that has trains, last_layers, lora and soft_prompt.
+    """
+    settings = config[group]
     if settings.trains == "lora":
         low_rank.attach(lm, settings.lora.targets, settings.lora.rank, settings.lora.alpha, key)
+    elif settings.trains == "soft_prompt":
+        soft_prompts.attach(lm, settings.soft_prompt.tokens, settings.soft_prompt.start)
     elif settings.last_layers > lm.spec.layers:
         raise InputError(
-            f"--config.policy.last_layers={settings.last_layers} won't do: {config.lm.source} has {lm.spec.layers} layers."
+            f"--config.{group}.last_layers={settings.last_layers} won't do: {config.lm.source} has {lm.spec.layers} layers."
         )
     else:
         lm.divide(lm.spec.layers - settings.last_layers)
@@ -65,22 +73,27 @@ def make_trainable(lm: Decoder, config, key: jax.Array) -> Decoder:
     return lm
 
 
-def language_model(config, lm: Decoder, mesh, key: jax.Array, platform: str = "") -> LanguageModel:
-    """The LanguageModel of a config's policy; lm may hold shapes in place of arrays (platform: of the mesh's devices)."""
+def language_model(
+    config, lm: Decoder, mesh, key: jax.Array, platform: str = "", trains: str = "policy", written=None
+) -> LanguageModel:
+    """The LanguageModel of a config; lm may hold shapes in place of arrays (platform: of the mesh's devices).
+
+    trains: the group of settings that say what trains; written: those of what it writes, by default config.profile.
+    """
     lm.set_attributes(mesh=mesh)
-    lora = config.policy.trains == "lora"
-    base, weights = nnx.split(lm)
+    settings, (base, weights) = config[trains], nnx.split(lm)
+    make = functools.partial(make_trainable, config=config, group=trains, key=key)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(weights)):
-        lm = nnx.eval_shape(lambda lm: make_trainable(lm, config, key), lm)
+        lm = nnx.eval_shape(make, lm)
     else:
-        lm = make_trainable(lm, config, key)
+        lm = make(lm)
     alone = (platform or jax.default_backend()) != "cpu" and mesh.size == 1
     return LanguageModel(
         lm,
-        nnx.LoRAParam if lora else top_layers,
+        TRAINED[settings.trains],
         mesh,
-        config.profile,
-        base=base if lora else None,
+        written or config.profile,
+        base=base if settings.trains == "lora" else None,
         listed=config.lm.layers == "listed" or config.lm.layers == "auto" and alone,
         start=prompts.start_of(config.data, config.prompt),
     )

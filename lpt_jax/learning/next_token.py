@@ -14,7 +14,7 @@ from lpt_jax.config import listed
 from lpt_jax.data import batches
 from lpt_jax.data.prompts import SUMMARIES
 from lpt_jax.errors import InputError
-from lpt_jax.generation import Profiles
+from lpt_jax.generation import LanguageModel, Profiles
 from lpt_jax.learning.loop import Part, Phase, Report
 from lpt_jax.learning.policy import Plan, log_probs
 from lpt_jax.models.decoder import run
@@ -63,73 +63,100 @@ def texts_of_session(settings) -> int:
     return sum(len(SUMMARIES) if kind == "summaries" else 1 for kind in listed(settings.texts))
 
 
-def plan_of(r, optimiser: optax.GradientTransformation) -> Plan:
-    """The Plan of a run's config: the model's own probabilities, at temperature 1."""
-    chunk = r.config.policy.logits_chunk
-    return Plan(graph=r.lm.graph, optimiser=optimiser, below=r.lm.below, chunk=chunk, remat=r.config.lm.remat)
+def plan_of(lm: LanguageModel, optimiser: optax.GradientTransformation, chunk: int, remat: bool) -> Plan:
+    """The Plan of a language model's own probabilities, at temperature 1."""
+    return Plan(graph=lm.graph, optimiser=optimiser, below=lm.below, chunk=chunk, remat=remat)
 
 
-class ImitationPhase(Phase):
-    """Supervised fine-tuning of the language model on one or more texts of each training session.
+class NextTokenPhase(Phase):
+    """Supervised fine-tuning of a language model on texts that it is to write, one or more for each prompt.
 
-    texts(phase, state) gives (row of the training session, text) pairs; a session's texts share one pass over its prompt.
+    A subclass has prompts(), token ids by row, examples(state), (row, text) pairs, and validate(state); `shared` is how many
+    texts a prompt has at most, which share one pass over it. limit: the name of the setting that lm.settings.max_tokens is.
     """
 
-    def __init__(self, r: ProfileRecommender, optimiser: optax.GradientTransformation, texts: Callable):
-        self.r, self.name, self.part, self.optimiser = r, "imitation", "lm", optimiser
-        self.settings, self.texts, self.plan = r.config.imitation, texts, plan_of(r, optimiser)
+    shared, limit = 1, "profile.max_tokens"
 
-    def at(self, iteration: int, place: int) -> "ImitationPhase":
+    def __init__(self, r, lm: LanguageModel, name: str, part: str, optimiser: optax.GradientTransformation, chunk: int):
+        self.r, self.lm, self.name, self.part, self.optimiser = r, lm, name, part, optimiser
+        self.settings, self.plan = r.config[name], plan_of(lm, optimiser, chunk, r.config.lm.remat)
+
+    def at(self, iteration: int, place: int) -> "NextTokenPhase":
         """This phase in an iteration and a place of the schedule."""
         self.iteration, self.place = iteration, place
         return self
 
+    def prompts(self) -> list[list[int]]:
+        """The token ids of the prompts."""
+        raise NotImplementedError
+
+    def examples(self, state: dict[str, Part]) -> list[tuple[int, str]]:
+        """What is to be written: (row of the prompt, text)."""
+        raise NotImplementedError
+
     def begin(self, state):
-        asked = self.texts(self, state)
+        asked = self.examples(state)
         ids = self.tokens_of([text for _, text in asked])
-        of_rows = {}  # the texts' token ids of each training session
+        of_rows = {}  # the texts' token ids of each prompt
         for (row, _), of_text in zip(asked, ids, strict=True):
             if of_text:
                 of_rows.setdefault(row, []).append(of_text)
         self.rows, left_out = sorted(of_rows.items()), ids.count([])
-        self.left_out = left_out / len(ids)
+        self.left_out, most = left_out / len(ids), f"--config.{self.limit}={self.lm.settings.max_tokens}"
         if not self.rows:
             raise InputError(
-                f"None of the {len(asked)} texts to imitate has words and fits --config.profile.max_tokens="
-                f"{self.r.config.profile.max_tokens}: raise it, or give shorter texts."
+                f"None of the {len(asked)} texts to imitate has words and fits {most}: raise it, or give shorter texts."
             )
         if 10 * left_out > len(asked) and devices.first():
             print(
                 f"lpt_jax: warning: {left_out} of {len(asked)} texts to imitate are left out, as they have more than "
-                f"--config.profile.max_tokens={self.r.config.profile.max_tokens} tokens (or none).",
+                f"{most} tokens (or none).",
                 flush=True,
             )
 
     def tokens_of(self, texts: list[str]) -> list[list[int]]:
         """The token ids that the model is to write for each text, with the end; none where they are too many, or none."""
-        lm, start = self.r.lm, self.r.lm.start
+        lm, start = self.lm, self.lm.start
         if start and (wrong := next((text for text in texts if text and not text.startswith(start)), None)):
             raise InputError(
                 f"A text to imitate does not begin with --config.prompt.start={start!r}: {wrong[:60]!r}; give other texts, "
                 "or --config.prompt.start= (empty)."
             )
-        own, most = lm.source.tokenizer.eos_token_id, self.r.config.profile.max_tokens
+        own, most = lm.source.tokenizer.eos_token_id, lm.settings.max_tokens
         end = own if own in lm.ends else lm.ends[0]
         rows = lm.source.tokenizer([text[len(start) :] for text in texts], add_special_tokens=False, verbose=False)
         return [ids + [end] if 0 < len(ids) < most else [] for ids in rows["input_ids"]]
 
     def step(self, state, step):
-        r, s, number = self.r, self.settings, self.iteration * self.settings.steps + step
+        r, lm, s, number = self.r, self.lm, self.settings, self.iteration * self.settings.steps + step
         chosen = [self.rows[i] for i in batches.indices(len(self.rows), s.batch, r.config.seed * 1000 + 7, number)]
-        prompts, mask = r.lm.pad_prompts([r.prompts["train"][row] for row, _ in chosen])
-        shape = s.batch, texts_of_session(s), r.config.profile.max_tokens
-        tokens, counts = np.full(shape, r.lm.pad, np.int32), np.zeros(shape[:2], np.int32)
+        of_rows = self.prompts()
+        prompts, mask = lm.pad_prompts([of_rows[row] for row, _ in chosen])
+        shape = s.batch, self.shared, lm.settings.max_tokens
+        tokens, counts = np.full(shape, lm.pad, np.int32), np.zeros(shape[:2], np.int32)
         for i, (_, texts) in enumerate(chosen):
             for j, ids in enumerate(texts):
                 tokens[i, j, : len(ids)], counts[i, j] = ids, len(ids)
         put = devices.split_batch((tokens, counts), r.run.mesh)
-        part, metrics = update(self.plan, r.lm.frozen, state["lm"], prompts, mask, *put)
-        return state | {"lm": part}, Report(metrics | {"left_out": self.left_out})
+        part, metrics = update(self.plan, lm.frozen, state[self.part], prompts, mask, *put)
+        return state | {self.part: part}, Report(metrics | {"left_out": self.left_out})
+
+
+class ImitationPhase(NextTokenPhase):
+    """Profiles are what is imitated: one or more of each training session, judged by how well they rank.
+
+    texts(phase, state) gives (row of the training session, text) pairs.
+    """
+
+    def __init__(self, r: ProfileRecommender, optimiser: optax.GradientTransformation, texts: Callable):
+        super().__init__(r, r.lm, "imitation", "lm", optimiser, r.config.policy.logits_chunk)
+        self.texts, self.shared = texts, texts_of_session(r.config.imitation)
+
+    def prompts(self):
+        return self.r.prompts["train"]
+
+    def examples(self, state):
+        return self.texts(self, state)
 
     def validate(self, state):
         r, embedder = self.r, self.r.weights(state, "embedder")

@@ -1,6 +1,6 @@
 """Reinforcement learning for system optimisation (RLSO): rollouts' rewards move the language model.
 
-What trains is either the top layers (with final norm and untied head) or LoRA matrices. Everything below the first trained
+What trains is the top layers (with final norm and untied head), LoRA matrices, or a soft prompt. Everything below the first trained
 layer, `Decoder.lower`, runs once per rollout, in the sampler itself: scoring, the reference policy and every epoch start from
 its stored hidden states.
 """
@@ -100,7 +100,9 @@ def log_probs(plan: Plan, frozen: dict, weights: dict, profiles: Profiles, conte
     """LogProbs [B, G, T] of the profiles, from the stored hidden states; 0 where masked; context_mask [B, P]."""
     lm = nnx.merge(plan.graph, weights, frozen)
     batch, samples, length, width = profiles.hidden.shape
-    x = jnp.concatenate([profiles.context, profiles.hidden.reshape(batch, -1, width)], 1)
+    context = lm.preceded(profiles.context, context_mask)
+    x = jnp.concatenate([context, profiles.hidden.reshape(batch, -1, width)], 1)
+    context_mask = lm.context_mask(context_mask)
     x, _ = run(lm.upper, x, context_mask, samples, start=plan.below, remat=training and plan.remat, last=True)
     x = x.reshape(batch, samples, length, width)
     frozen_head = training and "head" not in weights

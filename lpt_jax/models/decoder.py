@@ -358,6 +358,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, spec: DecoderSpec, rngs: nnx.Rngs):
         self.embed = Embed("embed", spec.vocab, spec.width, ROWS, rngs)
+        self.soft_prompt = nnx.data(None)  # a soft_prompts.SoftPrompt
         self.lower = nnx.data(None)
         self.upper = Block(spec, rngs, stack=(spec.layers,))
         self.final_norm = RMSNorm(spec.width, spec.norm_eps, spec.norm_plus_one)
@@ -411,11 +412,20 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Next-token logits [B, T, V], float32, of a left-padded batch: tokens and mask [B, T]."""
-        x = self.embed_tokens(tokens)
+        length, x = tokens.shape[1], self.preceded(self.embed_tokens(tokens), mask)
+        mask = self.context_mask(mask)
         if self.lower is not None:
             x, _ = run(self.lower, x, mask)
         x, _ = run(self.upper, x, mask, start=self.start)
-        return self.logits(x)
+        return self.logits(x[:, -length:])
+
+    def preceded(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """A context's hidden states [B, P, D] below the first layer, with the soft prompt before its tokens where there is one."""
+        return x if self.soft_prompt is None else self.soft_prompt.before(x, mask)
+
+    def context_mask(self, mask: jax.Array) -> jax.Array:
+        """The mask [B, P] of a context, with the soft prompt's where there is one."""
+        return mask if self.soft_prompt is None else self.soft_prompt.before_mask(mask)
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """Token ids [...] to hidden states [..., D] in float32."""

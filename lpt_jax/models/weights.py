@@ -410,6 +410,26 @@ def save_adapter(folder, lm, lora: dict, rank: int, alpha: float, base: str) -> 
     _save(folder, {"adapter_config.json": config}, tensors, stem="adapter_model")
 
 
+def save_soft_prompt(folder, lm, table: np.ndarray, base: str) -> None:
+    """Writes a soft prompt [M, D] as PEFT's folder (prompt tuning); lm, base: as in save_adapter."""
+    base, _, revision = base.partition("@")
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": revision or None,
+        "num_virtual_tokens": table.shape[0],
+        "token_dim": table.shape[1],
+        "num_transformer_submodules": 1,
+        "num_attention_heads": lm.spec.heads,
+        "num_layers": lm.spec.layers,
+        "prompt_tuning_init": "RANDOM",  # what PEFT makes before it reads the vectors
+        "inference_mode": True,
+    }
+    tensors = {"prompt_embeddings": np.asarray(table, np.float32)}
+    _save(folder, {"adapter_config.json": config}, tensors, stem="adapter_model")
+
+
 def save_encoder(folder, encoder, shard: int = SHARD) -> None:
     """Writes a TextEncoder as a sentence-transformers folder: config, weights, tokenizer, pooling and query prompt."""
     spec, source = encoder.spec, encoder.source

@@ -36,7 +36,7 @@ from lpt_jax.systems.profiles_settings import settings as settings
 # phase -> the part that it trains, and its name in the results' rows
 TRAINS = {"imitation": "lm", "contrastive": "embedder", "policy": "lm", "residuals": "residuals"}
 STEPS = {"imitation": "sft", "contrastive": "cl", "policy": "rlso", "residuals": "items"}
-SAME = ("data", "lm.source", "embedder.source", "policy.trains", "policy.last_layers", "policy.lora")  # of begin_from
+SAME = ("data", "lm.source", "embedder.source", "policy.trains", "policy.last_layers", "policy.lora", "policy.soft_prompt")  # of begin_from
 
 
 def build(run: Run) -> ProfileRecommender:

@@ -12,7 +12,7 @@ CHOICES = {
     "lm.dtype": ("auto", "float32", "bfloat16"),
     "embedder.dtype": ("auto", "float32", "bfloat16"),
     "lm.layers": ("auto", "stacked", "listed"),
-    "policy.trains": ("last_layers", "lora"),
+    "policy.trains": ("last_layers", "lora", "soft_prompt"),
     "policy.loss": ("rebel", "rloo", "grpo"),
     "policy.baseline": ("batch", "user", "user_std"),
     **dict.fromkeys((f"{phase}.optimiser" for phase in PHASES), ("adamw", "unit_sgd")),
@@ -46,6 +46,14 @@ def optimiser(learning_rate: float, warmup: int) -> dict:
     )
 
 
+def soft_prompt(start: str) -> ConfigDict:
+    """Of vectors before every prompt, where they are what trains."""
+    return group(
+        tokens=20,  # how many
+        start=start,  # the text whose tokens they begin as, over and over
+    )
+
+
 def imitation() -> ConfigDict:
     """Of given texts, by the language model: supervised fine-tuning of what policy.trains says."""
     return group(
@@ -67,13 +75,14 @@ def policy() -> ConfigDict:
         users=16,  # prompts per rollout batch
         samples=4,  # G, profiles per prompt
         temperature=1.0,  # of the policy: sampling and log-probabilities alike
-        trains="last_layers",  # last_layers | lora
+        trains="last_layers",  # last_layers | lora | soft_prompt
         last_layers=4,  # with last_layers: the top blocks and the final norm (and an untied head)
         lora=group(
             rank=16,
             alpha=32.0,  # W + a·b·alpha/rank
             targets="q|k|v|o|gate|up|down",  # a regex for whole matrix names; there is head too
         ),
+        soft_prompt=soft_prompt("Describe this person's taste."),
         loss="rebel",  # rebel | rloo | grpo
         eta=1.0,  # REBEL's η
         clip_ratio=0.2,  # GRPO's ε
