@@ -7,7 +7,8 @@ A table stands between two comments, and the first says what it is, of which fil
     <!-- rows docs/movielens_results.json popularity,summary -->
     <!-- end -->
 
-Kinds: rows, gains, edits (the audit of edits), texts (how profiles read), given_away (what is predicted of users), samples (profiles before and after).
+Kinds: rows, gains, edits (the audit of edits), texts (how profiles read), given_away (what is predicted of users), samples
+(profiles before and after); of interest journeys: journeys (a part of the results), beside (the gains) and named (what was written).
 """
 
 import json
@@ -15,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from lpt_jax import files, report
+from lpt_jax import files, journeys_report, report
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/*.md")
@@ -121,7 +122,40 @@ def samples(results: dict, names: list[str]) -> str:
     return "| before | after |\n|:--|:--|\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-KINDS = {made.__name__: made for made in (rows, gains, edits, texts, given_away, samples)}
+def journeys(results: dict, parts: list[str]) -> str:
+    """The rows of one part of the results, its main metric with its interval."""
+    (part,) = parts
+    lines = [[MARKDOWN.text(journeys_report.label(name)), *(re.sub(r"\b0\.", ".", cell) for cell in journeys_report.cells(part, row))]
+             for name, row in results[part].items()]  # fmt: skip
+    return table(["", *journeys_report.PARTS[part][1].values()], lines)
+
+
+def beside(results: dict, metrics: list[str]) -> str:
+    """The gains in one metric."""
+    lines = []
+    for name, row in results["gains"].items():
+        if row["metric"] in metrics:
+            value = number(row["mean"], 3, True)
+            lines.append(
+                [
+                    MARKDOWN.text(journeys_report.label(name)),
+                    f"**{value}**" if row["low"] > 0 else value,
+                    interval(row, 3),
+                ]
+            )
+    return table(["", f"gain in {', '.join(metrics)}", "95 % interval"], lines)
+
+
+def named(results: dict, ways: list[str]) -> str:
+    """A dozen of the names that were written, beside the true ones."""
+    lines = [
+        [MARKDOWN.text(one["name"]), *(MARKDOWN.text(one["written"][way]) for way in ways)]
+        for one in results["names"][:12]
+    ]
+    return table(["true name", *(journeys_report.label(way) for way in ways)], lines)
+
+
+KINDS = {made.__name__: made for made in (rows, gains, edits, texts, given_away, samples, journeys, beside, named)}
 
 
 def written(text: str) -> str:

@@ -36,7 +36,13 @@ def define() -> flags.FlagValues:
     for name, text in STRINGS.items():
         flags.DEFINE_string(name, None, text, f)
     flags.DEFINE_enum("mode", "train", MODES, "what to do", f)
-    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "write_profiles: whose", f)
+    flags.DEFINE_enum(
+        "split",
+        "test",
+        ["train", "validation", "test", "all"],
+        "write_profiles: whose; all: of everything known of every user",
+        f,
+    )
     flags.DEFINE_float("history_weight", 0.0, "recommend: of the latest items beside the profile", 0.0, flag_values=f)
     flags.DEFINE_integer("tasks", 50, "judge: or study: how many test users are asked about at most", 2, flag_values=f)
     flags.DEFINE_integer("k", 10, "recommend: how many items", 1, flag_values=f)

@@ -13,9 +13,9 @@ import ml_collections
 
 from lpt_jax import files
 from lpt_jax.errors import InputError
-from lpt_jax.systems import profiles_settings
+from lpt_jax.systems import journeys_settings, profiles_settings
 
-SYSTEMS = {"profiles": profiles_settings}  # config.system: where its settings are
+SYSTEMS = {"profiles": profiles_settings, "journeys": journeys_settings}  # config.system: where its settings are
 
 
 def _dict(**settings):
@@ -26,7 +26,7 @@ def default(system: str = "profiles") -> ml_collections.ConfigDict:
     """All settings with their defaults, those of a system among them; a file in configs/ changes only what differs."""
     c = SYSTEMS[system].settings()
     c.name = "run"  # names the default workdir, runs/<name>
-    c.system = system  # which recipe of lpt_jax/systems: profiles (LangPTune)
+    c.system = system  # which recipe of lpt_jax/systems: profiles (LangPTune) | journeys (interest journeys)
     c.seed = 0  # of training's order, sampling and initial weights; the data's split and samples are always the same
     c.iterations = 1  # how many times the phases run
     c.begin_from = ""  # workdir of a finished run on the same data, whose models this one begins with; empty: as loaded
@@ -158,6 +158,7 @@ BASELINES = (
     *("random", "popularity", "last_item", "items_popularity", "bm25", "history_text", "history_popularity"),
     *("transitions", "item_knn", "ease", "history_trained", "sasrec"),
 )
+LATER = ("trackers", "names.by")  # settings that may differ from those a workdir was made with
 LISTS = {  # comma-separated settings: what they may name
     "trackers": ("tensorboard", "wandb", "trackio"),
     "evaluation.baselines": BASELINES,
@@ -271,7 +272,7 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if isinstance(value, float) and not math.isfinite(value):
             wrong(name, "a finite number")
         if type(value) in (int, float) and name not in choices_of and not name.startswith("mesh."):
-            if value < 0 or (value == 0 and name not in zeros):
+            if name not in system.MAY_BE_NEGATIVE and (value < 0 or (value == 0 and name not in zeros)):
                 wrong(name, "0 or more" if name in zeros else "greater than 0")
     for name, choices in choices_of.items():
         if get(config, name) not in choices:
@@ -307,9 +308,9 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def differing(there: dict, ours: dict) -> list[str]:
-    """The names by which two flat() configs make other runs; trackers change nothing."""
+    """The names by which two flat() configs make other runs; those of LATER change nothing of what is trained and tested."""
     found = sorted(there.keys() | ours.keys(), key=lambda name: (name not in there, name))
-    return [name for name in found if there.get(name) != ours.get(name) and name != "trackers"]
+    return [name for name in found if there.get(name) != ours.get(name) and name not in LATER]
 
 
 def default_workdir(config, overrides: dict[str, str]) -> pathlib.Path:

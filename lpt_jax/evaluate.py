@@ -124,22 +124,13 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
     values = {name: metrics.per_user(rank, users) for name, rank in ranks.items()}
     cold = of_cold_items(r, ranks, users)
     gains = gains_of({name: of for name, (_, of) in values.items()}, names, config)
-    peak, file = peak_gib(), workdir / "results.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # training's, where this tests again
     results = {
         "protocol": r.data.protocol,
         "rows": {name: metrics.table_row(v) for name, (_, v) in values.items()},
         **({"rows_of_cold_items": cold} if cold else {}),
         "gains": gains,
         "audit": audits,
-        "seed": config.seed,
-        "config": json.loads(config.to_json_best_effort()),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "transformers")},
-        "devices": f"{r.run.mesh.size} × {r.run.mesh.devices.flat[0].device_kind}",
-        "seconds": round(sum(note["seconds"].values()), 1),
-        "seconds_of_phases": {name: round(s, 1) for name, s in note["seconds"].items()},
-        "peak_memory_gib": max(peak, before.get("peak_memory_gib", 0)),
-        "counts": r.data.counts,
+        **about(r.run, note),
     }
     results["samples"] = samples(r, names, texts, ranks)
     if devices.first():
@@ -154,6 +145,22 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         print(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     print(f"\nresults.json and report.html are in {r.run.workdir} ({results['seconds']:.0f} s of training)", flush=True)
     return results
+
+
+def about(run, note: dict) -> dict:
+    """What results.json says of a run: seed, settings, versions, devices, time, memory, and counts of its data."""
+    peak, file, config = peak_gib(), run.workdir / "results.json", run.config
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}  # training's, where this tests again
+    return {
+        "seed": config.seed,
+        "config": json.loads(config.to_json_best_effort()),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "transformers")},
+        "devices": f"{run.mesh.size} × {run.mesh.devices.flat[0].device_kind}",
+        "seconds": round(sum(note["seconds"].values()), 1),
+        "seconds_of_phases": {name: round(s, 1) for name, s in note["seconds"].items()},
+        "peak_memory_gib": max(peak, before.get("peak_memory_gib", 0)),
+        "counts": run.data.counts,
+    }
 
 
 def gains_of(values: dict[str, dict], stages: list[str], config) -> dict[str, dict]:

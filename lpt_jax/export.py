@@ -85,6 +85,11 @@ TIED = (
 )
 
 
+def main(system, config, workdir: Path, folder: Path) -> None:
+    """Exports a run, as its system does."""
+    getattr(system, "export", export)(system, config, workdir, folder)
+
+
 def export(system, config, workdir: Path, folder: Path, shard: int = weights.SHARD) -> None:
     """Writes the trained models of a run, as its last checkpoint has them, into a new folder, each with a model card.
 
@@ -105,7 +110,7 @@ def export(system, config, workdir: Path, folder: Path, shard: int = weights.SHA
         return
     finished = note["position"] == len(phases) and results.exists()
     results = json.loads(results.read_text()) if finished else {}
-    with _writing(folder):
+    with writing(folder):
         save_lm(part, *lm, trains, config, config.policy, config.profile.max_tokens, shard)
         weights.save_encoder(part / "embedder", encoder, shard)
         weights.save_items(part / "items", r.data.catalogue.ids, items)
@@ -125,7 +130,7 @@ def aside(folder: Path) -> Path:
     if folder.exists():
         raise InputError(f"{folder} is there already: name another --export_to, or move it away.")
     part = folder.with_name(f"{folder.name}.lpt_jax.part")
-    with _writing(folder):
+    with writing(folder):
         if devices.first():
             shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
             part.mkdir(parents=True)
@@ -134,7 +139,7 @@ def aside(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _writing(folder):
+def writing(folder):
     try:
         yield
     except OSError as error:
@@ -147,7 +152,9 @@ def host_copy(lm: LanguageModel, trained: dict) -> tuple[Decoder, dict]:
     return whole_decoder(lm, trained), devices.fetch(trained)
 
 
-def save_lm(part: Path, whole: Decoder, trained: dict, trains: str, config, settings, most: int, shard: int) -> None:
+def save_lm(
+    part: Path, whole: Decoder, trained: dict, trains: str, config, settings, most: int, shard: int = weights.SHARD
+) -> None:
     """Writes a language model, or what trained of it where that is LoRA's or a soft prompt.
 
     trains: what did ("": nothing); settings: the group that says so; most: tokens that it writes at most.

@@ -80,8 +80,11 @@ def _is_text(record) -> bool:
 
 
 def write_parquet(path, lines, types: dict[str, str]) -> None:
-    """Writes a .parquet file of the records of a .jsonl file, whole or not at all; types: the columns and Arrow's names."""
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()])
+    """Writes a .parquet file of the records of a .jsonl file, whole or not at all; types: the columns and Arrow's names, or "strings"."""
+    kinds = {
+        name: pa.list_(pa.string()) if kind == "strings" else pa.type_for_alias(kind) for name, kind in types.items()
+    }
+    schema = pa.schema(kinds.items())
     options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     part = Path(path).with_name(Path(path).name + ".part")
     parquet.write_table(pa_json.read_json(lines, parse_options=options), part)

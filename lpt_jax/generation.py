@@ -216,7 +216,9 @@ class LanguageModel:
         self.ends, self.pad = tuple(sorted(lm.source.end_ids)), lm.source.pad_id
         self.lengths: tuple[int, ...] = ()  # static prompt lengths
         self._lower = self._decoding("lower")
-        self._upper = None if "upper" in trained else self._decoding("upper")  # a soft prompt leaves all layers as they are
+        self._upper = (
+            None if "upper" in trained else self._decoding("upper")
+        )  # a soft prompt leaves all layers as they are
         self._for, self._weights = None, None
 
     def place(self, tree):
@@ -301,7 +303,7 @@ class LanguageModel:
         """
         texts, how = dict(known or {}), self.how(1, temperature)
         there = sum(row in texts for row in range(len(prompts)))  # no part of the rate and of the time left
-        bar = tqdm(total=len(prompts), desc=what, unit="profile", initial=there, disable=not (what and devices.first()))
+        bar = tqdm(total=len(prompts), desc=what, unit="text", initial=there, disable=not (what and devices.first()))
         with bar:
             for rows in self._batches(prompts):
                 missing = [row for row in dict.fromkeys(rows.tolist()) if row not in texts]

@@ -14,7 +14,8 @@ from lpt_jax.data import downloads
 from lpt_jax.errors import InputError
 from lpt_jax.huge_pages import use_huge_pages
 
-SYSTEMS = {"profiles": "lpt_jax.systems.profiles"}  # config.system: its module
+SYSTEMS = {name: f"lpt_jax.systems.{name}" for name in ("profiles", "journeys")}  # config.system: its module
+LACKS = {"journeys": ("audit", "judge", "study", "demo", "check")}  # modes that are of profiles alone
 MODULES = {name: name for name in ("recommend", "demo", "export", "check")}  # a mode's module, if not train
 
 
@@ -24,6 +25,8 @@ def run(argv: list[str]) -> int | None:
         return print(__doc__, define().get_help(), sep="\n")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(downloads.cache("jax")))  # before jax is imported
     f, config, workdir = parse(argv)
+    if f.mode in LACKS.get(config.system, ()):
+        raise InputError(f"--mode={f.mode} is not for the system {config.system}: it is for profiles.")
     mode = importlib.import_module(f"lpt_jax.{MODULES.get(f.mode, 'train')}")  # wrong flags were told at once
     if f.mode == "check":
         return mode.main(config, f.topology, f.processes)
@@ -40,7 +43,7 @@ def run(argv: list[str]) -> int | None:
             "write_profiles": lambda: mode.write_profiles(*run, Path(f.output or workdir / "profiles.jsonl"), f.split),
             "recommend": lambda: print(mode.run(*run, *asked, f.k, f.history_weight)),
             "demo": lambda: mode.run(*run, f.host, f.port),
-            "export": lambda: mode.export(*run, Path(f.export_to or workdir / "export")),
+            "export": lambda: mode.main(*run, Path(f.export_to or workdir / "export")),
         }[f.mode]()
 
 

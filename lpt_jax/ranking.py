@@ -134,6 +134,19 @@ def top_k(profiles: Embeddings, items: ItemEmbeddings | None, hidden: HiddenItem
     return jnp.where(best == -jnp.inf, -1, ids), best
 
 
+class Several:
+    """Scores of several queries for each session, the best of them counting: profiles[rows] of session_ranks, for items None."""
+
+    def __init__(self, queries: list[np.ndarray], items: np.ndarray):
+        """queries: of each session Float[any, D]; items: Float[N, D]."""
+        self.queries, self.items = queries, items
+
+    def __getitem__(self, rows) -> np.ndarray:
+        ends = np.cumsum([0, *(len(self.queries[row]) for row in rows)])
+        scores = np.concatenate([self.queries[row] for row in rows]) @ self.items.T
+        return np.maximum.reduceat(scores, ends[:-1], axis=0).astype(np.float32)
+
+
 def padded(rows, width: int = 0) -> np.ndarray:
     """Lists of catalogue indices as Int32[B,width], -1 after their ends; width 0: a power of 2."""
     longest = max((len(row) for row in rows), default=1)

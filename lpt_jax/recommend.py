@@ -1,6 +1,5 @@
 """Items for a user, a history or a profile: who is asked for -> the profile -> the best items as a table."""
 
-import bisect
 import difflib
 import functools
 import hashlib
@@ -13,7 +12,7 @@ import numpy as np
 
 from lpt_jax import devices, files, ranking, train
 from lpt_jax.data import prompts
-from lpt_jax.data.sessions import Session
+from lpt_jax.data.sessions import Session, known_session
 from lpt_jax.errors import InputError
 from lpt_jax.run import Run
 
@@ -34,21 +33,6 @@ def asked(user=None, history=None, profile=None, profile_file=None) -> tuple[str
     if not text.strip(" ,\t\n"):
         raise InputError(f"--{name} is empty: say who or what to recommend to.")
     return name.removesuffix("_file"), text.strip()
-
-
-def known_session(dataset, user: str) -> Session:
-    """A session of all the items that the data know of a user."""
-    rows = dataset.rows
-    code = bisect.bisect_left(rows.user_ids, user)
-    start, stop = np.searchsorted(rows.user, [code, code + 1])
-    if start == stop or rows.user_ids[code] != user:
-        known = [rows.user_ids[u] for u in np.unique(rows.user)]
-        near = difflib.get_close_matches(user, known, 1, 0.0)
-        raise InputError(f"--user={user}: no user of this id is left in the data; the nearest id is {near[0]}.")
-    history, ratings = (None if c is None else tuple(c[start:stop].tolist()) for c in (rows.item, rows.rating))
-    reviews = rows.review and tuple(rows.review(np.arange(start, stop)))
-    reviews = reviews if reviews and any(reviews) else None
-    return Session(user, history, ratings, reviews, targets=(), time=float(rows.order[stop - 1]))
 
 
 def find_items(text: str, catalogue) -> tuple[tuple[int, ...], list[str]]:
@@ -173,6 +157,10 @@ def kept(r, state, step: int, session: Session) -> str:
 
 
 def run(system, config, workdir, kind: str, text: str, k: int, weight: float = 0.0) -> str:
-    """recommend() with the models and data of the run in `workdir`."""
+    """recommend() with the models and data of the run in `workdir`, or what another system has for it."""
+    if hasattr(system, "recommend"):
+        if weight:
+            raise InputError("--history_weight is for profiles: this system ranks by the history alone.")
+        return system.recommend(system, config, workdir, kind, text, k)
     r, state, step = train.ready(system, Run(config, workdir))
     return recommend(r, state, kind, text, k, functools.partial(kept, r, state, step), weight)

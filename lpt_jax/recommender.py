@@ -198,6 +198,10 @@ class ProfileRecommender:
         self.data.counts["item texts cut to the window"] = int(cut.sum())
         return rows
 
+    def prepare(self) -> None:
+        """Makes what is counted among the data: all prompts, and the items' tokens."""
+        assert self.prompts and self.item_rows
+
     # ---- profiles
 
     def sample(self, weights: dict, rows: np.ndarray, key, how: Sampling) -> tuple[Profiles, jax.Array]:

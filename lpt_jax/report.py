@@ -52,6 +52,8 @@ EDITS = {  # kinds of edits (lpt_jax/audit.py) in words
 TABLES = (("ndcg",), ("recall", "mean_rank"), ("mrr",))  # families of metrics side by side
 PANELS = {  # of the learning curves: a record's key and its title; METRIC is the validation's
     "imitation": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
+    "prompt_tuning": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
+    "fine_tuning": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
     "contrastive": {"loss": "InfoNCE loss", "accuracy": "In-batch accuracy", "METRIC": "Validation"},
     "policy": {
         **{"reward": "Mean reward, training", "METRIC": "Validation", "kl": "KL to the reference"},

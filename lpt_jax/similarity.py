@@ -143,13 +143,13 @@ class Embedder:
         """
         if self._for is not weights:  # an update makes new ones
             kept = keep or len(texts) > SHARD
-            vectors = self._kept(weights, texts) if kept else self.embed(weights, texts, self.item_limit)[0]
+            vectors = self.kept(weights, texts) if kept else self.embed(weights, texts, self.item_limit)[0]
             column = np.broadcast_to(np.asarray(bias, np.float32), len(vectors))
             vectors = np.concatenate([vectors, column[:, None]], 1)
             self._for, self._items = weights, devices.split_rows(vectors, self.mesh)
         return self._items
 
-    def _kept(self, weights: dict, texts: list[str]) -> np.ndarray:
+    def kept(self, weights: dict, texts: list[str]) -> np.ndarray:
         """Embeddings [N, D] from the folder's files, a shard each; those that lack are made, those of other weights go."""
         folder, shards = self.folder / self._name(weights, texts), []
         if devices.first():

@@ -1,7 +1,8 @@
 """The life of a run, whatever its system: train, go on, test, test again, write.
 
-A system is a module of lpt_jax/systems with build(run), schedule(r), rows(r, stages, state, note) and write(r, state, split,
-file), and TRAINS, STEPS and SAME: what its phases train, what they are called in results, and which settings models share.
+A system is a module of lpt_jax/systems with build(run), schedule(r), test(r, stages, state, note, trec) and write(r, state, split,
+file); TRAINS, STEPS and SAME: what its phases train, what they are called in results, and which settings models share; WRITES
+and COLUMNS: what write() writes, in words, and a table's columns.
 """
 
 import collections.abc
@@ -14,6 +15,7 @@ import numpy as np
 from lpt_jax import config as config_lib
 from lpt_jax import devices, evaluate, files, judge, study, trackers
 from lpt_jax.checkpoints import Checkpoints
+from lpt_jax.data.sessions import everyone
 from lpt_jax.errors import InputError
 from lpt_jax.learning.loop import Loop, Part, Phase, stage_folder
 from lpt_jax.run import Interrupt, Run
@@ -24,7 +26,7 @@ def train(system, config, workdir: Path) -> dict:
     interrupt = Interrupt()
     try:
         r = started(system, Run(config, workdir, interrupt))
-        prepare(r)
+        r.prepare()
         r.run.print_data()
         tracker = trackers.Silent()
         if devices.first():
@@ -62,15 +64,15 @@ def finished(system, config, workdir: Path, tested: bool = False) -> tuple:
 def audit_again(system, config, workdir: Path) -> dict:
     """The audit of a tested workdir's edits once more (lpt_jax/audit.py)."""
     system, r, phases, state, note = finished(system, config, workdir, tested=True)
-    prepare(r)
+    r.prepare()
     of_stages = stages(system, r, phases, state)
-    return evaluate.audit_alone(r, system.rows(r, of_stages, state, note), untrained(r, of_stages))
+    return evaluate.audit_alone(r, system.rows(r, of_stages, state, note), system.untrained(r, of_stages))
 
 
 def questions(system, config, workdir: Path, count: int) -> list[judge.Task]:
     """Tasks for judges of the profiles that a trained workdir's stages and rules wrote, of `count` test users at most."""
     system, r, phases, state, note = finished(system, config, workdir)
-    prepare(r)
+    r.prepare()
     rows = system.rows(r, stages(system, r, phases, state), state, note)
     texts = {row.name: row.audited.texts for row in rows if row.ended is not None}
     names = sorted(texts, key=lambda name: name != "summary")  # first, as others are compared with the last stage
@@ -91,7 +93,8 @@ def studied(system, config, workdir: Path, count: int, answers: str) -> object:
 
 
 def write_profiles(system, config, workdir: Path, output: Path, split: str) -> list[str]:
-    """Writes what the system writes of every session of a split, as JSON lines or, named .parquet, a table.
+    """Writes what the system writes of every session of a split ("all": of each user's whole history), as JSON lines or, named
+    .parquet, a table.
 
     All of the split's sessions, whatever config.evaluation caps. While it is written the file is JSON lines, called after
     the checkpoint, so that a killed call goes on where it was and never mixes two models; a file that is there is not
@@ -111,16 +114,17 @@ def write_profiles(system, config, workdir: Path, output: Path, split: str) -> l
     with config.unlocked():
         config.evaluation.update(max_users=0, max_test_sessions=0)
     r, _, state, note = trained(system, Run(config, workdir))
+    if split == "all":
+        r.sessions["all"] = everyone(r.data)
     part = output.with_name(f"{output.name}.{split}-{note['global_step']}.part")
-    texts = system.write(r, state, split, part)
+    written = system.write(r, state, split, part)
     if devices.first() and output.suffix == ".parquet":
-        kinds = {"row": "int64", "user": "string", "history": "int64", "profile": "string", "tokens": "int64"}
-        files.write_parquet(output, part, kinds | dict.fromkeys(("ended", "empty", "over_long"), "bool"))
+        files.write_parquet(output, part, system.COLUMNS)
         part.unlink()
     elif devices.first():
         part.rename(output)
-    print(f"lpt_jax: {len(texts)} profiles of {split} users in {output}")
-    return texts
+    print(f"lpt_jax: {len(written)} {system.WRITES} of {split} users in {output}")
+    return written
 
 
 # ---- states
@@ -133,11 +137,6 @@ def started(system, run: Run):
         for part, weights in begun(system, r, Path(run.config.begin_from)).items():
             r.begin_with(part, weights)
     return r
-
-
-def prepare(r) -> None:
-    """Makes what is counted among the data: all prompts, and the items' tokens."""
-    assert r.prompts and r.item_rows
 
 
 def initial_state(r, phases: list[Phase]) -> dict[str, Part]:
@@ -221,15 +220,9 @@ def begun(system, r, workdir: Path) -> dict[str, dict]:
 
 
 def test(system, r, phases: list[Phase], state: dict[str, Part], note: dict, trec: bool = False) -> dict:
-    """The test of the baselines and of all stages of training."""
-    prepare(r)
-    of_stages = stages(system, r, phases, state)
-    return evaluate.test(r, system.rows(r, of_stages, state, note), untrained(r, of_stages), note, trec)
-
-
-def untrained(r, of_stages: dict[str, dict]) -> dict:
-    """The embedder's weights as loaded."""
-    return r.fresh("control") if r.config.begin_from else next(iter(of_stages.values()))["embedder"]
+    """The system's test of all stages of training."""
+    r.prepare()
+    return system.test(r, stages(system, r, phases, state), state, note, trec)
 
 
 def stages(system, r, phases: list[Phase], state: dict[str, Part]) -> dict[str, dict[str, dict]]:

@@ -127,7 +127,7 @@ def test_an_imitation_step_is_a_run_s(tmp_path):
     phase, asked, state = both.phases["imitation"], [], both.state["lm"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(next_token, "update", lambda *given: (asked.extend(given), (given[2], {}))[1])
-        train.prepare(both.r)
+        both.r.prepare()
         both.r.lm.lengths = both.shapes.lm.lengths or (both.r.config.prompt.max_tokens,)
         phase.rows, phase.left_out = [(row, [[7, 5]]) for row in range(len(both.r.sessions["train"]))], 0.0
         phase.step(both.state, 0)

@@ -150,7 +150,9 @@ def test_a_soft_prompt_in_peft(tmp_path):
     with torch.no_grad():
         theirs = model(torch.tensor(run.tokens)).logits.numpy()[:, 3:]
     np.testing.assert_allclose(theirs, run.logits(), atol=2e-4)
-    for ids, text in zip(run.r.prompts["test"][:8], run.written(), strict=True):  # by whole passes, the greedy token each time
+    for ids, text in zip(
+        run.r.prompts["test"][:8], run.written(), strict=True
+    ):  # by whole passes, the greedy token each time
         ids, start = list(ids), len(ids)
         while len(ids) < start + run.r.config.profile.max_tokens and ids[-1] != 5 or len(ids) == start:
             with torch.no_grad():

@@ -116,6 +116,11 @@ JUDGED = {  # what a judge is asked (lpt_jax/judge.py); {first} and {second}: th
     "matches": "Here is a description of a person's taste in {kind}:\n\n{given}\n\nWhich of these two lists is more likely what this "
     "person chose next?\n\nA:\n{first}\n\nB:\n{second}\n\nAnswer with one letter: A, B, or C if you can't tell.",
 }
+NAMING = (  # what a language model is asked for a group of items, where it is shown their frequent words and where not
+    "These {kind} belong together:\n\n{items}\n\nName what they have in common, in two or three words.",
+    "These {kind} belong together:\n\n{items}\n\nWords of their titles: {words}.\n\nName what they have in common, in two or three "
+    "words.",
+)
 LIKELIER = "{profile}\n\nThis person has chosen these {kind}:\n"
 # What turns a clause into a rejection, what only seems to, and where one clause ends and another begins.
 REJECTS = (
@@ -259,6 +264,51 @@ def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
     while keep < most and len(longer := render(keep + 1)) <= budget:
         keep, ids = keep + 1, longer
     return ids, keep
+
+
+def naming(titles: list[str], words: list[str], kind: str, title_words: int, control=None) -> str:
+    """What a language model is asked to name a group of items by: their titles, of so many words at most, and frequent words."""
+    lines = (" ".join(neutralise(title, control).split()[:title_words]) for title in titles)
+    items, shown = "\n".join(f"- {line}" for line in lines), neutralise(", ".join(words), control)
+    return NAMING[bool(words)].format(kind=kind, items=items, words=shown)
+
+
+def encode_naming(group, examples: list, data_config, prompt_config, tokenizer) -> tuple[list[int], int, int]:
+    """The prompt that asks for a group's name -> (token ids, examples shown, titles shown).
+
+    group: (titles, frequent words); examples: (titles, words, name) of others, which are answered before it. Where
+    prompt.max_tokens don't hold all, examples are left out, the first first, and then titles, the oldest first.
+    """
+    control, (titles, words) = control_tokens(tokenizer), group
+    ask = functools.partial(naming, kind=data_config.kind, title_words=prompt_config.title_words, control=control)
+    system = [{"role": "system", "content": prompt_config.system}] if prompt_config.system else []
+    start = tokenizer(prompt_config.start, add_special_tokens=False)["input_ids"] if prompt_config.start else []
+
+    def render(shots, kept):
+        chat = list(system)
+        for of_titles, of_words, name in examples[len(examples) - shots :]:
+            answer = {"role": "assistant", "content": neutralise(name, control)}
+            chat += [{"role": "user", "content": ask(of_titles, of_words)}, answer]
+        chat.append({"role": "user", "content": ask(titles[len(titles) - kept :], words)})
+        return list(_encode(chat, tokenizer)) + start
+
+    shots, kept = len(examples), len(titles)
+    while len(ids := render(shots, kept)) > prompt_config.max_tokens:
+        if not shots and not kept:
+            raise InputError(
+                f"--config.prompt.max_tokens={prompt_config.max_tokens} won't do: the question alone takes {len(ids)} tokens."
+            )
+        shots, kept = (shots - 1, kept) if shots else (0, kept - 1)
+    return ids, shots, kept
+
+
+def written_name(text: str) -> str:
+    """What a language model wrote as a name: its first line, without quotes and a full stop.
+
+    >>> written_name('"Nail polish."\\nThese are')
+    'Nail polish'
+    """
+    return (text.strip().splitlines() or [""])[0].strip(" \t\"'“”‘’.*").removeprefix("Name:").strip()
 
 
 def history_text(session, catalogue, n: int) -> str:

@@ -25,7 +25,9 @@ cold_share takes the training interactions from the newest items, so that there 
 before, the targets are the next ones.
 """
 
+import bisect
 import dataclasses
+import difflib
 import itertools
 
 import numpy as np
@@ -460,3 +462,26 @@ def _protocol(c, name, counts, cuts):
         f"are ranked except the history's, ties by catalogue index; relevant: "
         f"{following}; metrics are means over a user's targets, then over users."
     )
+
+
+# ---- everything that is known
+
+
+def known_session(dataset, user: str) -> Session:
+    """A session of all the items that the data know of a user."""
+    rows = dataset.rows
+    code = bisect.bisect_left(rows.user_ids, user)
+    start, stop = np.searchsorted(rows.user, [code, code + 1])
+    if start == stop or rows.user_ids[code] != user:
+        known = [rows.user_ids[u] for u in np.unique(rows.user)]
+        near = difflib.get_close_matches(user, known, 1, 0.0)
+        raise InputError(f"--user={user}: no user of this id is left in the data; the nearest id is {near[0]}.")
+    history, ratings = (None if c is None else tuple(c[start:stop].tolist()) for c in (rows.item, rows.rating))
+    reviews = rows.review and tuple(rows.review(np.arange(start, stop)))
+    reviews = reviews if reviews and any(reviews) else None
+    return Session(user, history, ratings, reviews, targets=(), time=float(rows.order[stop - 1]))
+
+
+def everyone(dataset) -> list[Session]:
+    """A session of each user's items, all of them, in the order of the users' ids."""
+    return [known_session(dataset, dataset.rows.user_ids[user]) for user in np.unique(dataset.rows.user)]

@@ -150,7 +150,10 @@ class Loop:
     def validate(self, phase: Phase, state: dict[str, Part], best: Checkpoints, step: int) -> dict[str, float]:
         """The phase's validation; where it is the best so far its weights are kept."""
         values = phase.validate(state)
-        value = values.get("val/reward", values[f"val/{self.config.evaluation.metric}"])  # what it is trained for
+        judge = (
+            "val/reward" if "val/reward" in values else f"val/{self.config.evaluation.metric}"
+        )  # what it is trained for
+        value = values[judge]
         if self.note["best"] is None or value > self.note["best"]:
             self.note.update(best=value, best_step=step)
             if phase.settings.keep_best:

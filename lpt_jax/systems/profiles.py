@@ -17,7 +17,7 @@ recommender decoder) ranks the whole catalogue by it.
 import json
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, files
+from lpt_jax import devices, evaluate, files
 from lpt_jax.audit import Audited
 from lpt_jax.data import prompts
 from lpt_jax.errors import InputError
@@ -36,7 +36,18 @@ from lpt_jax.systems.profiles_settings import settings as settings
 # phase -> the part that it trains, and its name in the results' rows
 TRAINS = {"imitation": "lm", "contrastive": "embedder", "policy": "lm", "residuals": "residuals"}
 STEPS = {"imitation": "sft", "contrastive": "cl", "policy": "rlso", "residuals": "items"}
-SAME = ("data", "lm.source", "embedder.source", "policy.trains", "policy.last_layers", "policy.lora", "policy.soft_prompt")  # of begin_from
+SAME = (
+    "data",
+    "lm.source",
+    "embedder.source",
+    "policy.trains",
+    "policy.last_layers",
+    "policy.lora",
+    "policy.soft_prompt",
+)  # of begin_from
+WRITES = "profiles"
+COLUMNS = {"row": "int64", "user": "string", "history": "int64", "profile": "string", "tokens": "int64"}
+COLUMNS |= dict.fromkeys(("ended", "empty", "over_long"), "bool")
 
 
 def build(run: Run) -> ProfileRecommender:
@@ -170,6 +181,18 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
         yield from text_rows(r, name, weights, items, r.summaries("test"), [True] * len(texts))
     if "control" in state:
         yield Row("history_trained", r.scored(state["control"].weights, r.history_texts("test"), cut=True))
+
+
+def test(
+    r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part], note: dict, trec: bool = False
+) -> dict:
+    """The test of the baselines and of all stages of training."""
+    return evaluate.test(r, rows(r, stages, state, note), untrained(r, stages), note, trec)
+
+
+def untrained(r: ProfileRecommender, stages: dict[str, dict]) -> dict:
+    """The embedder's weights as loaded."""
+    return r.fresh("control") if r.config.begin_from else next(iter(stages.values()))["embedder"]
 
 
 def of_others(users: list[str], texts: list[str]) -> list[str]:

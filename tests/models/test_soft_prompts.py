@@ -105,7 +105,10 @@ def test_only_the_vectors_move_and_along_the_losses_slope():
     slope = trained["soft_prompt"]["table"] - moved.weights["soft_prompt"]["table"]  # of a step of 1
     way = jnp.asarray(rng.standard_normal((M, 32)), jnp.float32)
     way /= jnp.linalg.norm(way)
-    ends = [float(loss({"soft_prompt": {"table": trained["soft_prompt"]["table"] + h * way}})[1]["loss"]) for h in (-0.01, 0.01)]
+    ends = [
+        float(loss({"soft_prompt": {"table": trained["soft_prompt"]["table"] + h * way}})[1]["loss"])
+        for h in (-0.01, 0.01)
+    ]
     assert (ends[1] - ends[0]) / 0.02 == pytest.approx(float(jnp.sum(slope * way)), rel=0.02)
     smaller, _ = loss(jax.tree.map(lambda a, s: a - 0.05 * s, trained, {"soft_prompt": {"table": slope}}))
     assert float(loss(smaller.weights)[1]["loss"]) < float(first["loss"])

@@ -90,8 +90,8 @@ def both(tmp_path_factory):
 
 def test_two_processes_do_what_one_does(alone, both):
     compare(numbers(both), alone)
-    assert "protocol: " in said(both, 0) and "profile/s" in said(both, 0)
-    assert "protocol" not in said(both, 1) and "profile/s" not in said(both, 1)  # the first speaks for all
+    assert "protocol: " in said(both, 0) and "text/s" in said(both, 0)
+    assert "protocol" not in said(both, 1) and "text/s" not in said(both, 1)  # the first speaks for all
 
 
 def test_two_processes_write_profiles(both, tmp_path):

@@ -316,7 +316,7 @@ def stopped_after(config, workdir, steps):
     """A run that was asked to stop after so many steps of its first phase."""
     run = Run(config, workdir, Interrupt())
     r = train.started(profiles, run)
-    train.prepare(r)
+    r.prepare()
     phases = profiles.schedule(r)
 
     class Asking(trackers.Silent):

@@ -44,12 +44,11 @@ def small_world(users=USERS, world=made_up.world):
 
 def recommender(config, workdir):
     """The recommender of a run of LangPTune, all its prompts made."""
-    from lpt_jax import train
     from lpt_jax.run import Run
     from lpt_jax.systems import profiles
 
     r = profiles.build(Run(config, Path(workdir)))
-    train.prepare(r)
+    r.prepare()
     return r
 
 

@@ -1,0 +1,157 @@
+"""Journeys of a run's users and their names: titles → what is alike → journeys → a prompt each → names by a language model."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from lpt_jax import journeys
+from lpt_jax.data import collections, prompts
+from lpt_jax.generation import LanguageModel
+from lpt_jax.run import Run
+from lpt_jax.similarity import Embedder
+
+Group = list[int]  # catalogue indices of what is to be named, oldest first
+
+
+class JourneyNamer:
+    """A run, the language models that name, one for each way to train it, and the embedder of titles, which isn't trained.
+
+    What training changes is not kept here but given as weights, by the language models' names, the state's parts.
+    """
+
+    def __init__(self, run: Run, lms: dict[str, Callable[[], LanguageModel]], embedder: Callable[[], Embedder]):
+        """lms, embedder: make the models, which happens when they are first asked for."""
+        self.run, self._lms, self._embedder, self._made = run, lms, embedder, {}
+        self.config, self.data, self.sessions = run.config, run.data, run.sessions
+
+    def lm(self, part: str) -> LanguageModel:
+        """The language model of a part of the state."""
+        if part not in self._made:
+            lm = self._made[part] = self._lms[part]()
+            tried = collections.draws(self.collections["train"], self.config.prompt.titles, 1, seed=0)
+            lengths = [len(self.prompt(group, lm=lm)) for _, group in tried] + [self.config.prompt.max_tokens]
+            lm.lengths = tuple(
+                sorted({-(-int(length) // 16) * 16 for length in (np.median(lengths), *sorted(lengths)[-2:])})
+            )
+        return self._made[part]
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        """The embedder."""
+        return self._embedder()
+
+    # ---- weights, for train.py
+
+    def fresh(self, part: str) -> dict:
+        """A part's weights as the run begins with them."""
+        return self.lm(part).fresh()
+
+    def weights(self, state: dict, part: str) -> dict:
+        """A part's weights in a state, or, where none is trained, what the run begins with."""
+        return state[part].weights if part in state else self.fresh(part)
+
+    def place(self, part: str, tree):
+        """A tree of a part's weights, or of its optimiser's state, on the mesh."""
+        return self.lm(part).place(tree)
+
+    def begin_with(self, part: str, weights: dict) -> None:
+        """Lets the run begin with these weights."""
+        self.lm(part).begin_with = weights
+
+    def prepare(self) -> None:
+        """Makes what is counted among the data, and a prompt of each training collection."""
+        assert self.collections and self.lm(next(iter(self._lms))).lengths
+
+    # ---- items, journeys and collections
+
+    @functools.cached_property
+    def collections(self) -> dict[str, list[collections.Collection]]:
+        """The named collections by split."""
+        found, counts = collections.read(self.config.collections, self.config.data, self.data.catalogue)
+        self.data.counts.update(counts)
+        return collections.split(found, self.config.collections)
+
+    @functools.cached_property
+    def vectors(self) -> np.ndarray:
+        """The titles' embeddings [N, D]; kept in the run's workdir."""
+        return self.embedder.kept(self.embedder.fresh(), self.data.catalogue.titles)
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """Embeddings [n, D] of names, as titles are embedded."""
+        return self.embedder.embed(self._weights, texts, self.embedder.item_limit)[0]
+
+    @functools.cached_property
+    def _weights(self) -> dict:
+        return self.embedder.fresh()
+
+    @functools.cached_property
+    def likeness(self) -> journeys.Likeness:
+        """How alike items are, as config.journeys says."""
+        share, titles = self.config.journeys.vectors, self.data.catalogue.titles
+        vectors = self.vectors if share else None
+        return journeys.Likeness(
+            titles, journeys.centred(vectors) if share and self.config.journeys.centred else vectors, share
+        )
+
+    @property
+    def rule(self) -> journeys.Rule:
+        """How journeys are found, as config.journeys says."""
+        return journeys.Rule(**{name: self.config.journeys[name] for name in journeys.Rule._fields})
+
+    def journeys(self, items: Group) -> list[Group]:
+        """The journeys of a user's items, oldest first, as their catalogue indices."""
+        return [[items[place] for place in places] for places in journeys.found(self.likeness(items), self.rule)]
+
+    @functools.cached_property
+    def _terms(self) -> tuple[list[str], object]:
+        return journeys.terms_of(self.data.catalogue.titles)
+
+    def words(self, group: Group, count: int) -> list[str]:
+        """The `count` terms that weigh most in a group's titles (TF-IDF), none within another."""
+        return journeys.heaviest(*self._terms, group, count)
+
+    # ---- names
+
+    def shown(self, group: Group) -> tuple[list[str], list[str]]:
+        """What a prompt shows of a group: the latest titles, and frequent words."""
+        settings = self.config.prompt
+        words = self.words(group, settings.words) if settings.words else []
+        return [self.data.catalogue.titles[item] for item in group[-settings.titles :]], words
+
+    @functools.cached_property
+    def examples(self) -> list[tuple[list[str], list[str], str]]:
+        """Titles, words and names of prompt.shots training collections, drawn by the run's seed."""
+        found, settings = self.collections["train"], self.config.collections
+        rng = np.random.default_rng((self.config.seed, 21))
+        chosen = rng.permutation(len(found))[: self.config.prompt.shots]
+        groups = dict(collections.draws(found, settings.shown, 1, seed=self.config.seed))
+        return [(*self.shown(groups[number]), found[number].name) for number in chosen]
+
+    def prompt(self, group: Group, few_shot: bool = False, lm: LanguageModel | None = None) -> list[int]:
+        """The token ids that ask for a group's name, after examples if few_shot."""
+        lm = lm or self.lm(next(iter(self._lms)))
+        examples = self.examples if few_shot else []
+        return prompts.encode_naming(
+            self.shown(group), examples, self.config.data, self.config.prompt, lm.source.tokenizer
+        )[0]
+
+    def write(
+        self,
+        part: str,
+        weights: dict,
+        groups: list[Group],
+        few_shot: bool = False,
+        what: str = "",
+        known=None,
+        keep=None,
+    ):
+        """A name for each group, greedily; what: the progress bar's name; known, keep: as in LanguageModel.write."""
+        lm, what = self.lm(part), what if len(groups) > self.config.names.batch else ""
+        asked = [self.prompt(group, few_shot, lm) for group in groups]
+        texts = (
+            lm.write(weights, asked, np.arange(len(asked)), self.run.key, what=what, known=known, keep=keep)
+            if asked
+            else []
+        )
+        return [prompts.written_name(text) for text in texts]

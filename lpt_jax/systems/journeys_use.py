@@ -1,0 +1,108 @@
+"""What a trained run of interest journeys is used for: a person's journeys with a list by them, and folders for other libraries."""
+
+import json
+import os
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from lpt_jax import config as config_lib
+from lpt_jax import devices, files, journeys_evaluation, report, train
+from lpt_jax import export as export_lib
+from lpt_jax import recommend as recommend_lib
+from lpt_jax.data.sessions import Session, known_session
+from lpt_jax.errors import InputError
+from lpt_jax.run import Run
+
+CARD = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, {name!r})
+prompt = {prompt!r}"""
+WHOLE_CARD = """from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({name!r})
+prompt = {prompt!r}"""
+
+
+def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> str:
+    """A user's journeys with their names, and the best k items, each with the journey that speaks for it.
+
+    kind, text: "user" and an id, "history" and items; or "profile" and a journey in one's own words.
+    """
+    r, state, _ = train.ready(system, Run(config, workdir))
+    catalogue, notes, history = r.data.catalogue, [], []
+    if kind == "profile":
+        names, queries = [text], r.embed([text])
+        found = [[]]
+    else:
+        if kind == "user":
+            session = known_session(r.data, text)
+        else:
+            items, notes = recommend_lib.find_items(text, catalogue)
+            session = Session("", items, None, None, (), float("nan"))
+        history = list(session.history)
+        found = r.journeys(history)
+        if not found:
+            raise InputError(
+                f"--{kind}: of {len(history)} items no journey of at least --config.journeys.fewest={r.rule.fewest} can be made: "
+                "lower it, or give more items."
+            )
+        names, queries = (
+            system.name(r, state, found),
+            journeys_evaluation.by_journeys(r, history, found, config.journeys.decay),
+        )
+    scores = queries @ r.vectors.T
+    scores[:, history] = -np.inf
+    best = np.argsort(-scores.max(0), kind="stable")[:k]
+    lines = [*notes]
+    for number, (of_journey, group) in enumerate(zip(names, found, strict=True), 1):
+        titles = "; ".join(catalogue.titles[item] for item in group)
+        lines.append(
+            textwrap.shorten(
+                f"Journey {number}: {of_journey}" + (f" ({titles})" if titles else ""), 160, placeholder=" …)"
+            )
+        )
+    table = recommend_lib.table(catalogue, best, scores.max(0)[best]).splitlines()
+    speaks = ["journey", *(f"{number + 1:7d}" for number in scores[:, best].argmax(0))]
+    return "\n".join([*lines, "", *(f"{journey}  {line}" for journey, line in zip(speaks, table, strict=True))])
+
+
+def export(system, config, workdir: Path, folder: Path) -> None:
+    """Writes what each phase trained into a new folder, in a folder of the phase's name, each with a card.
+
+    A soft prompt or LoRA as PEFT's adapter, else the whole language model. InputError if the folder is there, can't be written, or
+    there is no checkpoint.
+    """
+    part = export_lib.aside(folder)
+    r, phases, state, _ = train.trained(system, Run(config, workdir))
+    copies = {phase.name: export_lib.host_copy(phase.lm, r.weights(state, phase.part)) for phase in phases}
+    if not devices.first():
+        return
+    base = export_lib.named(config.lm.source)
+    example = r.lm("lm").source.tokenizer.decode(r.prompt(list(r.collections["train"][0].items[:5])))
+    with export_lib.writing(folder):
+        for name in config_lib.listed(config.phases):
+            settings = config[name]
+            export_lib.save_lm(part / name, *copies[name], settings.trains, config, settings, config.names.max_tokens)
+            for to in (part / name).iterdir():
+                code = (WHOLE_CARD if to.name == "lm" else CARD).format(base=base, name=to.name, prompt=example)
+                files.write_file(to / "README.md", card(to, config, name, code))
+        os.rename(part, folder)
+    print(f"lpt_jax: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
+
+
+def card(folder: Path, config, phase: str, code: str) -> str:
+    """The model card (README.md) of a folder of export()."""
+    to = report.Markdown(folder)
+    head = {"library_name": "transformers" if folder.name == "lm" else "peft", "pipeline_tag": "text-generation"}
+    blocks = [
+        "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"]),
+        to.heading(1, f"{config.name}: {phase.replace('_', ' ')}"),
+        to.paragraph(
+            f"Names what items have in common. Trained from {export_lib.named(config.lm.source)} by lpt_jax (interest journeys, "
+            f"arXiv 2305.15498) on {config.data.source} {config.data.name} data, seed {config.seed}."
+        ),
+        "```python\n" + code + "\n```",
+    ]
+    return to.page("", blocks)
