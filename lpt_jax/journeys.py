@@ -154,6 +154,12 @@ def heaviest(names: list[str], weights, items: Sequence[int], count: int) -> lis
     return chosen
 
 
+def mean(vectors: np.ndarray, weights=None) -> np.ndarray:
+    """The (weighted) mean of vectors, of unit length."""
+    total = vectors.sum(0) if weights is None else np.asarray(weights) @ vectors
+    return (total / max(np.linalg.norm(total), 1e-12)).astype(np.float32)
+
+
 def centred(vectors: np.ndarray) -> np.ndarray:
     """Unit vectors less their mean, of unit length again: what all items of a catalogue share says nothing of two of them."""
     apart = vectors - vectors.mean(0, keepdims=True)

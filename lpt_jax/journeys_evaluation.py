@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax import evaluate, extraction, metrics, ranking, text_metrics
+from lpt_jax import evaluate, extraction, journeys, metrics, ranking, text_metrics
 from lpt_jax.data import collections
 from lpt_jax.data.sessions import training_items
 from lpt_jax.naming import Group, JourneyNamer
@@ -105,7 +105,7 @@ def naming_rows(r: JourneyNamer, trained: Trained) -> tuple[dict[str, dict[str, 
     numbers, groups = [number for number, _ in drawn], [items for _, items in drawn]
     ways = {name: way(groups) for name, way in ways_to_name(r, trained).items()}
     names = [collection.name for collection in found]
-    items = np.stack([mean(r.vectors[group]) for group in groups])
+    items = np.stack([journeys.mean(r.vectors[group]) for group in groups])
     rows = {}
     for row, written in ways.items():
         values = text_metrics.nearness(written, numbers, names, r.embed)
@@ -137,6 +137,8 @@ def ways_to_name(r: JourneyNamer, trained: Trained) -> dict:
         ways["few_shot"] = lambda groups: r.write("lm", untrained, groups, few_shot=True, what="few-shot names")
     for phase, (part, weights) in trained.items():
         ways[phase] = functools.partial(r.write, part, weights, what=f"names after {phase.replace('_', ' ')}")
+    if r.config.names.samples > 1:
+        ways[f"{phase}_best"] = functools.partial(r.best, part, weights, what="best names")
     return ways
 
 
@@ -148,12 +150,12 @@ def histories_rows(r: JourneyNamer, trained: Trained, mixes: list[collections.Mi
     mixes = mixes[: r.config.collections.named]
     names, ways = [c.name for c in r.collections["test"]], ways_to_name(r, trained)
     ways = {name: ways[name] for name in ("frequent_words", list(ways)[-1])}
-    journeys = [r.journeys(mix.items.tolist()) or [mix.items.tolist()] for mix in mixes]
+    found = [r.journeys(mix.items.tolist()) or [mix.items.tolist()] for mix in mixes]
     rows = {}
     for way, write in ways.items():
         whole = write([mix.items.tolist() for mix in mixes])
-        each = iter(write(list(itertools.chain(*journeys))))
-        each = [[next(each) for _ in of_mix] for of_mix in journeys]
+        each = iter(write(list(itertools.chain(*found))))
+        each = [[next(each) for _ in of_mix] for of_mix in found]
         for row, written in ((f"{way}, each journey", each), (f"{way}, all in one", [[text] for text in whole])):
             rows[row] = nearest_of(r, mixes, written, names)
     return rows
@@ -171,22 +173,16 @@ def nearest_of(r: JourneyNamer, mixes, written: list[list[str]], names: list[str
 # ---- ranked by
 
 
-def mean(vectors: np.ndarray, weights=None) -> np.ndarray:
-    """The mean of vectors, of unit length."""
-    total = vectors.sum(0) if weights is None else np.asarray(weights) @ vectors
-    return (total / max(np.linalg.norm(total), 1e-12)).astype(np.float32)
-
-
 def by_journeys(r: JourneyNamer, history: Group, found: list[Group], decay: float) -> np.ndarray:
     """A user's journeys as what the list is ranked by, Float[journeys, D]: γ^age × the mean of its items.
 
     age: how many items were chosen after its last one. Of no journey: the mean of all items.
     """
     if not found:
-        return mean(r.vectors[history])[None]
+        return journeys.mean(r.vectors[history])[None]
     last = {item: place for place, item in enumerate(history)}
     ages = [len(history) - 1 - max(last[item] for item in group) for group in found]
-    return np.stack([decay**age * mean(r.vectors[group]) for age, group in zip(ages, found, strict=True)])
+    return np.stack([decay**age * journeys.mean(r.vectors[group]) for age, group in zip(ages, found, strict=True)])
 
 
 def queries_of(r: JourneyNamer, row: str, decay: float):
@@ -197,9 +193,9 @@ def queries_of(r: JourneyNamer, row: str, decay: float):
 
     return {
         "last_item": lambda history: r.vectors[history[-1:]],
-        "mean_of_latest": lambda history: mean(r.vectors[history[-LAST:]])[None],
-        "mean_of_all": lambda history: mean(r.vectors[history])[None],
-        "decayed_mean": lambda history: mean(r.vectors[history], ages(history))[None],
+        "mean_of_latest": lambda history: journeys.mean(r.vectors[history[-LAST:]])[None],
+        "mean_of_all": lambda history: journeys.mean(r.vectors[history])[None],
+        "decayed_mean": lambda history: journeys.mean(r.vectors[history], ages(history))[None],
         "every_item": lambda history: ages(history)[:, None] * r.vectors[history],
         "journeys": lambda history: by_journeys(r, history, r.journeys(history), decay),
     }[row]
@@ -273,14 +269,17 @@ def gains(r: JourneyNamer, parts: dict, histories: dict) -> dict[str, dict]:
     ways = list(parts["naming"])
     trained = config_lib.listed(r.config.phases)
     base = [way for way in ("titles", "frequent_words", "zero_shot", "few_shot") if way in ways]
-    pairs += [("naming", other, phase) for phase in trained for other in base]
-    pairs += [("naming", *trained)] if len(trained) == 2 else []
+    after = [way for way in ways if way.removesuffix("_best") in trained]
+    pairs += [("naming", other, way) for way in after for other in base]
+    pairs += [("naming", *pair) for pair in itertools.pairwise(after)]
     pairs += [("ranking", other, "journeys") for other in parts["ranking"] if other != "journeys"]
     found = {}
     for part, before, after in pairs:
         rows = parts[part]
         if {before, after} <= rows.keys():
             found[f"{before}->{after}"] = gain(r, rows[before], rows[after], MAIN[part])
+        if part == "naming":
+            found[f"{before}->{after}, cosine"] = gain(r, rows[before], rows[after], "cosine")
     for kind, rows in histories.items():
         for each in (row for row in rows if row.endswith("each journey")):
             whole = each.replace("each journey", "all in one")

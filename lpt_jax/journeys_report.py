@@ -22,6 +22,10 @@ LABELS = {
     },
     **{"prompt_tuning": "After prompt tuning", "fine_tuning": "After fine-tuning", "last_item": "The last item"},
     **{
+        "prompt_tuning_best": "After prompt tuning, best of several",
+        "fine_tuning_best": "After fine-tuning, best of several",
+    },
+    **{
         "mean_of_latest": "Mean of the latest five",
         "mean_of_all": "Mean of all items",
         "decayed_mean": "Decayed mean of all items",
@@ -39,7 +43,7 @@ PARTS = {  # part of the results -> its title, its columns (metric -> what it is
         "How well journeys are named",
         {"top1": "Top 1", "cosine": "Cosine", "chrf": "chrF", "bleu": "BLEU", "others": "Others’"},
         "Top 1: the true name is the nearest of all test names by the embedder. Others’: the share of other collections for which "
-        "a name is the nearest one; less is more special. BLEU says little of names of two words.",
+        "a name is the nearest one; less is more special. Best of several: drawn names, by the embedder’s cosine with the items. BLEU says little of names of two words.",
     ),
     "histories": (
         "A name for each journey, or one for all",

@@ -4,8 +4,9 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+from tqdm import tqdm
 
-from lpt_jax import journeys
+from lpt_jax import devices, journeys
 from lpt_jax.data import collections, prompts
 from lpt_jax.generation import LanguageModel
 from lpt_jax.run import Run
@@ -155,3 +156,24 @@ class JourneyNamer:
             else []
         )
         return [prompts.written_name(text) for text in texts]
+
+    def best(self, part: str, weights: dict, groups: list[Group], what: str = "") -> list[str]:
+        """For each group, of names.samples drawn names the one whose embedding is nearest to the mean of its items'."""
+        lm, s, names = self.lm(part), self.config.names, []
+        asked, how = [self.prompt(group, lm=lm) for group in groups], lm.how(s.samples, s.temperature)
+        shown = tqdm(
+            total=len(groups), desc=what, unit="text", disable=not (what and len(groups) > s.batch and devices.first())
+        )
+        with shown:
+            for start in range(0, len(groups), s.batch):
+                rows = np.arange(start, start + s.batch) % len(groups)  # full to the end: one shape compiles
+                drawn, _ = lm.sample(weights, [asked[row] for row in rows], rows, self.run.key, how)
+                texts = lm.texts(drawn)[0][: len(groups) - start]
+                names += [self.nearest(of_group, group) for of_group, group in zip(texts, groups[start:])]
+                shown.update(len(texts))
+        return names
+
+    def nearest(self, texts: list[str], group: Group) -> str:
+        """Of written names the one that is nearest to a group's items; empty ones are none."""
+        names = list(dict.fromkeys(filter(None, map(prompts.written_name, texts)))) or [""]
+        return names[int(np.argmax(self.embed(names) @ journeys.mean(self.vectors[group])))]

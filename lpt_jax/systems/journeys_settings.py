@@ -80,6 +80,8 @@ def settings() -> ConfigDict:
     c.names = group(
         max_tokens=16,  # longest name, in the language model's tokens
         batch=32,  # names that are written at once
+        samples=8,  # names of a group that the last phase's model writes, of which the nearest to its items counts; 1: greedy
+        temperature=0.5,  # of those
         by="lm",  # --mode=write_profiles and recommend: lm (the last phase's) | words (the titles' most telling, in no time)
     )
     c.prompt_tuning = tuning("soft_prompt", steps=80, learning_rate=3e-3)
@@ -94,7 +96,7 @@ def tiny(config: ConfigDict) -> None:
     config.journeys.update(vectors=0.0, join=0.05)
     config.collections.update(source="genres", validation=1, test=2, draws=2, mixes=20, named=4, muted=8, mixed=4)
     config.prompt.update(max_tokens=160, titles=5, words=0, shots=1, system="", start="")
-    config.names.update(max_tokens=6, batch=16)
+    config.names.update(max_tokens=6, batch=16, samples=2)
     for phase in PHASES:
         config[phase].update(steps=2, batch=4, draws=2, evaluate_every=2, warmup=1, last_layers=1)
         config[phase].lora.update(rank=4, alpha=8.0)

@@ -48,9 +48,12 @@ def test_the_results_have_every_part_and_a_report_with_timelines(trained):
     results = json.loads((trained / "results.json").read_text())
     assert {"far: icpc", "far: ward_told", "far: co_occurrence", "far: one_journey"} <= results["extraction"].keys()
     ways = ["random_name", "titles", "frequent_words", "zero_shot", "few_shot", "fine_tuning", "prompt_tuning"]
+    ways.append("prompt_tuning_best")
     assert list(results["naming"]) == ways and set(results["names"][0]["written"]) == set(ways)
     assert {"top1", "cosine", "chrf", "bleu", "others", "interval"} == results["naming"]["few_shot"].keys()
-    assert {"far: prompt_tuning, each journey", "far: prompt_tuning, all in one"} <= results["histories"].keys()
+    assert {"far: prompt_tuning_best, each journey", "far: prompt_tuning_best, all in one"} <= results[
+        "histories"
+    ].keys()
     rows = "last_item mean_of_latest mean_of_all decayed_mean every_item journeys".split()
     assert list(results["ranking"]) == rows and set(results["chosen"]) == set(rows[3:])
     for gain in (
@@ -252,6 +255,15 @@ class Vectors:
 
     def journeys(self, items):
         return self.found
+
+
+def test_the_best_of_drawn_names_is_the_nearest_to_the_items():
+    r = Vectors(0, 20, 90)
+    r.embed = lambda names: np.stack(
+        [[np.cos(a), np.sin(a)] for a in ({"Up": 1.5, "Along": 0.2, "": 0.17}[name] for name in names)]
+    )
+    assert naming.JourneyNamer.nearest(r, ["Up.", "Along", "", "Along"], [0, 1]) == "Along"
+    assert naming.JourneyNamer.nearest(r, ["", " "], [0, 1]) == ""
 
 
 def test_journeys_count_less_with_age():
