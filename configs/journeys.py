@@ -3,8 +3,8 @@
     python -m lpt_jax.main --config=configs/journeys.py
 
 Reads the data as configs/beauty.py does; the benchmark's sequence files with the same --config.data.source=sequences. Names are
-learned from the products' categories, of which validation and test have their own. Settings of journeys are those that took
-validation's mixes apart best (experiments/journeys_extraction.py).
+learned from the products' categories, of which validation and test have their own. What says what is alike, and ε, are those that
+took validation's mixes apart best (experiments/journeys_extraction.py).
 Hardware: 2 CPU cores. Minutes and results: see docs/journeys.md. The variant :tiny takes a minute and downloads nothing.
 """
 

@@ -165,9 +165,11 @@ LISTS = {  # comma-separated settings: what they may name
 }
 
 
-def get(config, dotted: str):
-    """config.get of a dotted name such as "policy.lora.rank"."""
+def get(config, dotted: str, defaults=None):
+    """config.get of a dotted name such as "policy.lora.rank"; where it is not there, that of defaults, if given."""
     for part in dotted.split("."):
+        if defaults is not None and part not in config:
+            return get(defaults, dotted)
         config = config[part]
     return config
 
@@ -236,6 +238,10 @@ def load(path: str, overrides: dict[str, str]) -> ml_collections.ConfigDict:
         raise InputError(f"--config={path}: the file has no function get_config(variant).")
     config = get_config(variant) if variant else get_config()
     for setting, text in overrides.items():
+        if setting == "system":
+            raise InputError(
+                f"--config.system={text} can't be given: a config is of one system; name another file of configs/."
+            )
         system = config.get("system", "profiles")
         check_known(setting, system)
         group, _, key = setting.rpartition(".")
@@ -262,7 +268,7 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     defaults, given = flat(default(config.system).to_dict()), flat(config.to_dict())
     for name in given:
         if name not in defaults:
-            check_known(name)
+            check_known(name, config.system)
     for name, example in defaults.items():
         if name not in given:
             raise InputError(f"--config.{name} is missing: change settings one by one, not a whole group.")
@@ -319,7 +325,7 @@ def default_workdir(config, overrides: dict[str, str]) -> pathlib.Path:
     >>> str(default_workdir(tiny(default()), {"policy.eta": "0.5", "data.path": "/a b"}))
     'runs/run_tiny-data.path=_a_b,policy.eta=0.5'
     """
-    changed = ",".join(f"{setting}={text}" for setting, text in sorted(overrides.items()))
+    changed = ",".join(f"{name}={text}" for name, text in sorted(overrides.items()) if name not in LATER[1:])
     safe = re.sub(r"[^\w.,=+@-]", "_", f"{config.name}-{changed}" if changed else config.name).lstrip(".-") or "run"
     if len(safe) > 100:
         safe = f"{safe[:91]}-{hashlib.sha256(changed.encode()).hexdigest()[:8]}"

@@ -87,7 +87,9 @@ def write_parquet(path, lines, types: dict[str, str]) -> None:
     schema = pa.schema(kinds.items())
     options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     part = Path(path).with_name(Path(path).name + ".part")
-    parquet.write_table(pa_json.read_json(lines, parse_options=options), part)
+    empty = not Path(lines).stat().st_size
+    table = schema.empty_table() if empty else pa_json.read_json(lines, parse_options=options)
+    parquet.write_table(table, part)
     os.replace(part, path)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-MIXED = ("dense", "terms", "both")  # what says how alike two items are
+from lpt_jax.errors import InputError
 
 
 class Rule(NamedTuple):
@@ -28,7 +28,7 @@ class Rule(NamedTuple):
 
 
 def found(likeness: np.ndarray, rule: Rule) -> list[list[int]]:
-    """The journeys of one user's items, oldest first: places of items in the order of time; a dropped item is in none.
+    """The journeys of one user's items, by their first items: places of items in the order of time; a dropped item is in none.
 
     likeness Float[H, H]: cosines between the items, oldest first; a row of zeros is of an item that nothing is known of.
 
@@ -37,7 +37,7 @@ def found(likeness: np.ndarray, rule: Rule) -> list[list[int]]:
     ([[0, 2], [1]], [[0, 2]])
     """
     journeys = _opened(likeness, rule)
-    for _ in range(1, rule.passes):
+    for _ in range(1, rule.passes if journeys else 1):
         journeys = _moved(likeness, journeys)
     large = [journey for journey in journeys if len(journey) >= rule.fewest]
     joined = [list(journey) for journey in large]
@@ -45,7 +45,7 @@ def found(likeness: np.ndarray, rule: Rule) -> list[list[int]]:
         cosines = [cosine(likeness, small, journey) for journey in large]
         if large and max(cosines) >= rule.merge:
             joined[int(np.argmax(cosines))] += small
-    return [sorted(set(journey)) for journey in joined]
+    return sorted(sorted(set(journey)) for journey in joined)
 
 
 def _opened(likeness: np.ndarray, rule: Rule) -> list[list[int]]:
@@ -79,10 +79,18 @@ def _cosines(products, squared, own) -> np.ndarray:
 
 
 def _moved(likeness: np.ndarray, journeys: list[list[int]]) -> list[list[int]]:
-    """Each item in the journey that is most like it, as the journeys were; those that nobody stays in are gone."""
+    """Each item in the journey that is most like it, as the journeys were; those that nobody stays in are gone.
+
+    An item leaves its journey only for one that is more like it.
+    """
     toward = np.stack([likeness[journey].sum(0) for journey in journeys])
     squared = np.array([row[journey].sum() for row, journey in zip(toward, journeys, strict=True)])
-    most = [int(np.argmax(_cosines(toward[:, item], squared, likeness[item, item]))) for item in range(len(likeness))]
+    most = np.empty(len(likeness), int)
+    for own, journey in enumerate(journeys):
+        for item in journey:
+            cosines = _cosines(toward[:, item], squared, likeness[item, item])
+            best = int(np.argmax(cosines))
+            most[item] = best if cosines[best] > cosines[own] else own
     moved = [[item for item, at in enumerate(most) if at == journey] for journey in range(len(journeys))]
     return [journey for journey in moved if journey]
 
@@ -135,7 +143,12 @@ def terms_of(titles: Sequence[str]) -> tuple[list[str], object]:
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), stop_words="english", sublinear_tf=True, token_pattern=r"[^\W\d_]{2,}"
     )
-    weights = vectorizer.fit_transform(titles)
+    try:
+        weights = vectorizer.fit_transform(titles)
+    except ValueError:  # of an empty vocabulary
+        raise InputError(
+            "The items' titles have no words, by which journeys are found and named: give an item table with titles."
+        ) from None
     return vectorizer.get_feature_names_out().tolist(), weights
 
 

@@ -52,9 +52,11 @@ def test(r: JourneyNamer, trained: Trained, note: dict) -> dict:
 def protocol(r: JourneyNamer) -> str:
     """What was measured on what, in a sentence for each part."""
     s, counts = r.config.collections, {split: len(found) for split, found in r.collections.items()}
+    kinds = {"far": "far: of two branches", "near": "near: of one"}
+    kinds = " and ".join(kinds[kind] for kind in collections.KINDS if some_mixes(r, kind)) or "none"
     return (
         f"{counts['train']} named collections train, {counts['validation']} validate and {counts['test']} test, no name in two; "
-        f"found: {s.mixes} mixes of {s.mixed} items of each of two test collections, far: of two branches, near: of one; "
+        f"found: {s.mixes} mixes of {s.mixed} items of each of two test collections ({kinds}); "
         f"named: {s.draws} samples of {s.shown} items of each test collection, among all test names; intervals over mixes, "
         f"names and users. Ranked: {r.data.protocol}"
     )
@@ -85,7 +87,7 @@ def journeys_of_users(r: JourneyNamer) -> dict[str, float]:
     """How many journeys the test users have, and how much of their history is in one."""
     found = [(len(s.history), r.journeys(list(s.history))) for s in r.sessions["test"]]
     counts = np.array([len(of_user) for _, of_user in found])
-    kept = [sum(map(len, of_user)) / length for length, of_user in found]
+    kept = [len({item for group in of_user for item in group}) / length for length, of_user in found]
     shares = {f"share with {n}": float((counts == n).mean()) for n in range(4)}
     return {
         "mean": float(counts.mean()),
@@ -109,7 +111,7 @@ def naming_rows(r: JourneyNamer, trained: Trained) -> tuple[dict[str, dict[str, 
     rows = {}
     for row, written in ways.items():
         values = text_metrics.nearness(written, numbers, names, r.embed)
-        values["others"] = text_metrics.others_share(written, r.embed(written), items)
+        values["others"] = others(written, r.embed(written), items, s.draws)
         rows[row] = {name: of_draws.reshape(s.draws, -1).mean(0) for name, of_draws in values.items()}
     titles = r.data.catalogue.titles
     shown = [
@@ -123,10 +125,18 @@ def naming_rows(r: JourneyNamer, trained: Trained) -> tuple[dict[str, dict[str, 
     return rows, shown
 
 
+def others(written: list[str], vectors: np.ndarray, items: np.ndarray, draws: int) -> np.ndarray:
+    """text_metrics.others_share within each draw: another sample of the same collection is no other one."""
+    parts = (np.split(np.arange(len(written)), draws)) if draws else []
+    return np.concatenate(
+        [text_metrics.others_share([written[i] for i in part], vectors[part], items[part]) for part in parts]
+    )
+
+
 def ways_to_name(r: JourneyNamer, trained: Trained) -> dict:
     """row -> what names groups of items so; the trained language models are the last ones."""
     titles, rng = r.data.catalogue.titles, np.random.default_rng((r.config.seed, 23))
-    known, untrained = [c.name for c in r.collections["train"]], r.fresh("lm")
+    known, untrained = [c.name for c in r.collections["train"]], r.untrained("lm")
     ways = {
         "random_name": lambda groups: [known[i] for i in rng.integers(len(known), size=len(groups))],
         "titles": lambda groups: ["; ".join(titles[item] for item in group) for group in groups],
@@ -189,7 +199,7 @@ def queries_of(r: JourneyNamer, row: str, decay: float):
     """What each row ranks a history by: a function of it to Float[queries, D], of which the best counts."""
 
     def ages(history):
-        return decay ** np.arange(len(history) - 1, -1, -1.0)
+        return (decay ** np.arange(len(history) - 1, -1, -1.0)).astype(np.float32)
 
     return {
         "last_item": lambda history: r.vectors[history[-1:]],
@@ -236,11 +246,12 @@ def muted(r: JourneyNamer) -> dict:
         if len(groups) < 2:
             continue
         queries = by_journeys(r, history, groups, r.config.journeys.decay)
-        best, speaks = listed(r, queries, history)
+        best, scores = listed(r, queries, history)
+        speaks = scores.argmax(0)
         loudest = np.bincount(speaks).argmax()
         own, others = set(best[speaks == loudest]), set(best[speaks != loudest])
         after = set(listed(r, np.delete(queries, loudest, 0), history)[0])
-        found["spoken"].append(len(own) / LISTED)
+        found["spoken"].append(len(own) / len(best))
         found["gone"].append(len(own - after) / len(own))
         found["kept"].append(len(others & after) / len(others) if others else 1.0)
         if len(found["gone"]) == r.config.collections.muted:
@@ -251,12 +262,12 @@ def muted(r: JourneyNamer) -> dict:
     }
 
 
-def listed(r: JourneyNamer, queries: np.ndarray, history: Group) -> tuple[np.ndarray, np.ndarray]:
-    """The LISTED best items without the history, and which query speaks for each."""
+def listed(r: JourneyNamer, queries: np.ndarray, history: Group, k: int = LISTED) -> tuple[np.ndarray, np.ndarray]:
+    """The k best items without the history, and the score of each by every query, Float[queries, k]."""
     scores = queries @ r.vectors.T
     scores[:, history] = -np.inf
-    best = np.argsort(-scores.max(0), kind="stable")[:LISTED]
-    return best, scores[:, best].argmax(0)
+    best = np.argsort(-scores.max(0), kind="stable")[: min(k, len(r.vectors) - len(set(history)))]
+    return best, scores[:, best]
 
 
 # ---- beside each other

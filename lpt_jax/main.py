@@ -27,6 +27,10 @@ def run(argv: list[str]) -> int | None:
     f, config, workdir = parse(argv)
     if f.mode in LACKS.get(config.system, ()):
         raise InputError(f"--mode={f.mode} is not for the system {config.system}: it is for profiles.")
+    if f.run and config.system in LACKS:
+        raise InputError(
+            f"--run is not for the system {config.system}: other systems' TREC runs are scored beside profiles."
+        )
     mode = importlib.import_module(f"lpt_jax.{MODULES.get(f.mode, 'train')}")  # wrong flags were told at once
     if f.mode == "check":
         return mode.main(config, f.topology, f.processes)

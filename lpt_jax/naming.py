@@ -1,6 +1,7 @@
 """Journeys of a run's users and their names: titles → what is alike → journeys → a prompt each → names by a language model."""
 
 import functools
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from lpt_jax import devices, journeys
 from lpt_jax.data import collections, prompts
 from lpt_jax.generation import LanguageModel
+from lpt_jax.models import layers
 from lpt_jax.run import Run
 from lpt_jax.similarity import Embedder
 
@@ -23,7 +25,8 @@ class JourneyNamer:
 
     def __init__(self, run: Run, lms: dict[str, Callable[[], LanguageModel]], embedder: Callable[[], Embedder]):
         """lms, embedder: make the models, which happens when they are first asked for."""
-        self.run, self._lms, self._embedder, self._made = run, lms, embedder, {}
+        self.run, self._lms, self._embedder = run, lms, embedder
+        self._made, self._loaded = {}, {}
         self.config, self.data, self.sessions = run.config, run.data, run.sessions
 
     def lm(self, part: str) -> LanguageModel:
@@ -58,7 +61,12 @@ class JourneyNamer:
 
     def begin_with(self, part: str, weights: dict) -> None:
         """Lets the run begin with these weights."""
-        self.lm(part).begin_with = weights
+        lm = self.lm(part)
+        self._loaded[part], lm.begin_with = lm.begin_with, weights
+
+    def untrained(self, part: str) -> dict:
+        """A part's weights as they were loaded."""
+        return self.place(part, layers.masters(self._loaded.get(part, self.lm(part).begin_with)))
 
     def prepare(self) -> None:
         """Makes what is counted among the data, and a prompt of each training collection."""
@@ -137,25 +145,21 @@ class JourneyNamer:
             self.shown(group), examples, self.config.data, self.config.prompt, lm.source.tokenizer
         )[0]
 
-    def write(
-        self,
-        part: str,
-        weights: dict,
-        groups: list[Group],
-        few_shot: bool = False,
-        what: str = "",
-        known=None,
-        keep=None,
-    ):
-        """A name for each group, greedily; what: the progress bar's name; known, keep: as in LanguageModel.write."""
+    def write(self, part: str, weights: dict, groups: list[Group], few_shot: bool = False, what: str = "") -> list[str]:
+        """A name for each group, greedily; what: the progress bar's name."""
         lm, what = self.lm(part), what if len(groups) > self.config.names.batch else ""
         asked = [self.prompt(group, few_shot, lm) for group in groups]
         texts = (
-            lm.write(weights, asked, np.arange(len(asked)), self.run.key, what=what, known=known, keep=keep)
+            lm.write(weights, asked, np.arange(len(asked)), self.run.key, what=what, keep=self._asked_to_stop)
             if asked
             else []
         )
         return [prompts.written_name(text) for text in texts]
+
+    def _asked_to_stop(self, *_) -> None:
+        """Stops a run that was asked to, between two batches of names."""
+        if self.run.interrupt:
+            self.run.interrupt.check("all training")
 
     def best(self, part: str, weights: dict, groups: list[Group], what: str = "") -> list[str]:
         """For each group, of names.samples drawn names the one whose embedding is nearest to the mean of its items'."""
@@ -167,10 +171,14 @@ class JourneyNamer:
         with shown:
             for start in range(0, len(groups), s.batch):
                 rows = np.arange(start, start + s.batch) % len(groups)  # full to the end: one shape compiles
-                drawn, _ = lm.sample(weights, [asked[row] for row in rows], rows, self.run.key, how)
+                numbers = [
+                    zlib.crc32(repr(groups[row]).encode()) for row in rows
+                ]  # a group's draws are always the same
+                drawn, _ = lm.sample(weights, [asked[row] for row in rows], numbers, self.run.key, how)
                 texts = lm.texts(drawn)[0][: len(groups) - start]
                 names += [self.nearest(of_group, group) for of_group, group in zip(texts, groups[start:])]
                 shown.update(len(texts))
+                self._asked_to_stop()
         return names
 
     def nearest(self, texts: list[str], group: Group) -> str:

@@ -142,9 +142,10 @@ class Several:
         self.queries, self.items = queries, items
 
     def __getitem__(self, rows) -> np.ndarray:
-        ends = np.cumsum([0, *(len(self.queries[row]) for row in rows)])
-        scores = np.concatenate([self.queries[row] for row in rows]) @ self.items.T
-        return np.maximum.reduceat(scores, ends[:-1], axis=0).astype(np.float32)
+        scores = np.empty((len(rows), len(self.items)), np.float32)
+        for line, row in zip(scores, rows, strict=True):
+            line[:] = (self.queries[row] @ self.items.T).max(0)
+        return scores
 
 
 def padded(rows, width: int = 0) -> np.ndarray:

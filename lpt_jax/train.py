@@ -1,8 +1,8 @@
 """The life of a run, whatever its system: train, go on, test, test again, write.
 
 A system is a module of lpt_jax/systems with build(run), schedule(r), test(r, stages, state, note, trec) and write(r, state, split,
-file); TRAINS, STEPS and SAME: what its phases train, what they are called in results, and which settings models share; WRITES
-and COLUMNS: what write() writes, in words, and a table's columns.
+file); TRAINS, STEPS and SAME: what its phases train, what they are called in results, and which settings models share; WRITES,
+WRITTEN_BY and COLUMNS: what write() writes, in words, the settings beside the models that it depends on, and a table's columns.
 """
 
 import collections.abc
@@ -113,10 +113,11 @@ def write_profiles(system, config, workdir: Path, output: Path, split: str) -> l
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.evaluation.update(max_users=0, max_test_sessions=0)
-    r, _, state, note = trained(system, Run(config, workdir))
+    r, state, step = ready(system, Run(config, workdir))
     if split == "all":
         r.sessions["all"] = everyone(r.data)
-    part = output.with_name(f"{output.name}.{split}-{note['global_step']}.part")
+    writers = [str(step), *(config_lib.get(config, name) for name in system.WRITTEN_BY)]
+    part = output.with_name(f"{output.name}.{split}-{'-'.join(writers)}.part")
     written = system.write(r, state, split, part)
     if devices.first() and output.suffix == ".parquet":
         files.write_parquet(output, part, system.COLUMNS)
@@ -204,11 +205,12 @@ def begun(system, r, workdir: Path) -> dict[str, dict]:
         raise InputError(f"--config.begin_from={workdir} holds no finished run: name the workdir of one.")
     theirs, ours = json.loads((workdir / "config.json").read_text(encoding="utf-8")), r.config.to_dict()
     config_lib.refuse_old(theirs, f"--config.begin_from={workdir}", "name the workdir of a run of this version")
-    same = system.SAME + (("seed",) if "tiny" in (r.config.lm.source, r.config.embedder.source) else ())
+    same = ("system", *system.SAME) + (("seed",) if "tiny" in (r.config.lm.source, r.config.embedder.source) else ())
+    defaults = config_lib.default(r.config.system).to_dict()  # of settings that are newer than the other run
     for name in same:  # of other data, users who are tested here may have been trained on there
-        if config_lib.get(theirs, name) != config_lib.get(ours, name):
+        if (there := config_lib.get(theirs, name, defaults)) != config_lib.get(ours, name):
             raise InputError(
-                f"--config.begin_from={workdir} has another {name} ({config_lib.get(theirs, name)!r}): a run can only "
+                f"--config.begin_from={workdir} has another {name} ({there!r}): a run can only "
                 "begin from one on the same data and models."
             )
     before = begun(system, r, Path(theirs["begin_from"])) if theirs.get("begin_from") else {}

@@ -6,6 +6,7 @@ import pytest
 from lpt_jax import extraction, journeys
 from lpt_jax.data import made_up
 from lpt_jax.data.collections import Collection, mixes
+from lpt_jax.errors import InputError
 from lpt_jax.journeys import Rule
 
 EAST, NORTH, UP = np.eye(3)
@@ -52,9 +53,11 @@ def test_small_journeys_join_earlier_and_later_ones_or_are_dropped():
 def test_small_cases():
     one = alike(EAST)
     assert journeys.found(one, Rule(fewest=1)) == [[0]] and journeys.found(one, Rule(fewest=2, merge=-1.0)) == []
-    assert journeys.found(np.zeros((0, 0)), Rule()) == []
-    unknown = np.zeros((2, 2))  # titles without a known word
-    assert journeys.found(unknown, Rule(join=0.1)) == [[0], [1]]
+    for passes in (1, 3):
+        assert journeys.found(np.zeros((0, 0)), Rule(passes=passes)) == []
+        assert journeys.found(np.zeros((2, 2)), Rule(join=0.1, passes=passes)) == [[0], [1]], (
+            "titles without a known word"
+        )
     assert journeys.labels([], 2).tolist() == [0, 1]
 
 
@@ -106,6 +109,11 @@ def test_vectors_terms_and_the_mean_of_both():
     apart = journeys.centred(vectors + 5.0)
     np.testing.assert_allclose(np.linalg.norm(apart, axis=1), 1.0)
     np.testing.assert_allclose(apart, journeys.centred(vectors), atol=1e-12)
+
+
+def test_titles_without_words_are_told():
+    with pytest.raises(InputError, match="titles have no words"):
+        journeys.terms_of(["1", "22"])
 
 
 def test_the_words_that_weigh_most_don_t_repeat_each_other():

@@ -15,7 +15,6 @@ import numpy as np
 from lpt_jax import files
 from lpt_jax.errors import InputError
 
-SPLITS = ("train", "validation", "test")
 KINDS = ("far", "near")  # mixes: of two branches, or of one
 
 
@@ -61,6 +60,10 @@ def _of_genres(settings, data_config, catalogue):
 
 
 def _of_tags(settings, data_config, catalogue):
+    if not (settings.path or data_config.path):
+        raise InputError(
+            "--config.collections.source=tags needs the folder of tags.csv: set --config.data.path or --config.collections.path."
+        )
     file = Path(settings.path or Path(data_config.path) / "tags.csv")
     return _of_pairs(_columns(file, ("tag", "movieId")), catalogue, "--config.collections.source=tags", strict=False)
 
@@ -108,6 +111,10 @@ def _of_pairs(pairs, catalogue, where: str, strict: bool = True):
     """Collections of (name, item id) pairs; items that aren't in the catalogue are counted. strict: each must have one."""
     index = {item: i for i, item in enumerate(catalogue.ids)}
     pairs = [(" ".join(name.split()), item.strip()) for name, item in pairs]
+    if strict and not all(name for name, _ in pairs):
+        raise InputError(
+            f"{where}: the item {next(item for name, item in pairs if not name)!r} has an empty name; give it one."
+        )
     known = [(name, index[item]) for name, item in pairs if item in index and name]
     if strict and (lost := {name: item for name, item in pairs}.keys() - {name for name, _ in known}):
         name = min(lost)

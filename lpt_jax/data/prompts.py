@@ -228,7 +228,7 @@ def _encode(chat, tokenizer):
 
 def start_of(data_config, prompt_config) -> str:
     """The words every profile begins with."""
-    return prompt_config.start.replace("{kind}", data_config.kind)
+    return prompt_config.get("start", "").replace("{kind}", data_config.kind)
 
 
 def encode_prompt(session, catalogue, data_config, prompt_config, tokenizer):
@@ -282,7 +282,6 @@ def encode_naming(group, examples: list, data_config, prompt_config, tokenizer) 
     control, (titles, words) = control_tokens(tokenizer), group
     ask = functools.partial(naming, kind=data_config.kind, title_words=prompt_config.title_words, control=control)
     system = [{"role": "system", "content": prompt_config.system}] if prompt_config.system else []
-    start = tokenizer(prompt_config.start, add_special_tokens=False)["input_ids"] if prompt_config.start else []
 
     def render(shots, kept):
         chat = list(system)
@@ -290,7 +289,7 @@ def encode_naming(group, examples: list, data_config, prompt_config, tokenizer) 
             answer = {"role": "assistant", "content": neutralise(name, control)}
             chat += [{"role": "user", "content": ask(of_titles, of_words)}, answer]
         chat.append({"role": "user", "content": ask(titles[len(titles) - kept :], words)})
-        return list(_encode(chat, tokenizer)) + start
+        return list(_encode(chat, tokenizer))
 
     shots, kept = len(examples), len(titles)
     while len(ids := render(shots, kept)) > prompt_config.max_tokens:
@@ -308,7 +307,8 @@ def written_name(text: str) -> str:
     >>> written_name('"Nail polish."\\nThese are')
     'Nail polish'
     """
-    return (text.strip().splitlines() or [""])[0].strip(" \t\"'“”‘’.*").removeprefix("Name:").strip()
+    line = (text.strip().splitlines() or [""])[0]
+    return line.removeprefix("Name:").strip(" \t\"'“”‘’.*")
 
 
 def history_text(session, catalogue, n: int) -> str:

@@ -38,6 +38,8 @@ def attach(lm, count: int, text: str) -> None:
     """
     ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise InputError(f"A soft prompt begins as the tokens of a text, and {text!r} has none.")
+        raise InputError(
+            f"A soft prompt begins as the tokens of soft_prompt.start, and {text!r} has none: give it some words."
+        )
     rows = jnp.asarray((ids * count)[:count])
     lm.soft_prompt = SoftPrompt(jnp.asarray(lm.embed.table[...])[rows].astype(jnp.float32) * lm.spec.embed_scale)

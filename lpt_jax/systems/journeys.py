@@ -33,8 +33,9 @@ from lpt_jax.systems.journeys_use import recommend as recommend
 # phase -> the part that it trains, a model of its own, and its name in results
 TRAINS = {"prompt_tuning": "soft_prompt", "fine_tuning": "lm"}
 STEPS = {"prompt_tuning": "prompt_tuning", "fine_tuning": "fine_tuning"}
-SAME = ("data", "collections", "lm.source", "embedder.source", *TRAINS)  # of begin_from
-WRITES = "users' journeys"
+SAME = ("data", "collections", "lm.source", "embedder.source")  # of begin_from
+SAME += tuple(f"{phase}.{name}" for phase in TRAINS for name in ("trains", "last_layers", "lora", "soft_prompt"))
+WRITES, WRITTEN_BY = "users' journeys", ("names.by",)
 COLUMNS = {"row": "int64", "user": "string", "journey": "int64", "name": "string", "items": "strings"}
 AT_ONCE = 256  # users whose journeys are written together
 
@@ -64,7 +65,7 @@ class NamingPhase(NextTokenPhase):
 
     @functools.cached_property
     def drawn(self) -> list[tuple[int, list[int]]]:
-        """(training collection, some of its items): of three items or more, as journeys have."""
+        """(training collection, some of its items), from three to as many as a prompt shows."""
         most, seed = self.r.config.prompt.titles, self.r.config.seed
         drawn = collections.draws(self.r.collections["train"], most, self.settings.draws, seed * 1000 + 31)
         sizes = np.random.default_rng((seed, 32)).integers(min(3, most), most + 1, len(drawn))
@@ -124,11 +125,12 @@ def name(r: JourneyNamer, state, groups: list[list[int]]) -> list[str]:
 def write(r: JourneyNamer, state, split: str, file: Path, at_once: int = AT_ONCE) -> list[dict]:
     """The journeys of a split's users and their names, a line each; `file` keeps them, so that a killed call goes on.
 
-    Its lines: row (in the split), user, journey (the oldest is 0), name, items (ids, oldest first). at_once: users at a time.
+    Its lines: row (in the split), user, journey (0 is what began first), name, items (ids, oldest first). at_once: users at a time.
     """
     sessions, ids, lines = r.sessions[split], r.data.catalogue.ids, files.read_jsonl(file)
     start = lines[-1]["row"] // at_once * at_once if lines else 0  # what was written with the last line may lack others
     lines = [line for line in lines if line["row"] < start]
+    devices.wait_for_all(f"read {file}")
     if devices.first():
         files.write_file(file, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     starts = range(start, len(sessions), at_once)
@@ -152,6 +154,4 @@ def write(r: JourneyNamer, state, split: str, file: Path, at_once: int = AT_ONCE
             with open(file, "a", encoding="utf-8") as out:
                 out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in new)
         lines += new
-        if r.run.interrupt:
-            r.run.interrupt.check(f"journeys in {file}")
     return lines

@@ -10,7 +10,8 @@ PHASES = ("prompt_tuning", "fine_tuning")
 CHOICES = MODELS | {
     "names.by": ("lm", "words"),
     "collections.source": ("categories", "genres", "tags", "file"),
-    **dict.fromkeys((f"{phase}.trains" for phase in PHASES), ("last_layers", "lora", "soft_prompt")),
+    "prompt_tuning.trains": ("soft_prompt",),
+    "fine_tuning.trains": ("last_layers", "lora"),
     **dict.fromkeys((f"{phase}.optimiser" for phase in PHASES), ("adamw", "unit_sgd")),
     **dict.fromkeys((f"{phase}.schedule" for phase in PHASES), ("constant", "linear")),
 }
@@ -28,7 +29,7 @@ def tuning(trains: str, steps: int, learning_rate: float) -> ConfigDict:
         steps=steps,  # updates
         batch=8,  # collections per update
         draws=8,  # different samples of each training collection's items
-        trains=trains,  # soft_prompt | last_layers | lora
+        trains=trains,  # soft_prompt (prompt tuning) | last_layers, lora (fine-tuning)
         last_layers=4,  # with last_layers: the top blocks and the final norm (and an untied head)
         lora=lora(),
         soft_prompt=soft_prompt("Name what these have in common, in two or three words."),
@@ -75,7 +76,6 @@ def settings() -> ConfigDict:
         words=0,  # frequent words of the titles (TF-IDF) that are shown too
         shots=5,  # examples, from the training collections, for the model that is not trained
         system="",  # a system message; empty: none (SmolLM2's template then adds its own)
-        start="",  # the words every name begins with
     )
     c.names = group(
         max_tokens=16,  # longest name, in the language model's tokens
@@ -95,7 +95,7 @@ def tiny(config: ConfigDict) -> None:
     config.embedder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
     config.journeys.update(vectors=0.0, join=0.05)
     config.collections.update(source="genres", validation=1, test=2, draws=2, mixes=20, named=4, muted=8, mixed=4)
-    config.prompt.update(max_tokens=160, titles=5, words=0, shots=1, system="", start="")
+    config.prompt.update(max_tokens=160, titles=5, words=0, shots=1, system="")
     config.names.update(max_tokens=6, batch=16, samples=2)
     for phase in PHASES:
         config[phase].update(steps=2, batch=4, draws=2, evaluate_every=2, warmup=1, last_layers=1)

@@ -5,24 +5,23 @@ import os
 import textwrap
 from pathlib import Path
 
-import numpy as np
-
 from lpt_jax import config as config_lib
 from lpt_jax import devices, files, journeys_evaluation, report, train
 from lpt_jax import export as export_lib
 from lpt_jax import recommend as recommend_lib
 from lpt_jax.data.sessions import Session, known_session
-from lpt_jax.errors import InputError
 from lpt_jax.run import Run
 
 CARD = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-base = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, {name!r})
-prompt = {prompt!r}"""
+tokenizer = AutoTokenizer.from_pretrained({base!r})
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {name!r})"""
 WHOLE_CARD = """from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained({name!r})
-prompt = {prompt!r}"""
+tokenizer = AutoTokenizer.from_pretrained({name!r})
+model = AutoModelForCausalLM.from_pretrained({name!r})"""
+ASK = """
+prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens={most})[0, prompt.input_ids.shape[1]:], skip_special_tokens=True))"""
 
 
 def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> str:
@@ -31,10 +30,11 @@ def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> st
     kind, text: "user" and an id, "history" and items; or "profile" and a journey in one's own words.
     """
     r, state, _ = train.ready(system, Run(config, workdir))
-    catalogue, notes, history = r.data.catalogue, [], []
+    catalogue, notes, history, found = r.data.catalogue, [], [], [[]]
     if kind == "profile":
+        if (length := r.embedder.length(text)) > r.embedder.item_limit:
+            raise recommend_lib.too_long(length, r.embedder.item_limit)
         names, queries = [text], r.embed([text])
-        found = [[]]
     else:
         if kind == "user":
             session = known_session(r.data, text)
@@ -43,28 +43,21 @@ def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> st
             session = Session("", items, None, None, (), float("nan"))
         history = list(session.history)
         found = r.journeys(history)
-        if not found:
-            raise InputError(
-                f"--{kind}: of {len(history)} items no journey of at least --config.journeys.fewest={r.rule.fewest} can be made: "
-                "lower it, or give more items."
-            )
-        names, queries = (
-            system.name(r, state, found),
-            journeys_evaluation.by_journeys(r, history, found, config.journeys.decay),
+        names = system.name(r, state, found)
+        queries = journeys_evaluation.by_journeys(r, history, found, config.journeys.decay)
+    if not found:
+        notes.append(
+            f"No {r.rule.fewest} of {len(history)} items are alike enough to be a journey: the list is by all of them."
         )
-    scores = queries @ r.vectors.T
-    scores[:, history] = -np.inf
-    best = np.argsort(-scores.max(0), kind="stable")[:k]
+        names, found = ["all items"], [history]
+    best, scores = journeys_evaluation.listed(r, queries, history, k)
     lines = [*notes]
     for number, (of_journey, group) in enumerate(zip(names, found, strict=True), 1):
-        titles = "; ".join(catalogue.titles[item] for item in group)
-        lines.append(
-            textwrap.shorten(
-                f"Journey {number}: {of_journey}" + (f" ({titles})" if titles else ""), 160, placeholder=" …)"
-            )
-        )
-    table = recommend_lib.table(catalogue, best, scores.max(0)[best]).splitlines()
-    speaks = ["journey", *(f"{number + 1:7d}" for number in scores[:, best].argmax(0))]
+        titles = f" ({'; '.join(catalogue.titles[item] for item in group)})" if group else ""
+        line = "".join(letter for letter in f"Journey {number}: {of_journey}{titles}" if letter.isprintable())
+        lines.append(textwrap.shorten(line, 160, placeholder=" …)"))
+    table = recommend_lib.table(catalogue, best, scores.max(0)).splitlines()
+    speaks = ["journey", *(f"{number + 1:7d}" for number in scores.argmax(0))]
     return "\n".join([*lines, "", *(f"{journey}  {line}" for journey, line in zip(speaks, table, strict=True))])
 
 
@@ -77,16 +70,17 @@ def export(system, config, workdir: Path, folder: Path) -> None:
     part = export_lib.aside(folder)
     r, phases, state, _ = train.trained(system, Run(config, workdir))
     copies = {phase.name: export_lib.host_copy(phase.lm, r.weights(state, phase.part)) for phase in phases}
+    base, lm = export_lib.named(config.lm.source).partition("@")[0], phases[0].lm
+    example = lm.source.tokenizer.decode(r.prompt(list(r.collections["train"][0].items[:5]), lm=lm))
     if not devices.first():
         return
-    base = export_lib.named(config.lm.source)
-    example = r.lm("lm").source.tokenizer.decode(r.prompt(list(r.collections["train"][0].items[:5])))
     with export_lib.writing(folder):
         for name in config_lib.listed(config.phases):
             settings = config[name]
             export_lib.save_lm(part / name, *copies[name], settings.trains, config, settings, config.names.max_tokens)
             for to in (part / name).iterdir():
-                code = (WHOLE_CARD if to.name == "lm" else CARD).format(base=base, name=to.name, prompt=example)
+                card_of = (WHOLE_CARD if to.name == "lm" else CARD) + ASK
+                code = card_of.format(base=base, name=to.name, prompt=example, most=config.names.max_tokens)
                 files.write_file(to / "README.md", card(to, config, name, code))
         os.rename(part, folder)
     print(f"lpt_jax: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")

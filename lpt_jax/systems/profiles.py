@@ -45,7 +45,7 @@ SAME = (
     "policy.lora",
     "policy.soft_prompt",
 )  # of begin_from
-WRITES = "profiles"
+WRITES, WRITTEN_BY = "profiles", ()
 COLUMNS = {"row": "int64", "user": "string", "history": "int64", "profile": "string", "tokens": "int64"}
 COLUMNS |= dict.fromkeys(("ended", "empty", "over_long"), "bool")
 

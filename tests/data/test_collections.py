@@ -80,6 +80,7 @@ def test_tags_lie_beside_the_ratings(tmp_path):
         ("c.jsonl", '{"name": "red"}\n', 'record 1 has no "name" or no list "items"'),
         ("d.jsonl", "", "it has no records"),
         ("e.csv", None, "can't be read"),
+        ("f.csv", "name,item\nred,i0\n,i1\n", "the item 'i1' has an empty name; give it one"),
     ],
 )
 def test_what_can_not_be_used_is_told_in_a_sentence(tmp_path, name, text, said):

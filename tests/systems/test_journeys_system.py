@@ -1,14 +1,16 @@
 """Interest journeys as a whole: trained, tested, gone on with, written, recommended by, exported; ranks by journeys by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from lpt_jax import config as config_lib
-from lpt_jax import files, journeys_evaluation, journeys_report, ranking, trackers, train
+from lpt_jax import files, journeys_evaluation, journeys_report, naming, ranking, trackers, train
 from lpt_jax.data import made_up, prompts
 from lpt_jax.data.sessions import Session
+from lpt_jax.errors import InputError
 from lpt_jax.learning.loop import Loop
 from lpt_jax.main import main
 from lpt_jax.models import weights
@@ -66,7 +68,9 @@ def test_the_results_have_every_part_and_a_report_with_timelines(trained):
     page, twin = (trained / "report.html").read_text(), (trained / "report.md").read_text()
     assert "People’s journeys" in page and page.count("data:image/png") >= 4
     assert (trained / "report_timeline_0.png").read_bytes()[:4] == b"\x89PNG" and "report_timeline_1.png" in twin
-    assert "What" not in results["protocol"] and "no name in two" in results["protocol"]
+    assert "no name in two" in results["protocol"] and "(far: of two branches)" in results["protocol"], (
+        "genres have no branch"
+    )
     curves = files.read_jsonl(trained / "metrics.jsonl")
     assert {line["phase"] for line in curves} == {"prompt_tuning", "fine_tuning"} and any(
         "val/top1" in line for line in curves
@@ -82,7 +86,7 @@ def test_users_texts_are_escaped_in_the_report(trained, tmp_path):
     assert "<script>" not in page and "<b>bold</b>" not in page and "&lt;script&gt;" in page
 
 
-def test_a_stopped_run_goes_on_to_the_same_end(world, trained, tmp_path):
+def test_a_stopped_run_goes_on_to_the_same_end(world, trained, tmp_path, capsys):
     run = Run(config(), tmp_path, Interrupt())
     r = train.started(journeys, run)
     r.prepare()
@@ -102,6 +106,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(world, trained, tmp_path):
         run.interrupt.close()
     files.write_file(tmp_path / "config.json", (trained / "config.json").read_text())
     results = train.train(journeys, config(), tmp_path)
+    assert re.search(r"going on from checkpoint \d+ \(prompt_tuning, step 1\)", capsys.readouterr().out)
     whole = json.loads((trained / "results.json").read_text())
     for part in ("extraction", "naming", "ranking", "histories", "muted", "names", "samples", "gains"):
         assert files.plain(results[part]) == whole[part], part
@@ -120,13 +125,41 @@ def test_every_users_journeys_are_written_and_a_killed_call_goes_on(world, train
     text = (tmp_path / "whole.part").read_text()
     cut = text.splitlines(keepends=True)
     (tmp_path / "cut.part").write_text("".join(cut[: len(cut) // 2]) + cut[len(cut) // 2][:20])
+    best, named = r.best, []
+    r.best = lambda part, weights, groups: named.extend(groups) or best(part, weights, groups)
     assert journeys.write(r, state, "all", tmp_path / "cut.part", at_once=8) == whole
+    assert 0 < len(named) < 0.7 * len(whole), "what was written before is not written again"
     assert (tmp_path / "cut.part").read_text() == text
     assert run_main(trained, "--mode=write_profiles", f"--output={tmp_path}/test.parquet") == 0
     from pyarrow import parquet
 
     table = parquet.read_table(tmp_path / "test.parquet").to_pylist()
     assert table[0].keys() == lines[0].keys() and isinstance(table[0]["items"], list)
+    assert (
+        run_main(trained, "--mode=write_profiles", f"--output={tmp_path}/words.jsonl", "--config.names.by=words") == 0
+    )
+    line = files.read_jsonl(tmp_path / "words.jsonl")[0]
+    index = {item: i for i, item in enumerate(r.data.catalogue.ids)}
+    assert line["name"] == " ".join(r.words([index[item] for item in line["items"]], 3))
+    (tmp_path / "none.jsonl").touch()
+    files.write_parquet(tmp_path / "none.parquet", tmp_path / "none.jsonl", journeys.COLUMNS)
+    assert parquet.read_table(tmp_path / "none.parquet").column_names == list(line)
+
+
+def test_a_run_begins_from_one_of_the_same_system_alone(world, tmp_path):
+    other = tmp_path / "profiles"
+    other.mkdir()
+    (other / "config.json").write_text(config_lib.load(f"{ROOT}/configs/movielens.py:tiny", {}).to_json())
+    (other / "results.json").write_text("{}")
+    with pytest.raises(InputError, match="begin_from=.* has another system \\('profiles'\\)"):
+        train.started(journeys, Run(config(begin_from=other), tmp_path / "run"))
+
+
+def test_another_sample_of_a_collection_is_no_other_one():
+    """Two collections, two draws: each name is nearest to both samples of its own collection, and to no other."""
+    vectors = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    assert journeys_evaluation.others(["a", "b", "a", "b"], vectors, vectors, 2).tolist() == [0, 0, 0, 0]
+    assert journeys_evaluation.others(["a", "a", "a", "b"], vectors[[0, 0, 0, 1]], vectors, 2).tolist() == [1, 1, 0, 0]
 
 
 def test_a_person_sees_journeys_and_which_one_speaks_for_an_item(trained, capsys):
@@ -137,10 +170,15 @@ def test_a_person_sees_journeys_and_which_one_speaks_for_an_item(trained, capsys
     assert set(numbers) <= {str(n) for n in range(1, 1 + said.count("Journey "))}
     assert run_main(trained, "--mode=recommend", "--profile=space films", "--k=2") == 0
     assert capsys.readouterr().out.startswith("Journey 1: space films\n")
-    assert run_main(trained, "--mode=recommend", "--history=item0001") == 2
-    assert (
-        "of 1 items no journey of at least --config.journeys.fewest=2 can be made: lower it" in capsys.readouterr().err
+    assert run_main(trained, "--mode=recommend", "--history=item0001", "--k=99") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "No 2 of 1 items are alike enough to be a journey: the list is by all of them.\nJourney 1: all items ("
     )
+    listed = [line.split()[3] for line in said.splitlines()[4:]]
+    assert len(listed) == len(set(listed)) == 59 and "item0001" not in listed
+    assert run_main(trained, "--mode=recommend", "--profile=" + "films " * 99) == 2
+    assert "The profile has 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -155,6 +193,12 @@ def test_a_person_sees_journeys_and_which_one_speaks_for_an_item(trained, capsys
         (["--config.collections.source=file"], "collections.path='' won't do: it must be a file of collections"),
         (["--config.collections.source=file", "--config.collections.path=nosuch.csv"], "nosuch.csv can't be read"),
         (["--config.policy.eta=1"], "There is no setting --config.policy.eta"),
+        (["--config.system=profiles"], "--config.system=profiles can't be given: a config is of one system"),
+        (["--mode=evaluate", "--run=x.run"], "--run is not for the system journeys"),
+        (
+            ["--config.fine_tuning.trains=soft_prompt"],
+            "fine_tuning.trains='soft_prompt' won't do: it must be one of last_layers, lora",
+        ),
         (["--config.prompt.max_tokens=5"], "--config.prompt.max_tokens=5 won't do: the question alone takes"),
     ],
 )
