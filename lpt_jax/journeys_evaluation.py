@@ -223,7 +223,7 @@ def ranking_rows(r: JourneyNamer) -> tuple[dict[str, dict[str, np.ndarray]], dic
 
     γ is chosen on validation; nothing is trained.
     """
-    rows, chosen, metric = {}, {}, r.config.evaluation.metric
+    rows, chosen, metric = {}, {}, MAIN["ranking"]
     for row in ("last_item", "mean_of_latest", "mean_of_all", "decayed_mean", "every_item", "journeys"):
         if row in ("decayed_mean", "every_item", "journeys"):
             users = [s.user for s in r.sessions["validation"]]

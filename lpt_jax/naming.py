@@ -87,8 +87,8 @@ class JourneyNamer:
         return self.embedder.kept(self.embedder.fresh(), self.data.catalogue.titles)
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        """Embeddings [n, D] of names, as titles are embedded."""
-        return self.embedder.embed(self._weights, texts, self.embedder.item_limit)[0]
+        """Embeddings [n, D] of names."""
+        return self.embedder.embed(self._weights, texts, self.embedder.spec.max_tokens)[0]
 
     @functools.cached_property
     def _weights(self) -> dict:

@@ -32,8 +32,8 @@ def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> st
     r, state, _ = train.ready(system, Run(config, workdir))
     catalogue, notes, history, found = r.data.catalogue, [], [], [[]]
     if kind == "profile":
-        if (length := r.embedder.length(text)) > r.embedder.item_limit:
-            raise recommend_lib.too_long(length, r.embedder.item_limit)
+        if (length := r.embedder.length(text)) > r.embedder.spec.max_tokens:
+            raise recommend_lib.too_long(length, r.embedder.spec.max_tokens)
         names, queries = [text], r.embed([text])
     else:
         if kind == "user":

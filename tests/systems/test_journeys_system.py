@@ -177,8 +177,8 @@ def test_a_person_sees_journeys_and_which_one_speaks_for_an_item(trained, capsys
     )
     listed = [line.split()[3] for line in said.splitlines()[4:]]
     assert len(listed) == len(set(listed)) == 59 and "item0001" not in listed
-    assert run_main(trained, "--mode=recommend", "--profile=" + "films " * 99) == 2
-    assert "The profile has 9" in capsys.readouterr().err
+    assert run_main(trained, "--mode=recommend", "--profile=" + "films " * 600) == 2
+    assert "The profile has 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
