@@ -7,7 +7,7 @@ A table stands between two comments, and the first says what it is, of which fil
     <!-- rows docs/movielens_results.json popularity,summary -->
     <!-- end -->
 
-Kinds: rows, gains, edits (the audit of edits), texts (how profiles read), given_away (what is predicted of users), samples
+Kinds: rows, gains, seeds (the gains over several), edits (the audit of edits), texts (how profiles read), given_away (what is predicted of users), samples
 (profiles before and after); of interest journeys: journeys (a part of the results), beside (the gains) and named (what was written).
 """
 
@@ -58,6 +58,11 @@ def gains(results: dict, names: list[str]) -> str:
         value = number(row["mean"], sign=True)
         lines.append([label(name), f"**{value}**" if row["low"] > 0 else value, interval(row)])
     return table(["step", "gain in NDCG", "95 % interval"], lines)
+
+
+def seeds(results: dict, names: list[str]) -> str:
+    """The gains of an experiment's first run, over its seeds."""
+    return gains(next(iter(results["runs"].values())), names)
 
 
 def edits(results: dict, names: list[str]) -> str:
@@ -155,7 +160,9 @@ def named(results: dict, ways: list[str]) -> str:
     return table(["true name", *(journeys_report.label(way) for way in ways)], lines)
 
 
-KINDS = {made.__name__: made for made in (rows, gains, edits, texts, given_away, samples, journeys, beside, named)}
+KINDS = {
+    made.__name__: made for made in (rows, gains, seeds, edits, texts, given_away, samples, journeys, beside, named)
+}
 
 
 def written(text: str) -> str:
