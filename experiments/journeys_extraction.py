@@ -91,10 +91,10 @@ def main(data: str = "beauty", *overrides: str) -> dict:
         print(f"{name}: {rule}, validation {value:.3f}", flush=True)
     best = max(rules, key=lambda name: rules[name]["validation"])
     sequences = [items for items in training_items(r.data) if len(items)]
-    rows = {}
+    rows, others = {}, extraction.finders_of(titles, r.vectors, sequences, finders[best])
     for kind, mixes in test.items():
         values = {f"ICPC, {name}": extraction.measured(mixes, find) for name, find in finders.items()}
-        values |= extraction.rows(mixes, titles, r.vectors, sequences, finders[best])
+        values |= {name: extraction.measured(mixes, find) for name, find in others.items()}
         before, after = values["icpc_dense"]["ari"], values[f"ICPC, {best}"]["ari"]
         rows[kind] = {
             "rows": {

@@ -190,6 +190,16 @@ def named(source: str) -> str:
     return path.name if path.is_absolute() else source
 
 
+def opening(to, config, name: str, head: dict, words: str, code: str) -> list[str]:
+    """How a model card begins: Hugging Face's header, the title, what it is and from which data, and how it is used."""
+    return [
+        "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"]),
+        to.heading(1, f"{config.name}: {name.replace('_', ' ')}"),
+        to.paragraph(f"{words} on {config.data.source} {config.data.name} data, seed {config.seed}."),
+        "```python\n" + code + "\n```",
+    ]
+
+
 def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
     """The model card (README.md) of a folder of export(); results: results.json's content, {} if the run has not ended.
 
@@ -216,15 +226,8 @@ def card(r: ProfileRecommender, folder: Path, results: dict) -> str:
         "items": [r.data.catalogue.texts[i][:200] for i in items],
         "limit": r.embedder.item_limit,
     }
-    blocks = [
-        "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"]),
-        to.heading(1, f"{config.name}: {name.replace('_', ' ')}"),
-        to.paragraph(
-            f"{what}. Trained from {named(source)} by lpt_jax (LangPTune, arXiv 2410.18870) on "
-            f"{config.data.source} {config.data.name} data, seed {config.seed}."
-        ),
-        "```python\n" + code.format(**values) + "\n```",
-    ]
+    words = f"{what}. Trained from {named(source)} by lpt_jax (LangPTune, arXiv 2410.18870)"
+    blocks = opening(to, config, name, head, words, code.format(**values))
     head_alone = library == "peft" and r.lm.spec.tied and "lm_head" in (folder / "adapter_config.json").read_text()
     blocks += [to.paragraph(TIED)] * head_alone
     if name == "items" and config.score.rejected:

@@ -19,13 +19,12 @@ RULES = {  # beside the run's own: how much vectors, as they are, say of what is
 }
 
 COMPARED = (
-    "icpc",
     *RULES,
     "k_means_told",
     "ward_told",
     "average_told",
     "co_occurrence",
-)  # rows beside which gains are stated
+)  # rows over which ICPC's gains are stated
 
 
 def measures(source: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -87,8 +86,8 @@ def chosen_together(sequences: list, count: int) -> np.ndarray:
     return factors / np.maximum(np.linalg.norm(factors, axis=1, keepdims=True), 1e-12)
 
 
-def rows(mixes: list[Mix], titles: list[str], vectors: np.ndarray, sequences: list, own: Callable) -> dict[str, dict]:
-    """What ICPC and each clustering make of the mixes: row -> measure -> Float[mixes].
+def finders_of(titles: list[str], vectors: np.ndarray, sequences: list, own: Callable) -> dict[str, Callable]:
+    """ICPC and each clustering: row -> what labels items by it.
 
     vectors: unit length, of the titles; sequences: the items of each training user; own: labels by the run's settings.
     """
@@ -100,5 +99,4 @@ def rows(mixes: list[Mix], titles: list[str], vectors: np.ndarray, sequences: li
         "k_means_global": everywhere(vectors),
         "co_occurrence": everywhere(chosen_together(sequences, len(titles))),
     }
-    finders |= {"one_journey": lambda items: np.zeros(len(items), int)}
-    return {name: measured(mixes, find) for name, find in finders.items()}
+    return finders | {"one_journey": lambda items: np.zeros(len(items), int)}

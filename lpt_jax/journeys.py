@@ -50,12 +50,8 @@ def found(likeness: np.ndarray, rule: Rule) -> list[list[int]]:
 
 def _opened(likeness: np.ndarray, rule: Rule) -> list[list[int]]:
     """One pass over the items: each joins, or opens a journey."""
-    count = len(likeness)
-    journeys, toward, squared = (
-        [],
-        np.zeros((count, count)),
-        np.zeros(count),
-    )  # toward[j, i]: x_i · r_j; squared: |r_j|²
+    count, journeys = len(likeness), []
+    toward, squared = np.zeros((count, count)), np.zeros(count)  # toward[j, i]: x_i · r_j; squared: |r_j|²
     for item in range(count):
         open_ones = len(journeys)
         cosines = _cosines(toward[:open_ones, item], squared[:open_ones], likeness[item, item])

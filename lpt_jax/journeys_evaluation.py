@@ -24,15 +24,13 @@ Trained = dict[str, tuple[str, dict]]  # phase -> the part of the state that it 
 def test(r: JourneyNamer, trained: Trained, note: dict) -> dict:
     """What results.json holds."""
     parts = {"extraction": {}, "naming": {}, "ranking": {}}  # part -> row -> metric -> Float[mixes, names or users]
-    mixes = {kind: some_mixes(r, kind) for kind in collections.KINDS}
-    for kind, of_kind in mixes.items():
-        found = extraction_rows(r, of_kind) if of_kind else {}
-        parts["extraction"] |= {f"{kind}: {row}": values for row, values in found.items()}
-    parts["naming"], written = naming_rows(r, trained)
-    histories = {kind: histories_rows(r, trained, of_kind) for kind, of_kind in mixes.items() if of_kind}
+    mixes, ways = some_mixes(r), ways_to_name(r, trained)
+    parts["extraction"] = extraction_rows(r, mixes)
+    parts["naming"], written = naming_rows(r, ways)
+    histories = {kind: histories_rows(r, ways, of_kind) for kind, of_kind in mixes.items()}
     parts["ranking"], chosen = ranking_rows(r)
     return {
-        "protocol": protocol(r),
+        "protocol": protocol(r, list(mixes)),
         **{part: {row: means(r, values, MAIN[part]) for row, values in rows.items()} for part, rows in parts.items()},
         "histories": {
             f"{kind}: {row}": means(r, values, "top1")
@@ -44,16 +42,16 @@ def test(r: JourneyNamer, trained: Trained, note: dict) -> dict:
         "journeys": journeys_of_users(r),
         "gains": gains(r, parts, histories),
         "names": written,
-        "samples": samples(r, trained),
+        "samples": samples(r, list(ways.values())[-1]),
         **evaluate.about(r.run, note),
     }
 
 
-def protocol(r: JourneyNamer) -> str:
-    """What was measured on what, in a sentence for each part."""
+def protocol(r: JourneyNamer, kinds: list[str]) -> str:
+    """What was measured on what, in a sentence for each part; kinds: of mixes, that there are."""
     s, counts = r.config.collections, {split: len(found) for split, found in r.collections.items()}
-    kinds = {"far": "far: of two branches", "near": "near: of one"}
-    kinds = " and ".join(kinds[kind] for kind in collections.KINDS if some_mixes(r, kind)) or "none"
+    words = {"far": "far: of two branches", "near": "near: of one"}
+    kinds = " and ".join(words[kind] for kind in kinds) or "none"
     return (
         f"{counts['train']} named collections train, {counts['validation']} validate and {counts['test']} test, no name in two; "
         f"found: {s.mixes} mixes of {s.mixed} items of each of two test collections ({kinds}); "
@@ -71,16 +69,25 @@ def means(r: JourneyNamer, values: dict[str, np.ndarray], main: str) -> dict:
 # ---- found
 
 
-def some_mixes(r: JourneyNamer, kind: str) -> list[collections.Mix]:
-    """The test's mixes."""
+def some_mixes(r: JourneyNamer) -> dict[str, list[collections.Mix]]:
+    """The test's mixes, of each kind that there are."""
     s = r.config.collections
-    return collections.mixes(r.collections["test"], kind, s.mixed, s.mixes, seed=2)
+    made = {
+        kind: collections.mixes(r.collections["test"], kind, s.mixed, s.mixes, seed=2) for kind in collections.KINDS
+    }
+    return {kind: of_kind for kind, of_kind in made.items() if of_kind}
 
 
-def extraction_rows(r: JourneyNamer, mixes: list[collections.Mix]) -> dict[str, dict[str, np.ndarray]]:
-    """What ICPC and what it is compared with make of mixes (extraction.rows)."""
+def extraction_rows(r: JourneyNamer, mixes: dict[str, list[collections.Mix]]) -> dict[str, dict[str, np.ndarray]]:
+    """What ICPC and what it is compared with make of the mixes (extraction.measures), Float[mixes]."""
     sequences = [items for items in training_items(r.data) if len(items)]
-    return extraction.rows(mixes, r.data.catalogue.titles, r.vectors, sequences, extraction.by_rule(r.likeness, r.rule))
+    own = extraction.by_rule(r.likeness, r.rule)
+    finders = extraction.finders_of(r.data.catalogue.titles, r.vectors, sequences, own)
+    return {
+        f"{kind}: {row}": extraction.measured(of_kind, find)
+        for kind, of_kind in mixes.items()
+        for row, find in finders.items()
+    }
 
 
 def journeys_of_users(r: JourneyNamer) -> dict[str, float]:
@@ -100,12 +107,12 @@ def journeys_of_users(r: JourneyNamer) -> dict[str, float]:
 # ---- named
 
 
-def naming_rows(r: JourneyNamer, trained: Trained) -> tuple[dict[str, dict[str, np.ndarray]], list[dict]]:
+def naming_rows(r: JourneyNamer, ways: dict) -> tuple[dict[str, dict[str, np.ndarray]], list[dict]]:
     """For each way to name, each metric for every test collection, the mean over its samples; and what was written."""
     found, s = r.collections["test"], r.config.collections
     drawn = collections.draws(found, s.shown, s.draws, seed=3)
     numbers, groups = [number for number, _ in drawn], [items for _, items in drawn]
-    ways = {name: way(groups) for name, way in ways_to_name(r, trained).items()}
+    ways = {name: way(groups) for name, way in ways.items()}
     names = [collection.name for collection in found]
     items = np.stack([journeys.mean(r.vectors[group]) for group in groups])
     rows = {}
@@ -127,7 +134,7 @@ def naming_rows(r: JourneyNamer, trained: Trained) -> tuple[dict[str, dict[str, 
 
 def others(written: list[str], vectors: np.ndarray, items: np.ndarray, draws: int) -> np.ndarray:
     """text_metrics.others_share within each draw: another sample of the same collection is no other one."""
-    parts = (np.split(np.arange(len(written)), draws)) if draws else []
+    parts = np.split(np.arange(len(written)), draws)
     return np.concatenate(
         [text_metrics.others_share([written[i] for i in part], vectors[part], items[part]) for part in parts]
     )
@@ -152,13 +159,13 @@ def ways_to_name(r: JourneyNamer, trained: Trained) -> dict:
     return ways
 
 
-def histories_rows(r: JourneyNamer, trained: Trained, mixes: list[collections.Mix]) -> dict[str, dict[str, np.ndarray]]:
+def histories_rows(r: JourneyNamer, ways: dict, mixes: list[collections.Mix]) -> dict[str, dict[str, np.ndarray]]:
     """A name for each journey of a mix, against one for all of it: by how near the nearest is to each of the two true names.
 
     Metrics for every mix, the mean over its two names.
     """
     mixes = mixes[: r.config.collections.named]
-    names, ways = [c.name for c in r.collections["test"]], ways_to_name(r, trained)
+    names = [c.name for c in r.collections["test"]]
     ways = {name: ways[name] for name in ("frequent_words", list(ways)[-1])}
     found = [r.journeys(mix.items.tolist()) or [mix.items.tolist()] for mix in mixes]
     rows = {}
@@ -195,8 +202,12 @@ def by_journeys(r: JourneyNamer, history: Group, found: list[Group], decay: floa
     return np.stack([decay**age * journeys.mean(r.vectors[group]) for age, group in zip(ages, found, strict=True)])
 
 
-def queries_of(r: JourneyNamer, row: str, decay: float):
-    """What each row ranks a history by: a function of it to Float[queries, D], of which the best counts."""
+def queries_of(r: JourneyNamer, row: str, decay: float, found=None):
+    """What each row ranks a history by: a function of it to Float[queries, D], of which the best counts.
+
+    found: gives the journeys of a history, r.journeys or one that remembers them.
+    """
+    found = found or r.journeys
 
     def ages(history):
         return (decay ** np.arange(len(history) - 1, -1, -1.0)).astype(np.float32)
@@ -207,14 +218,14 @@ def queries_of(r: JourneyNamer, row: str, decay: float):
         "mean_of_all": lambda history: journeys.mean(r.vectors[history])[None],
         "decayed_mean": lambda history: journeys.mean(r.vectors[history], ages(history))[None],
         "every_item": lambda history: ages(history)[:, None] * r.vectors[history],
-        "journeys": lambda history: by_journeys(r, history, r.journeys(history), decay),
+        "journeys": lambda history: by_journeys(r, history, found(history), decay),
     }[row]
 
 
-def ranks(r: JourneyNamer, split: str, row: str, decay: float) -> np.ndarray:
-    """The ranks of a split's targets."""
-    sessions = r.sessions[split]
-    queries = [queries_of(r, row, decay)(list(session.history)) for session in sessions]
+def ranks(r: JourneyNamer, split: str, row: str, decay: float, found) -> np.ndarray:
+    """The ranks of a split's targets; found: as in queries_of."""
+    sessions, query = r.sessions[split], queries_of(r, row, decay, found)
+    queries = [query(list(session.history)) for session in sessions]
     return ranking.session_ranks(ranking.Several(queries, r.vectors), None, sessions)
 
 
@@ -224,12 +235,20 @@ def ranking_rows(r: JourneyNamer) -> tuple[dict[str, dict[str, np.ndarray]], dic
     γ is chosen on validation; nothing is trained.
     """
     rows, chosen, metric = {}, {}, MAIN["ranking"]
+    remembered = functools.cache(lambda history: r.journeys(list(history)))  # γ changes none of them
+
+    def found(history):
+        return remembered(tuple(history))
+
+    def value(row, decay):
+        return metrics.mean(ranks(r, "validation", row, decay, found), users, metric)
+
+    users = [s.user for s in r.sessions["validation"]]
     for row in ("last_item", "mean_of_latest", "mean_of_all", "decayed_mean", "every_item", "journeys"):
         if row in ("decayed_mean", "every_item", "journeys"):
-            users = [s.user for s in r.sessions["validation"]]
-            chosen[row] = max(DECAYS, key=lambda decay: metrics.mean(ranks(r, "validation", row, decay), users, metric))
-        found = ranks(r, "test", row, chosen.get(row, 1.0))
-        rows[row] = metrics.per_user(found, [s.user for s in r.sessions["test"]])[1]
+            chosen[row] = max(DECAYS, key=functools.partial(value, row))
+        of_test = ranks(r, "test", row, chosen.get(row, 1.0), found)
+        rows[row] = metrics.per_user(of_test, [s.user for s in r.sessions["test"]])[1]
     return rows, chosen
 
 
@@ -275,8 +294,11 @@ def listed(r: JourneyNamer, queries: np.ndarray, history: Group, k: int = LISTED
 
 def gains(r: JourneyNamer, parts: dict, histories: dict) -> dict[str, dict]:
     """Paired gains over what must be beaten, by the unit that counts once: a mix, a name, a user."""
-    others = [name for name in extraction.COMPARED if name != "icpc"]
-    pairs = [("extraction", f"{kind}: {other}", f"{kind}: icpc") for kind in collections.KINDS for other in others]
+    pairs = [
+        ("extraction", f"{kind}: {other}", f"{kind}: icpc")
+        for kind in collections.KINDS
+        for other in extraction.COMPARED
+    ]
     ways = list(parts["naming"])
     trained = config_lib.listed(r.config.phases)
     base = [way for way in ("titles", "frequent_words", "zero_shot", "few_shot") if way in ways]
@@ -302,16 +324,19 @@ def gain(r: JourneyNamer, before: dict, after: dict, metric: str) -> dict:
     return metrics.paired_bootstrap(before[metric], after[metric], r.config.seed, r.config.evaluation.bootstrap, metric)
 
 
-def samples(r: JourneyNamer, trained: Trained) -> list[dict]:
-    """A few test users, drawn by the run's seed: their items, and their journeys' names and places among them."""
+def samples(r: JourneyNamer, name) -> list[dict]:
+    """A few test users, drawn by the run's seed: their items, and their journeys' names and places among them.
+
+    name: names groups, as ways_to_name has it.
+    """
     sessions, titles = r.sessions["test"], r.data.catalogue.titles
     drawn = np.random.default_rng((r.config.seed, 12)).permutation(len(sessions))
     found = []
     for i in np.sort(drawn[: r.config.evaluation.samples]):
         history = list(sessions[i].history)
         groups = r.journeys(history)
-        names = list(ways_to_name(r, trained).values())[-1](groups)
+        names = name(groups)
         places = [[history.index(item) for item in group] for group in groups]
-        of_user = [{"name": name, "places": at} for name, at in zip(names, places, strict=True)]
+        of_user = [{"name": of_group, "places": at} for of_group, at in zip(names, places, strict=True)]
         found.append({"user": sessions[i].user, "titles": [titles[item] for item in history], "journeys": of_user})
     return found

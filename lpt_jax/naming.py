@@ -84,7 +84,7 @@ class JourneyNamer:
     @functools.cached_property
     def vectors(self) -> np.ndarray:
         """The titles' embeddings [N, D]; kept in the run's workdir."""
-        return self.embedder.kept(self.embedder.fresh(), self.data.catalogue.titles)
+        return self.embedder.kept(self._weights, self.data.catalogue.titles)
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Embeddings [n, D] of names."""
@@ -149,11 +149,9 @@ class JourneyNamer:
         """A name for each group, greedily; what: the progress bar's name."""
         lm, what = self.lm(part), what if len(groups) > self.config.names.batch else ""
         asked = [self.prompt(group, few_shot, lm) for group in groups]
-        texts = (
-            lm.write(weights, asked, np.arange(len(asked)), self.run.key, what=what, keep=self._asked_to_stop)
-            if asked
-            else []
-        )
+        if not asked:
+            return []
+        texts = lm.write(weights, asked, np.arange(len(asked)), self.run.key, what=what, keep=self._asked_to_stop)
         return [prompts.written_name(text) for text in texts]
 
     def _asked_to_stop(self, *_) -> None:
@@ -171,9 +169,7 @@ class JourneyNamer:
         with shown:
             for start in range(0, len(groups), s.batch):
                 rows = np.arange(start, start + s.batch) % len(groups)  # full to the end: one shape compiles
-                numbers = [
-                    zlib.crc32(repr(groups[row]).encode()) for row in rows
-                ]  # a group's draws are always the same
+                numbers = [zlib.crc32(repr(groups[row]).encode()) for row in rows]  # its draws are always the same
                 drawn, _ = lm.sample(weights, [asked[row] for row in rows], numbers, self.run.key, how)
                 texts = lm.texts(drawn)[0][: len(groups) - start]
                 names += [self.nearest(of_group, group) for of_group, group in zip(texts, groups[start:])]

@@ -381,6 +381,13 @@ def _config_of(spec) -> dict:
     return config
 
 
+def _peft(kind: str, base: str) -> dict:
+    """What adapter_config.json of any kind says; base: a folder or hub id[@revision]."""
+    base, _, revision = base.partition("@")
+    names = {"base_model_name_or_path": base, "revision": revision or None}
+    return {"peft_type": kind, "task_type": "CAUSAL_LM", **names, "inference_mode": True}
+
+
 def save_adapter(folder, lm, lora: dict, rank: int, alpha: float, base: str) -> None:
     """Writes a Decoder's LoRA (the tree that nnx.LoRAParam selects) as PEFT's folder: A = aᵀ [rank, in] and B = bᵀ [out, rank].
 
@@ -394,37 +401,25 @@ def save_adapter(folder, lm, lora: dict, rank: int, alpha: float, base: str) -> 
         stem = file_key((*module, "kernel"), keys).removesuffix(".weight")
         for i, array in enumerate(leaf if module[0] in STACKS else [leaf]):
             tensors[f"{stem.format(i=i)}.lora_{letter.upper()}.weight"] = np.asarray(array).T
-    base, _, revision = base.partition("@")
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": revision or None,
+    config = _peft("LORA", base) | {
         "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted({key.split(".")[-3] for key in tensors}),
-        "inference_mode": True,
     }
     _save(folder, {"adapter_config.json": config}, tensors, stem="adapter_model")
 
 
 def save_soft_prompt(folder, lm, table: np.ndarray, base: str) -> None:
     """Writes a soft prompt [M, D] as PEFT's folder (prompt tuning); lm, base: as in save_adapter."""
-    base, _, revision = base.partition("@")
-    config = {
-        "peft_type": "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": revision or None,
+    config = _peft("PROMPT_TUNING", base) | {
         "num_virtual_tokens": table.shape[0],
         "token_dim": table.shape[1],
         "num_transformer_submodules": 1,
         "num_attention_heads": lm.spec.heads,
         "num_layers": lm.spec.layers,
         "prompt_tuning_init": "RANDOM",  # what PEFT makes before it reads the vectors
-        "inference_mode": True,
     }
     tensors = {"prompt_embeddings": np.asarray(table, np.float32)}
     _save(folder, {"adapter_config.json": config}, tensors, stem="adapter_model")

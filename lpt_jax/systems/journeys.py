@@ -119,7 +119,8 @@ def name(r: JourneyNamer, state, groups: list[list[int]]) -> list[str]:
     if r.config.names.by == "words":
         return [" ".join(r.words(group, journeys_evaluation.WORDS)) for group in groups]
     part = TRAINS[config_lib.listed(r.config.phases)[-1]]
-    return (r.best if r.config.names.samples > 1 else r.write)(part, r.weights(state, part), groups) if groups else []
+    write = r.best if r.config.names.samples > 1 else r.write
+    return write(part, r.weights(state, part), groups)
 
 
 def write(r: JourneyNamer, state, split: str, file: Path, at_once: int = AT_ONCE) -> list[dict]:

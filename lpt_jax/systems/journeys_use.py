@@ -1,6 +1,5 @@
 """What a trained run of interest journeys is used for: a person's journeys with a list by them, and folders for other libraries."""
 
-import json
 import os
 import textwrap
 from pathlib import Path
@@ -90,13 +89,6 @@ def card(folder: Path, config, phase: str, code: str) -> str:
     """The model card (README.md) of a folder of export()."""
     to = report.Markdown(folder)
     head = {"library_name": "transformers" if folder.name == "lm" else "peft", "pipeline_tag": "text-generation"}
-    blocks = [
-        "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"]),
-        to.heading(1, f"{config.name}: {phase.replace('_', ' ')}"),
-        to.paragraph(
-            f"Names what items have in common. Trained from {export_lib.named(config.lm.source)} by lpt_jax (interest journeys, "
-            f"arXiv 2305.15498) on {config.data.source} {config.data.name} data, seed {config.seed}."
-        ),
-        "```python\n" + code + "\n```",
-    ]
-    return to.page("", blocks)
+    words = f"Names what items have in common. Trained from {export_lib.named(config.lm.source)} by lpt_jax"
+    words += " (interest journeys, arXiv 2305.15498)"
+    return to.page("", export_lib.opening(to, config, phase, head, words, code))
