@@ -13,7 +13,9 @@ from tests.conftest import ROOT
 
 MESH = {"movies_tv_llama": ["--config.mesh.data=-1", "--config.mesh.fsdp=1"]}  # saves compiling; Gemma's stays fsdp
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-OF_PROFILES = [name for name in CONFIGS if name != "journeys"]  # the other system's :tiny: tests/systems/test_journeys_system.py
+OF_PROFILES = [
+    name for name in CONFIGS if name != "journeys"
+]  # the other system's :tiny: tests/systems/test_journeys_system.py
 
 
 def get(name, variant=""):

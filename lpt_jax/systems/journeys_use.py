@@ -11,16 +11,29 @@ from lpt_jax import recommend as recommend_lib
 from lpt_jax.data.sessions import Session, known_session
 from lpt_jax.run import Run
 
-CARD = """from peft import PeftModel
+CARDS = {  # folder -> how its model writes a name
+    "lm": """from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained("lm"), AutoModelForCausalLM.from_pretrained("lm")
+prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
+name = model.generate(**prompt, max_new_tokens={most}, do_sample=False)[0, prompt.input_ids.shape[1]:]
+print(tokenizer.decode(name, skip_special_tokens=True))""",
+    "lm_adapter": """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained({base!r})
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {name!r})"""
-WHOLE_CARD = """from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained({name!r})
-model = AutoModelForCausalLM.from_pretrained({name!r})"""
-ASK = """
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), "lm_adapter")
 prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens={most})[0, prompt.input_ids.shape[1]:], skip_special_tokens=True))"""
+name = model.generate(**prompt, max_new_tokens={most}, do_sample=False)[0, prompt.input_ids.shape[1]:]
+print(tokenizer.decode(name, skip_special_tokens=True))""",
+    "lm_soft_prompt": """import torch  # PEFT reads this folder too, but its generate() leaves out positions and writes other tokens
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained({base!r}), AutoModelForCausalLM.from_pretrained({base!r})
+prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt").input_ids
+soft_prompt = load_file("lm_soft_prompt/adapter_model.safetensors")["prompt_embeddings"][None]
+embedded = torch.cat([soft_prompt, model.get_input_embeddings()(prompt)], 1)
+name = model.generate(inputs_embeds=embedded, max_new_tokens={most}, do_sample=False)[0]
+print(tokenizer.decode(name, skip_special_tokens=True))""",
+}
 
 
 def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> str:
@@ -78,8 +91,7 @@ def export(system, config, workdir: Path, folder: Path) -> None:
             settings = config[name]
             export_lib.save_lm(part / name, *copies[name], settings.trains, config, settings, config.names.max_tokens)
             for to in (part / name).iterdir():
-                card_of = (WHOLE_CARD if to.name == "lm" else CARD) + ASK
-                code = card_of.format(base=base, name=to.name, prompt=example, most=config.names.max_tokens)
+                code = CARDS[to.name].format(base=base, prompt=example, most=config.names.max_tokens)
                 files.write_file(to / "README.md", card(to, config, name, code))
         os.rename(part, folder)
     print(f"lpt_jax: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")

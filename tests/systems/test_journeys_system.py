@@ -15,7 +15,7 @@ from lpt_jax.learning.loop import Loop
 from lpt_jax.main import main
 from lpt_jax.models import weights
 from lpt_jax.run import Interrupt, Run, Stop
-from lpt_jax.systems import journeys
+from lpt_jax.systems import journeys, journeys_use
 from tests.conftest import ROOT
 from tests.systems.tiny_run import small_world
 
@@ -208,7 +208,7 @@ def test_bad_input_is_answered_in_a_sentence(trained, tmp_path, capsys, flags, s
     assert error.startswith("lpt_jax: error: ") and said in error and not (tmp_path / "new").exists()
 
 
-def test_what_was_trained_is_read_by_transformers_and_peft(world, trained, tmp_path):
+def test_what_was_trained_is_read_by_transformers_and_peft(world, trained, tmp_path, monkeypatch, capsys):
     torch, transformers, peft = (pytest.importorskip(name) for name in ("torch", "transformers", "peft"))
     assert run_main(trained, "--mode=export", f"--export_to={tmp_path}/out") == 0
     assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").glob("*/*")) == [
@@ -232,6 +232,16 @@ def test_what_was_trained_is_read_by_transformers_and_peft(world, trained, tmp_p
             theirs = model(torch.tensor(tokens)).logits.numpy()[:, -9:]
         np.testing.assert_allclose(theirs, ours, atol=2e-4)
     assert "Names what items have in common" in (tmp_path / "out/prompt_tuning/lm_soft_prompt/README.md").read_text()
+    code = journeys_use.CARDS["lm_soft_prompt"]
+    ids = r.prompt(list(r.collections["train"][0].items[:5]), lm=base)
+    prompt = base.source.tokenizer.decode(ids)
+    assert base.source.tokenizer(prompt, add_special_tokens=False)["input_ids"] == ids
+    code = code.format(base=str(tmp_path / "base"), prompt=prompt, most=r.config.names.max_tokens)
+    monkeypatch.chdir(tmp_path / "out/prompt_tuning")
+    capsys.readouterr()
+    exec(code, {})
+    written = r.write("soft_prompt", state["soft_prompt"].weights, [list(r.collections["train"][0].items[:5])])
+    assert prompts.written_name(capsys.readouterr().out) == written[0] != ""
 
 
 @pytest.mark.parametrize("phase", ["prompt_tuning", "fine_tuning"])
