@@ -16,8 +16,6 @@ DECAYS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)  # that are tried on validation
 LAST = 5  # items of the row of a mean of the latest
 LISTED = 20  # items of a list from which a muted journey is to disappear
 MAIN = {"extraction": "ari", "naming": "top1", "ranking": "ndcg"}  # the metric of each part's gains
-
-
 Trained = dict[str, tuple[str, dict]]  # phase -> the part of the state that it trained, and its weights at the end
 
 
@@ -135,9 +133,8 @@ def naming_rows(r: JourneyNamer, ways: dict) -> tuple[dict[str, dict[str, np.nda
 def others(written: list[str], vectors: np.ndarray, items: np.ndarray, draws: int) -> np.ndarray:
     """text_metrics.others_share within each draw: another sample of the same collection is no other one."""
     parts = np.split(np.arange(len(written)), draws)
-    return np.concatenate(
-        [text_metrics.others_share([written[i] for i in part], vectors[part], items[part]) for part in parts]
-    )
+    shares = [text_metrics.others_share([written[i] for i in p], vectors[p], items[p]) for p in parts]
+    return np.concatenate(shares)
 
 
 def ways_to_name(r: JourneyNamer, trained: Trained) -> dict:

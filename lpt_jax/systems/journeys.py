@@ -142,13 +142,7 @@ def write(r: JourneyNamer, state, split: str, file: Path, at_once: int = AT_ONCE
         ]
         names = name(r, state, [group for _, _, group in found])
         new = [
-            {
-                "row": row,
-                "user": sessions[row].user,
-                "journey": number,
-                "name": of_group,
-                "items": [ids[i] for i in group],
-            }
+            dict(zip(COLUMNS, (row, sessions[row].user, number, of_group, [ids[i] for i in group]), strict=True))
             for (row, number, group), of_group in zip(found, names, strict=True)
         ]
         if devices.first():

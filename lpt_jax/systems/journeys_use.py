@@ -63,14 +63,13 @@ def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> st
         )
         names, found = ["all items"], [history]
     best, scores = journeys_evaluation.listed(r, queries, history, k)
-    lines = [*notes]
     for number, (of_journey, group) in enumerate(zip(names, found, strict=True), 1):
         titles = f" ({'; '.join(catalogue.titles[item] for item in group)})" if group else ""
         line = "".join(letter for letter in f"Journey {number}: {of_journey}{titles}" if letter.isprintable())
-        lines.append(textwrap.shorten(line, 160, placeholder=" …)"))
+        notes.append(textwrap.shorten(line, 160, placeholder=" …)"))
     table = recommend_lib.table(catalogue, best, scores.max(0)).splitlines()
     speaks = ["journey", *(f"{number + 1:7d}" for number in scores.argmax(0))]
-    return "\n".join([*lines, "", *(f"{journey}  {line}" for journey, line in zip(speaks, table, strict=True))])
+    return "\n".join([*notes, "", *(f"{journey}  {line}" for journey, line in zip(speaks, table, strict=True))])
 
 
 def export(system, config, workdir: Path, folder: Path) -> None:
