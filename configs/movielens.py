@@ -53,7 +53,7 @@ def get_config(variant: str = ""):
     c.policy.update(
         steps=12, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
         optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=12,
-        reward="ndcg + 0.2*clean + 0.2*supported",
+        reward="ndcg + 0.2*explains + 0.1*clean + 0.1*supported",
     )  # fmt: skip
     c.evaluation.update(baselines=BASELINES, samples=12)
     return choose(c, variant, long=long, short=short)
