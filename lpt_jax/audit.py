@@ -81,7 +81,7 @@ def audit(r: ProfileRecommender, audited: Audited, split: str = "test", wording:
     neutral = prompts.NEUTRAL["audit"][0].format(kind=kind)
     profiles = [texts[row] for row in rows] + [neutral]
     histories = [r.sessions[split][row].history for row in rows] + [()]
-    made = pairs(profiles, attributes, count, kind, wording)
+    made = pairs(profiles, attributes, count, kind, wording, "\n" if r.by_journey else " ")
     asked = [text for of_kind in made.values() for text in of_kind.texts]
     of_pair = np.concatenate([of_kind.profiles for of_kind in made.values()])
     texts = profiles + asked
@@ -101,11 +101,49 @@ def audit(r: ProfileRecommender, audited: Audited, split: str = "test", wording:
     for of_kind in filter(None, found.values()):
         of_kind["changes"] = {attributes.names[a]: change for a, change in of_kind["changes"].items()}
     found["kept"] = found["dislike"].get("kept")
+    if r.by_journey:
+        found["muted"] = muted(r, audited, [texts[row] for row in rows], histories[:-1])
     return found | {"profiles": len(rows)}
 
 
-def pairs(profiles: list[str], attributes, count: int, kind: str, wording: str = "audit") -> dict[str, Pairs]:
-    """All edits by kind; the last profile is the neutral one, with which what stands alone is compared."""
+def muted(r: ProfileRecommender, by: Audited, profiles: list[str], histories: list) -> dict:
+    """What becomes of the list without that of a profile's lines which speaks for most of it, of profiles with several.
+
+    spoken: the line's share of the TOP items; gone: the share of these that are not listed any more; kept: the share of the
+    others that still are; each with its interval over profiles.
+    """
+    several = [(text, history) for text, history in zip(profiles, histories, strict=True) if "\n" in text]
+    if not several:
+        return {"profiles": 0}
+    profiles, histories = [text.split("\n") for text, _ in several], [history for _, history in several]
+    before = listed(r, by, r.queries(by.weights, [text for text, _ in several])[0], histories).items
+    found, quieter, spoken = {"spoken": [], "gone": [], "kept": []}, [], []
+    for lines, history, best in zip(profiles, histories, before, strict=True):
+        loud = [[float(i == line) for i in range(len(lines))] for line in range(len(lines))]
+        queries = r.queries(by.weights, ["\n".join(lines)] * len(lines), loud=loud)[0]
+        queries = r.with_history(queries, by.items, [history] * len(lines), by.history)
+        speaks = devices.fetch(ranking.score(queries, by.items))[:, best].argmax(0)
+        loudest = np.bincount(speaks).argmax()
+        spoken.append(speaks == loudest)
+        quieter.append("\n".join(line for number, line in enumerate(lines) if number != loudest))
+    after = listed(r, by, r.queries(by.weights, quieter)[0], histories).items
+    for best, now, own in zip(before, after, spoken, strict=True):
+        stays = np.isin(best, now)
+        found["spoken"].append(own.mean())
+        found["gone"].append(1 - stays[own].mean())
+        found["kept"].append(stays[~own].mean() if not own.all() else np.nan)
+    interval = r.config.seed, r.config.evaluation.bootstrap
+    shares = {name: [v for v in values if v == v] for name, values in found.items()}
+    return {"profiles": len(several)} | {n: metrics.mean_interval(v, *interval) for n, v in shares.items() if v}
+
+
+def pairs(
+    profiles: list[str], attributes, count: int, kind: str, wording: str = "audit", between: str = " "
+) -> dict[str, Pairs]:
+    """All edits by kind; the last profile is the neutral one, with which what stands alone is compared.
+
+    between: what stands between a profile and a phrase that is appended.
+    """
     made, neutral = {}, len(profiles) - 1
 
     def phrase(phrases, a, number):
@@ -114,7 +152,7 @@ def pairs(profiles: list[str], attributes, count: int, kind: str, wording: str =
 
     both = [(p, a) for p in range(len(profiles)) for a in range(count)]
     for name, phrases in (("like", prompts.LIKES), ("dislike", prompts.DISLIKES)):
-        appended = [f"{profiles[p].strip()} {phrase(phrases, a, p + a)}" for p, a in both]
+        appended = [f"{profiles[p].strip()}{between}{phrase(phrases, a, p + a)}" for p, a in both]
         made[name] = Pairs(appended, *np.array(both, int).T)
         alone = [(neutral, a, number) for a in range(count) for number in range(len(phrases[wording]))]
         texts = [phrase(phrases, a, number) for _, a, number in alone]
@@ -203,7 +241,7 @@ def kept(pairs: Pairs, before: Lists, after: Lists, has: np.ndarray) -> float | 
 def table(audits: dict[str, dict]) -> str:
     """The audit of several stages for a terminal."""
     lines = [
-        f"{'what the words do':24}{'edit':12}{'change of share':>24}{'right':>8}{'wrong':>8}{'obeyed':>9}{'kept':>7}"
+        f"{'what the words do':30}{'edit':12}{'change of share':>24}{'right':>8}{'wrong':>8}{'obeyed':>9}{'kept':>7}"
     ]
     for stage, found in audits.items():
         for name in KINDS:
@@ -211,7 +249,7 @@ def table(audits: dict[str, dict]) -> str:
                 spread = f"{row['change']:+.3f} ({row['low']:+.2f} … {row['high']:+.2f})"
                 right, kept_ = (f"{row[key]:.2f}" if row[key] is not None else "–" for key in ("right", "kept"))
                 counts = f"{row['obeyed']}/{row['attributes']}"
-                lines.append(f"{stage:24}{name:12}{spread:>24}{right:>8}{row['wrong']:>8.2f}{counts:>9}{kept_:>7}")
+                lines.append(f"{stage:30}{name:12}{spread:>24}{right:>8}{row['wrong']:>8.2f}{counts:>9}{kept_:>7}")
                 stage = ""
     return "\n".join(lines)
 

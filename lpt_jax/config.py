@@ -156,7 +156,7 @@ MAY_BE_ZERO = """
 """.split()  # all other numbers but the mesh's are greater
 BASELINES = (
     *("random", "popularity", "last_item", "items_popularity", "bm25", "history_text", "history_popularity"),
-    *("transitions", "item_knn", "ease", "history_trained", "sasrec"),
+    *("decayed_items", "every_item", "transitions", "item_knn", "ease", "history_trained", "sasrec"),
 )
 LATER = ("trackers", "names.by")  # settings that may differ from those a workdir was made with
 LISTS = {  # comma-separated settings: what they may name

@@ -23,12 +23,14 @@ from lpt_jax import devices, ranking, recommend, report, train
 from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
-from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.journeys import in_common
+from lpt_jax.recommender import ProfileRecommender, read_lines
 from lpt_jax.run import Run
 
 K, TOP, PARTS = 10, 20, 12  # items of a list, items whose attributes are counted, parts of a profile
 MOVES = 5  # attributes whose counts are told
 USERS, SHOWN, LONGEST = 300, 60, 20_000  # users to choose from, items of a history, letters that a visitor may send
+SHOWN_OF_JOURNEY, LOUDEST = 6, 2.0  # items of a journey, and the most that it can weigh
 STYLE = Path(__file__).with_name("page.css")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 text = report.Html().text  # everything that comes from data, models or people is escaped by it
@@ -124,31 +126,52 @@ class Desk:
         return recommend.known_session(self.r.data, str(user).strip()), []
 
     def write(self, stage: str, session: Session):
-        """The profile by a stage's language model, ever longer."""
-        yield from self.r.lm.grow(self.stages[stage]["lm"], self.r.prompt(session)[0], self.r.run.key)
+        """The profile by a stage's language model, ever longer; that of each journey is a line."""
+        done = []
+        for part in self.r.parts(session):
+            for words in self.r.lm.grow(self.stages[stage]["lm"], self.r.prompt(part)[0], self.r.run.key):
+                yield "\n".join([*done, line := self.r.line(words)])
+            done.append(line)
 
     def rank(
-        self, stage: str, profile: str, history, base: Ranking | None = None, k: int = K, weight: float = 0.0
+        self,
+        stage: str,
+        profile: str,
+        history,
+        base: Ranking | None = None,
+        k: int = K,
+        weight: float = 0.0,
+        journeys=(),
     ) -> tuple[list[Row], Ranking]:
         """The best k items without the history, and what a later call takes as `base`: the ranking to compare with.
 
-        weight: of the history's latest items beside the profile. InputError if the profile is empty or longer than the
-        embedder reads.
+        weight: of the history's latest items beside the profile. journeys: of each of the profile's lines its name and its
+        weight, where they are of journeys: the name of the one that ranks an item is then the words that speak for it.
+        InputError if the profile is empty or longer than the embedder reads.
         """
         embedder, limit = self.r.embedder, self.r.embedder.profile_limit
         if not profile.strip():
             raise InputError("The profile is empty: say in a sentence what this person likes.")
-        if (length := embedder.length(profile)) > limit:
+        if (length := self.r.length(profile)) > limit:
             raise recommend.too_long(length, limit)
         said = [part for part in parts(profile) if not prompts.rejected_thing(part)]
         weights, items = self.stages[stage]["embedder"], self.items[stage]
-        query = self.r.with_history(self.r.queries(weights, [profile])[0], items, [history], weight)
+        loud = [[of_line for _, of_line in journeys]] if journeys else None
+        query = self.r.with_history(self.r.queries(weights, [profile], loud=loud)[0], items, [history], weight)
         base = base or Ranking(query, items, ())
         hidden = ranking.padded([history], max(self.width, len(history)))
         found = best(query, items, base.query, base.items, hidden, max(k, TOP), len(self.catalogue.ids))
         ids, scores, before, vectors = devices.fetch(found)
         own = Ranking(query, items, tuple(i for i in ids[:TOP].tolist() if i >= 0))
         ids, scores, before, vectors = ids[:k], scores[:k], before[:k], vectors[:k]
+        if journeys:
+            lines, _ = read_lines(profile.split("\n"), "", bool(self.config.score.rejected))
+            names = [journeys[number][0] for number in lines] or [""]
+            speaks = (query.reshape(-1, query.shape[-1])[:, :-1] @ vectors.T).argmax(0)
+            rows = zip(
+                ids.tolist(), scores.tolist(), range(1, len(ids) + 1), before.tolist(), (names[i] for i in speaks)
+            )
+            return [Row(*row) for row in rows if row[0] >= 0], own
         (mean, covariance), words = self.usual[stage], embedder.embed_profiles(weights, said or [profile])[0]
         nearer = words @ (vectors - mean).T  # in standard deviations: else words near to all items spoke for each
         nearer /= np.sqrt(np.maximum(np.sum(words @ covariance * words, 1, keepdims=True), 1e-12))
@@ -165,11 +188,26 @@ class Desk:
             (attributes.names[a], int(counts[0][a]), int(counts[1][a])) for a in order if counts[0][a] != counts[1][a]
         ]
 
+    def journeys(self, session: Session) -> list[tuple[str, str]]:
+        """A session's journeys, as the profile's lines are: the name of each, and it with its items as HTML."""
+        found = []
+        for part in self.r.parts(session) if self.r.by_journey else ():
+            name, titles = (
+                in_common(part.history, self.catalogue),
+                [self.catalogue.titles[i] for i in part.history[::-1]],
+            )
+            shown = " · ".join(titles[:SHOWN_OF_JOURNEY]) + (
+                f" and {len(titles) - SHOWN_OF_JOURNEY} more" if len(titles) > SHOWN_OF_JOURNEY else ""
+            )
+            found.append((name, f"<h3>{text(name)}</h3><p class='small'>{text(shown)}</p>"))
+        return found
+
     # ---- what is shown, as HTML
 
     def read_html(self, profile: str, before: Ranking | None, now: Ranking) -> str:
         """How a profile is read, and what an edit did, in words."""
-        affirmed, rejected = prompts.clauses(profile)
+        affirmed, rejected = read_lines(profile.split("\n"), "", True)
+        affirmed = "\n".join(affirmed.values())
         names = [
             name for name in self.catalogue.attributes.names if re.search(rf"\b{re.escape(name)}\b", affirmed, re.I)
         ]
@@ -194,12 +232,14 @@ class Desk:
 
     def history_html(self, session: Session) -> str:
         """A person's items with their ratings, newest first; those that the model doesn't read are paler."""
-        n, (_, read) = len(session.history), self.r.prompt(session)
+        n, read = len(session.history), set(self.r.shown(session))
         ratings, best, lines = session.ratings or [None] * n, self.config.data.best_rating, []
-        for age, (item, rating) in enumerate(zip(session.history[::-1], ratings[::-1])):
+        for item, rating in zip(session.history[::-1], ratings[::-1]):
             rated = "" if rating is None or rating != rating else f"<b title='of {best:g}'>{rating:g}<i>★</i></b>"
-            lines.append(f"<li class='{'read' if age < read else ''}'>{text(self.catalogue.titles[item])}{rated}</li>")
-        head = f"{n} {self.config.data.kind}, newest first; the model reads the latest {read}"
+            lines.append(
+                f"<li class='{'read' if item in read else ''}'>{text(self.catalogue.titles[item])}{rated}</li>"
+            )
+        head = f"{n} {self.config.data.kind}, newest first; the model reads {'' if self.r.by_journey else 'the latest '}{len(read)}"
         return f"<p class='small'>{text(head)}.</p><ul class='history' tabindex=0>{''.join(lines[:SHOWN])}</ul>"
 
     def list_html(self, rows: list[Row], moves: bool, note: str = "") -> str:
@@ -231,6 +271,16 @@ def quote(words: str) -> str:
     return f"<blockquote>{text(words or '(empty)')}</blockquote>"
 
 
+class Card(NamedTuple):
+    """The components of a profile, or of a journey's, which has a name with its items, and may be muted and weighed, too."""
+
+    words: object
+    all: object = None
+    head: object = None
+    mute: object = None
+    loud: object = None
+
+
 class Page:
     """What is shown, and what happens on a click or an edit: handlers give {component: its new content}."""
 
@@ -240,25 +290,49 @@ class Page:
 
     # ---- what happens
 
-    def rank(self, profile: str, weight: float, state: dict | None):
-        """After an edit, or another weight of the history."""
+    def rank(self, state: dict | None, weight: float, *given):
+        """After an edit, or another weight; given: of all cards the words, then which are muted, and their weights."""
         if not state:
             return {self.notice: ""}
         started = time.perf_counter()
+        profile, journeys = self.said(state["names"], given)
         try:
-            rows, now = self.desk.rank("after", profile, state["history"], state["base"], weight=weight or 0.0)
+            rows, now = self.desk.rank("after", profile, state["history"], state["base"], K, weight or 0.0, journeys)
         except InputError as error:
             return {self.notice: sentence(error)}
-        edited = state["base"] is not None and (weight or profile.strip() != state["written"].strip())
+        weighed = weight or any(loud != 1 for _, loud in journeys)
+        edited = state["base"] is not None and (weighed or profile.strip() != state["written"].strip())
         took = f"{1000 * (time.perf_counter() - started):.0f} ms, without the language model."
         listed = self.desk.list_html(rows, edited, f"{self.count:,} {self.kind} ranked in {took}")
         return {self.notice: "", self.ranked: self.desk.read_html(profile, state["base"], now) + listed}
+
+    def said(self, names: list[str], given: tuple) -> tuple[str, list[tuple[str, float]]]:
+        """The profile of the cards that aren't muted, and of each of its lines the journey's name and weight."""
+        if not names:
+            return given[0], []
+        words, mutes, weights = (given[start : start + len(names)] for start in range(0, len(given), len(self.cards)))
+        cards = zip(names, words, mutes, weights, strict=True)
+        said = [(name, loud, " ".join(text.split())) for name, text, muted, loud in cards if text.strip() and not muted]
+        return "\n".join(line for *_, line in said), [(name, loud) for name, loud, _ in said]
+
+    def lines(self, profile: str) -> list[str]:
+        """What of a profile stands on each card."""
+        lines = profile.split("\n") if self.desk.r.by_journey else [profile]
+        return lines + [""] * (len(self.cards) - len(lines))
 
     def restore(self, state: dict | None):
         """The model's own words again, and nothing beside them."""
         if not state:
             return {self.notice: ""}
-        return {self.profile: state["written"], self.weight: 0.0} | self.rank(state["written"], 0.0, state)
+        lines = self.lines(state["written"])
+        untouched = [False] * len(lines) + [1.0] * len(lines) if state["names"] else []
+        shown = dict(zip(self.values(), [*lines, *untouched], strict=True)) | {self.weight: 0.0}
+        return shown | self.rank(state, 0.0, *lines, *untouched)
+
+    def values(self) -> list:
+        """What the handlers are given of the cards: all words, then which are muted, then the weights."""
+        columns = zip(*((card.words, card.mute, card.loud) for card in self.cards), strict=True)
+        return [component for column in columns for component in column if component is not None]
 
     def write(self, user: str, history: str):
         """The person's items, the profile while it is written, its list; then the same as before training."""
@@ -266,10 +340,10 @@ class Page:
             session, notes = self.desk.session(user, history)
             yield self.emptied(session, notes)
             written, bases, lists = {}, {}, {}
-            for stage, shown in (("after", self.profile), ("before", self.before)):
+            for stage in ("after", "before"):
                 for words in self.desk.write(stage, session):
                     written[stage] = words
-                    yield {shown: words if stage == "after" else quote(words)}
+                    yield self.growing(words) if stage == "after" else {self.before: quote(words)}
                 lists[stage], bases[stage] = self.listed(stage, written[stage], session)
                 if stage == "after":
                     yield self.written(session, written[stage], lists[stage], bases[stage])
@@ -285,8 +359,18 @@ class Page:
         """A new person, and nothing else yet."""
         shown = {self.people: self.desk.history_html(session), self.state: None}
         shown[self.notice] = sentence(" ".join(notes)) if notes else ""
-        locked = self.update(value="", interactive=False)
-        return shown | {self.profile: locked, self.weight: 0.0, self.ranked: "", self.before: "", self.after: ""}
+        journeys = self.desk.journeys(session)
+        for number, card in enumerate(self.cards):
+            shown[card.words] = self.update(value="", interactive=False)
+            if card.all is not None:
+                there = number < len(journeys)
+                shown |= {card.all: self.update(visible=there), card.head: journeys[number][1] if there else ""}
+                shown |= {card.mute: False, card.loud: 1.0}
+        return shown | {self.weight: 0.0, self.ranked: "", self.before: "", self.after: ""}
+
+    def growing(self, profile: str) -> dict:
+        """A profile that is not finished yet."""
+        return {card.words: line for card, line in zip(self.cards, self.lines(profile), strict=True)}
 
     def listed(self, stage: str, profile: str, session: Session) -> tuple[str, tuple | None]:
         """A stage's list, or why there is none, and what others are compared with."""
@@ -299,7 +383,10 @@ class Page:
     def written(self, session: Session, profile: str, listed: str, base: tuple | None) -> dict:
         """A finished profile, which may now be edited, and its list."""
         kept = {"history": session.history, "written": profile, "base": base}
-        return {self.state: kept, self.ranked: listed, self.profile: self.update(value=profile, interactive=True)}
+        kept["names"] = [name for name, _ in self.desk.journeys(session)]
+        boxes = zip(self.cards, self.lines(profile), strict=True)
+        finished = {card.words: self.update(value=line, interactive=True) for card, line in boxes}
+        return finished | {self.state: kept, self.ranked: listed}
 
     def of_user(self, user: str):
         """Another user is chosen."""
@@ -346,8 +433,8 @@ class Page:
     def work(self, gr):
         """The right column; its buttons."""
         self.show("<h2>The profile <span>yours to change</span></h2>")
-        box = {"label": "Profile", "lines": 3, "max_lines": 9, "max_length": LONGEST, "elem_id": "profile"}
-        self.profile = gr.Textbox(show_label=False, **box)
+        many = self.desk.config.profile.journeys if self.desk.r.by_journey else 0
+        self.cards = [self.journey(gr, number) for number in range(many)] or [Card(self.box(gr, "profile"))]
         self.notice = self.show(elem_id="notice")
         label = "Weight of the latest items beside the profile (0: the profile alone)"
         self.weight = gr.Slider(0.0, 2.0, 0.0, step=0.1, label=label, elem_id="weight")
@@ -358,12 +445,26 @@ class Page:
         self.ranked = self.show(elem_id="list")
         return again, back
 
+    def box(self, gr, name: str, lines: int = 3):
+        """Where a profile stands."""
+        size = {"lines": lines, "max_lines": 9, "max_length": LONGEST}
+        return gr.Textbox(label="Profile", show_label=False, elem_id=name, elem_classes="profile", **size)
+
+    def journey(self, gr, number: int) -> Card:
+        """The card of a journey."""
+        with gr.Group(elem_classes="journey", visible=False) as card:
+            head, words = self.show(elem_classes="head"), self.box(gr, f"profile-{number}", 2)
+            with gr.Row():
+                mute = gr.Checkbox(label="Mute", min_width=90, elem_id=f"mute-{number}")
+                loud = gr.Slider(0.0, LOUDEST, 1.0, step=0.1, label="Weight", elem_id=f"loud-{number}")
+        return Card(words, card, head, mute, loud)
+
     def connect(self, gr, page, go, again, back) -> None:
         """Which click or edit calls which handler."""
         shown = [
             self.notice,
             self.people,
-            self.profile,
+            *(part for card in self.cards for part in card if part is not None),
             self.weight,
             self.ranked,
             self.before,
@@ -375,8 +476,10 @@ class Page:
         newest = quick | {"queue": False, "trigger_mode": "always_last"}
         gr.on([page.load, go.click, self.history.submit], self.write, [self.user, self.history], **slow)
         self.user.input(self.of_user, self.user, **slow)
-        by = [self.profile, self.weight, self.state]
-        gr.on([again.click, self.profile.submit, self.weight.release], self.rank, by, **newest)
+        by = [self.state, self.weight, *self.values()]
+        edits = [again.click, self.weight.release, *(card.words.submit for card in self.cards)]
+        edits += [edit for card in self.cards if card.all for edit in (card.mute.input, card.loud.release)]
+        gr.on(edits, self.rank, by, **newest)
         back.click(self.restore, self.state, queue=False, **quick)
 
 
@@ -431,5 +534,5 @@ HEADER = """<header><p class="mark">lpt_jax</p><h1>A profile you can read, and c
 <p>A language model reads what a person chose and writes a profile; a text embedder ranks {count} {kind} by it. Change the
 profile: the list follows at once, without the language model.</p></header>"""
 SCRIPT = """() => { document.body.classList.remove("dark"); let soon;  // any edit, pasted ones too, presses the button
-  document.addEventListener("input", event => { if (event.target.closest("#profile")) { clearTimeout(soon);
+  document.addEventListener("input", event => { if (event.target.closest(".profile")) { clearTimeout(soon);
     soon = setTimeout(() => document.querySelector("#again").click(), 120); } }); }"""

@@ -23,10 +23,11 @@ from lpt_jax.trec import queries, ranks_of_run, read_run, write_best, write_qrel
 
 UNTRAINED = "items_popularity"  # the row that trains nothing over which gains are stated too
 SHUFFLED = "shuffled_profiles"  # the last stage's, each given to another user: what the profile itself adds
-LAST, POPULARITY, PENALTIES = (
+LAST, POPULARITY, PENALTIES, DECAYS = (
     (3, 6, 12),
     (0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
     (30.0, 100.0, 300.0, 1000.0),
+    (0.5, 0.7, 0.8, 0.9, 0.95, 1.0),
 )  # that are tried
 
 
@@ -50,6 +51,7 @@ def baseline_rows(r: ProfileRecommender, untrained: dict):
     texts = functools.cache(lambda: r.catalogue(untrained)[:, :-1])
     history = functools.cache(lambda split: r.embedder.embed_profiles(untrained, r.history_texts(split))[0])
     mean = functools.cache(lambda split, last: simple.items_mean(r.sessions[split], texts(), last))
+    decayed = functools.cache(lambda split, decay: simple.decayed_mean(r.sessions[split], texts(), decay))
     make = {
         "popularity": lambda: simple.popularity(sessions, counts),
         "last_item": lambda: simple.last_item(sessions, texts()),
@@ -57,6 +59,14 @@ def baseline_rows(r: ProfileRecommender, untrained: dict):
             r,
             lambda split, last, weight: simple.and_popularity(mean(split, last), texts(), counts, weight),
             itertools.product(LAST, POPULARITY),
+        ),
+        "decayed_items": lambda: best(
+            r,
+            lambda split, decay, weight: simple.and_popularity(decayed(split, decay), texts(), counts, weight),
+            itertools.product(DECAYS, POPULARITY),
+        ),
+        "every_item": lambda: best(
+            r, lambda split, decay: simple.every_item(r.sessions[split], texts(), decay), itertools.product(DECAYS)
         ),
         "bm25": lambda: (simple.BM25(r.history_texts("test"), r.data.catalogue.texts), None),
         "history_text": lambda: (history("test"), texts()),

@@ -67,6 +67,9 @@ def read_texts(path, setting: str) -> dict[tuple[str, int | None], str]:
                 f'{setting}={path}: record {number} has no "user" or no "profile", both of which must be text.'
             )
         key = record["user"], record.get("history")
+        if key in texts and record.get("journey"):
+            texts[key] += "\n" + record["profile"]
+            continue
         if key in texts:
             raise InputError(
                 f"{setting}={path}: record {number} is another profile of user {key[0]!r}: keep one of them."

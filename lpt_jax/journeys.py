@@ -132,6 +132,32 @@ class Likeness:
         return total
 
 
+class Journeys:
+    """Finds the journeys of a run's users, as its settings (config.journeys) say."""
+
+    def __init__(self, texts: Sequence[str], vectors: np.ndarray | None, settings):
+        """texts: the items'; vectors: theirs, unit length, Float[N, D]; None where settings.vectors is 0."""
+        vectors = centred(vectors) if vectors is not None and settings.centred else vectors
+        self.likeness = Likeness(texts, vectors, settings.vectors)
+        self.rule = Rule(**{name: settings[name] for name in Rule._fields})
+
+    def places(self, items: Sequence[int]) -> list[list[int]]:
+        """The journeys of a user's items, as places among them, the one that began first being first."""
+        return found(self.likeness(items), self.rule)
+
+    def of(self, items: Sequence[int]) -> list[list[int]]:
+        """The same, as catalogue indices."""
+        return [[items[place] for place in places] for places in self.places(items)]
+
+    def nearest(self, item: int, groups: Sequence[Sequence[int]]) -> int:
+        """Which of some journeys an item is most like, of equals the first."""
+        items = [item, *(other for group in groups for other in group)]
+        likeness, start, cosines = self.likeness(items), 1, []
+        for group in groups:
+            cosines.append(cosine(likeness, [0], range(start, start := start + len(group))))
+        return int(np.argmax(cosines))
+
+
 def terms_of(titles: Sequence[str]) -> tuple[list[str], object]:
     """The titles' words and pairs of words, and their weights by TF-IDF, a sparse Float[N, terms] of rows of unit length."""
     from sklearn.feature_extraction.text import TfidfVectorizer  # here, as its import is slow
@@ -173,3 +199,12 @@ def centred(vectors: np.ndarray) -> np.ndarray:
     """Unit vectors less their mean, of unit length again: what all items of a catalogue share says nothing of two of them."""
     apart = vectors - vectors.mean(0, keepdims=True)
     return apart / np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), 1e-12)
+
+
+def in_common(items: Sequence[int], catalogue, most: int = 2) -> str:
+    """A name for items: the attributes that most of them have and most other items don't, or "various"."""
+    has = catalogue.attributes.has
+    own = has[:, list(items)].mean(1) if len(has) else np.zeros(0)
+    more = own - has.mean(1) if len(has) else own
+    chosen = [a for a in np.argsort(-more, kind="stable")[:most] if own[a] >= 0.5 and more[a] > 0]
+    return ", ".join(catalogue.attributes.names[a] for a in chosen) or "various"

@@ -79,7 +79,7 @@ def some_mixes(r: JourneyNamer) -> dict[str, list[collections.Mix]]:
 def extraction_rows(r: JourneyNamer, mixes: dict[str, list[collections.Mix]]) -> dict[str, dict[str, np.ndarray]]:
     """What ICPC and what it is compared with make of the mixes (extraction.measures), Float[mixes]."""
     sequences = [items for items in training_items(r.data) if len(items)]
-    own = extraction.by_rule(r.likeness, r.rule)
+    own = extraction.by_rule(r.finder.likeness, r.finder.rule)
     finders = extraction.finders_of(r.data.catalogue.titles, r.vectors, sequences, own)
     return {
         f"{kind}: {row}": extraction.measured(of_kind, find)

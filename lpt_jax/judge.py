@@ -10,6 +10,7 @@ People fill in a form (study.py). Every score is a mean over users with its 95 %
 
 import collections
 import http.client
+import itertools
 import json
 import os
 import re
@@ -55,7 +56,8 @@ def tasks(r, texts: dict[str, list[str]], count: int, split: str = "test") -> li
     last, made = list(texts)[-1], []
     for row in rows:
         session, other = sessions[row], sessions[rng.choice([n for n in rows if n != row] or [row])]
-        history = "\n".join(prompts.blocks(session, catalogue, data, r.kept(session)))
+        shown = (prompts.blocks(part, catalogue, data, r.kept(part)) for part in r.parts(session))
+        history = "\n".join(itertools.chain(*shown))
         known = {*session.history, *session.targets}
         foreign = [item for item in other.targets if item not in known]
         long = min(len(session.targets), len(foreign), LISTED)  # a list's length tells nothing

@@ -95,22 +95,14 @@ class JourneyNamer:
         return self.embedder.fresh()
 
     @functools.cached_property
-    def likeness(self) -> journeys.Likeness:
-        """How alike items are, as config.journeys says."""
-        share, titles = self.config.journeys.vectors, self.data.catalogue.titles
-        vectors = self.vectors if share else None
-        return journeys.Likeness(
-            titles, journeys.centred(vectors) if share and self.config.journeys.centred else vectors, share
-        )
-
-    @property
-    def rule(self) -> journeys.Rule:
-        """How journeys are found, as config.journeys says."""
-        return journeys.Rule(**{name: self.config.journeys[name] for name in journeys.Rule._fields})
+    def finder(self) -> journeys.Journeys:
+        """What finds journeys, by the items' titles."""
+        settings = self.config.journeys
+        return journeys.Journeys(self.data.catalogue.titles, self.vectors if settings.vectors else None, settings)
 
     def journeys(self, items: Group) -> list[Group]:
         """The journeys of a user's items, oldest first, as their catalogue indices."""
-        return [[items[place] for place in places] for places in journeys.found(self.likeness(items), self.rule)]
+        return self.finder.of(items)
 
     @functools.cached_property
     def _terms(self) -> tuple[list[str], object]:

@@ -20,10 +20,14 @@ CPU, ACCELERATOR = (1 << 24, 1 << 12), (1 << 30, 1 << 16)
 
 
 def score(profiles: Embeddings, items: ItemEmbeddings | None) -> Scores:
-    """Dot products in full float32, cosines where both sides have unit length; never -0.0. items None: they are scores."""
+    """Dot products in full float32, cosines where both sides have unit length; never -0.0. items None: they are scores.
+
+    Of profiles [B, J, D], J queries each, the best one counts.
+    """
     scores = profiles
     if items is not None:
-        scores = jnp.einsum("bd,nd->bn", profiles, items, precision="highest", preferred_element_type=jnp.float32)
+        scores = jnp.einsum("...d,nd->...n", profiles, items, precision="highest", preferred_element_type=jnp.float32)
+        scores = scores.max(1) if scores.ndim == 3 else scores
     return jnp.where(scores == 0, jnp.zeros_like(scores), scores)  # top_k puts -0.0 below 0.0
 
 
@@ -93,7 +97,7 @@ def counted(profiles, items, targets, hidden, valid=None, ways: int = 1, room: t
     hidden = jnp.concatenate([hidden, targets], axis=1)  # none is ahead of itself: it may be there
     (n, width), users = items.shape, jnp.arange(len(profiles))
     each, size = n // ways, ways * chunk
-    if each <= chunk or 4 * len(profiles) * each <= most:
+    if each <= chunk or 4 * profiles[..., 0].size * each <= most:
         return ranks(score(profiles, items), targets, hidden, valid)
     hidden, once = _once(hidden)
     # equal items must tie: the targets' own scores come from products of the same shape as the items'
@@ -182,7 +186,7 @@ def session_best(profiles, items: ItemEmbeddings | None, sessions, k: int, valid
 
 def _batches(profiles, items, sessions, batch):
     """Each batch's start, its rows Int[batch] (full to the end: one shape compiles), their profiles and HiddenItems."""
-    hidden = padded([s.history for s in sessions])
+    hidden = padded([s.hidden for s in sessions])
     profiles = profiles if items is None else np.asarray(profiles)
     for start in range(0, len(sessions), batch):
         rows = np.arange(start, start + batch) % len(sessions)

@@ -11,9 +11,10 @@ import textwrap
 import numpy as np
 
 from lpt_jax import devices, files, ranking, train
-from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session, known_session
 from lpt_jax.errors import InputError
+from lpt_jax.journeys import in_common
+from lpt_jax.recommender import read_lines
 from lpt_jax.run import Run
 
 
@@ -111,7 +112,7 @@ def recommend(r, state, kind: str, text: str, k: int, write=None, weight: float 
     profile = text
     if session:
         profile = write(session) if write else written(r, state, session)
-    length, limit = r.embedder.length(profile), r.embedder.profile_limit
+    length, limit = r.length(profile), r.embedder.profile_limit
     if length > limit and not session:
         raise too_long(length, limit)
     if length > limit:
@@ -121,11 +122,37 @@ def recommend(r, state, kind: str, text: str, k: int, write=None, weight: float 
     items = r.with_terms(items, state["residuals"].weights) if "residuals" in state else items
     queries = r.with_history(r.queries(weights, [profile])[0], items, [session.history if session else ()], weight)
     ids, scores = devices.fetch(ranking.top_k(queries, items, hidden, k, r.run.count))
-    rejected = prompts.clauses(profile)[1] if r.config.score.rejected else []
+    of_items, several = table(catalogue, ids[0], scores[0]), queries.ndim == 3
+    if several and session:
+        notes += named_journeys(r, session)
+    rejected = read_lines(profile.split("\n"), "", True)[1] if r.config.score.rejected else []
     if rejected:
         notes.append(f"Read as rejected: {', '.join(rejected)}.")
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
-    return "\n".join([*notes, f"Profile: {shown}", "", table(catalogue, ids[0], scores[0])])
+    if several:
+        of_items = with_speakers(of_items, devices.fetch(items[np.maximum(ids[0], 0)]) @ queries[0].T)
+    return "\n".join([*notes, f"Profile: {shown}", "", of_items])
+
+
+def with_speakers(of_items: str, scores: np.ndarray) -> str:
+    """A table of items with a column before it: the number of the journey that speaks for each, by scores [k, journeys]."""
+    numbers = ["journey", *(f"{number + 1:7d}" for number in scores.argmax(1))]
+    return "\n".join(f"{number}  {line}" for number, line in zip(numbers, of_items.splitlines(), strict=True))
+
+
+def named_journeys(r, session: Session) -> list[str]:
+    """A session's journeys, a line each: a name, and the titles of its items."""
+    catalogue, groups = r.data.catalogue, [part.history for part in r.parts(session)]
+    return [
+        journey_line(number, in_common(group, catalogue), [catalogue.titles[item] for item in group])
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def journey_line(number: int, name: str, titles: list[str]) -> str:
+    """A journey on a line of a terminal."""
+    line = f"Journey {number}: {name}" + (f" ({'; '.join(titles)})" if titles else "")
+    return textwrap.shorten("".join(filter(str.isprintable, line)), 160, placeholder=" …)")
 
 
 def too_long(length: int, limit: int) -> InputError:
@@ -135,7 +162,9 @@ def too_long(length: int, limit: int) -> InputError:
 
 def written(r, state, session: Session) -> str:
     """A session's profile by the language model of a state."""
-    return r.lm.write(r.weights(state, "lm"), [r.prompt(session)[0]], [0], r.run.key)[0]
+    asked = [r.prompt(part)[0] for part in r.parts(session)]
+    texts = r.lm.write(r.weights(state, "lm"), asked, [0] * len(asked), r.run.key)
+    return "\n".join(map(r.line, texts))
 
 
 def kept(r, state, step: int, session: Session) -> str:

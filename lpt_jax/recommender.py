@@ -1,6 +1,8 @@
 """The way from a session's prompt to a profile in plain language, and from the profile to the rank of its target."""
 
+import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -13,8 +15,10 @@ from flax import nnx
 
 from lpt_jax import devices, files, metrics, ranking
 from lpt_jax.data import batches, made_up, prompts
+from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.generation import LanguageModel, Profiles, Sampling
+from lpt_jax.journeys import Journeys
 from lpt_jax.models import low_rank, soft_prompts
 from lpt_jax.models.decoder import Decoder, DecoderSpec, top_layers
 from lpt_jax.models.encoder import EncoderSpec, TextEncoder
@@ -107,6 +111,24 @@ def _mean_items(items, recent):
     return jnp.sum(found, 1) / jnp.maximum(exists.sum(1, keepdims=True), 1)
 
 
+def read_lines(lines: list[str], neutral: str, rejects: bool) -> tuple[dict[int, str], list[str]]:
+    """What each of a profile's lines affirms, by its number, or a neutral sentence; and what all of them reject.
+
+    >>> read_lines(["Likes war films.", "No horror!"], "Anyone.", rejects=True)
+    ({0: 'Likes war films.'}, ['horror'])
+    """
+    if not rejects:
+        return {number: line for number, line in enumerate(lines) if line.strip()} or {0: lines[0]}, []
+    read = [prompts.clauses(line) for line in lines]
+    things = list(itertools.chain(*(of_line for _, of_line in read)))
+    affirmed = {
+        number: text if of_line else line
+        for number, (line, (text, of_line)) in enumerate(zip(lines, read, strict=True))
+        if text
+    }
+    return affirmed or {0: neutral if things else ""}, things
+
+
 class ProfileRecommender:
     """Prompt → profile → rank: a run, its language model and its embedder.
 
@@ -118,8 +140,14 @@ class ProfileRecommender:
         """lm, embedder: make the models, which happens when they are first asked for."""
         self.run, self._lm, self._embedder, self.begin_residuals = run, lm, embedder, None
         self._kept = {}  # id of a session -> the session, and how many items its prompt shows
+        self._parts = {}  # id of a session -> the session, and its journeys
         self._greedy = None, "", [], {}  # the last greedy profiles: their weights, split, texts, and which ended
-        self.config, self.data, self.sessions = run.config, run.data, run.sessions
+        self.config, self.data = run.config, run.data
+
+    @functools.cached_property
+    def sessions(self) -> dict[str, list[Session]]:
+        """The sessions by split."""
+        return self.run.sessions | {"train": self.training(self.run.sessions["train"])}
 
     @functools.cached_property
     def lm(self) -> LanguageModel:
@@ -165,6 +193,54 @@ class ProfileRecommender:
         else:
             (self.lm if part == "lm" else self.embedder).begin_with = weights
 
+    # ---- journeys: what is read for a profile of its own (config.profile.per)
+
+    @property
+    def by_journey(self) -> bool:
+        """Whether a profile has a line for each of a user's journeys."""
+        return self.config.profile.per == "journey"
+
+    @functools.cached_property
+    def journeys(self) -> Journeys:
+        """What finds them, by the items' texts and the embedder as loaded."""
+        texts, settings = self.data.catalogue.texts, self.config.journeys
+        read = self.embedder.embed if settings.vectors else lambda *_: (None, None)
+        return Journeys(texts, read(self.fresh("control"), texts, self.embedder.item_limit)[0], settings)
+
+    def parts(self, session: Session) -> list[Session]:
+        """The sessions that a profile is written of each: of its latest journeys, what was chosen last coming last; or itself."""
+        if not self.by_journey or session.whole:
+            return [session]
+        if id(session) not in self._parts:
+            found = sorted(self.journeys.places(session.history), key=max)[-self.config.profile.journeys :]
+            self._parts[id(session)] = session, [session.part(places, ()) for places in found] or [session]
+        return self._parts[id(session)][1]
+
+    def training(self, sessions: list[Session]) -> list[Session]:
+        """Training sessions: each journey with those of the next items that are most like it; without any it is left out."""
+        if not self.by_journey:
+            return sessions
+        found = []
+        for session in sessions:
+            parts = self.parts(session)
+            nearest = [self.journeys.nearest(target, [part.history for part in parts]) for target in session.targets]
+            for number, part in enumerate(parts):
+                own = tuple(target for target, of in zip(session.targets, nearest, strict=True) if of == number)
+                found += [dataclasses.replace(part, targets=own, whole=session.hidden)] * bool(own)
+        return found
+
+    def shown(self, session: Session) -> list[int]:
+        """The items that a session's prompts show."""
+        return [item for part in self.parts(session) for item in part.history[len(part.history) - self.kept(part) :]]
+
+    def length(self, profile: str) -> int:
+        """The embedder's tokens of a profile, or of the longest of its lines, where each is a query."""
+        return max(map(self.embedder.length, profile.split("\n") if self.by_journey else [profile]))
+
+    def line(self, text: str) -> str:
+        """A profile as it is kept: that of a journey is a line."""
+        return " ".join(text.split()) if self.by_journey else text
+
     # ---- prompts
 
     def prompt(self, session) -> tuple[list[int], int]:
@@ -180,9 +256,10 @@ class ProfileRecommender:
 
     @functools.cached_property
     def prompts(self) -> dict[str, list[list[int]]]:
-        """The prompts of all sessions by split, for which the language model then has few static lengths."""
+        """The prompts of all sessions' parts by split, for which the language model then has few static lengths."""
         made, lengths = {}, []
         for split, sessions in self.sessions.items():
+            sessions = [part for session in sessions for part in self.parts(session)]
             rows = [self.prompt(session) for session in sessions]
             self._kept |= {id(s): (s, kept) for s, (_, kept) in zip(sessions, rows, strict=True)}
             self.data.counts[f"{split} prompts without room for an item"] = sum(kept == 0 for _, kept in rows)
@@ -212,10 +289,10 @@ class ProfileRecommender:
     def write(
         self, weights: dict, split: str, file: Path | None = None, seed=0, temperature=0.0, copy=0, ended=None
     ) -> list[str]:
-        """One profile per session of a split; `file` keeps them, so a killed run goes on.
+        """One profile per session of a split, that of each of its journeys on a line; `file` keeps them, so a killed run goes on.
 
-        Its lines: row (in the split), user, history (items), profile, tokens (of the language model), ended (an end
-        token came), empty, and over_long (for the embedder's window). copy: which of several of a session. ended: a dict
+        Its lines: row (in the split), user, history (items), journey (0: the session's first), profile, tokens (of the
+        language model), ended (an end token came), empty, and over_long (for the embedder's window). copy: which of several of a session. ended: a dict
         that gets, by row, which profiles the model ended itself. Greedy profiles without a file are remembered: two phases
         may validate the same weights one after the other.
         """
@@ -225,30 +302,41 @@ class ProfileRecommender:
                 ended |= by_itself
             return texts
         sessions, lines = self.sessions[split], files.read_jsonl(file) if file else []
-        known, by_itself = ({line["row"]: line[key] for line in lines} for key in ("profile", "ended"))
+        places = [(row, number) for row, session in enumerate(sessions) for number in range(len(self.parts(session)))]
+        at = {place: number for number, place in enumerate(places)}
+        known, ends_of = (
+            {at[line["row"], line["journey"]]: line[key] for line in lines} for key in ("profile", "ended")
+        )
         devices.wait_for_all(f"read {file}")
         if file and devices.first():
             file.parent.mkdir(parents=True, exist_ok=True)
             files.write_file(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
         def keep(rows, texts, tokens, ends):
-            by_itself.update(zip(map(int, rows), map(bool, ends), strict=True))
+            ends_of.update(zip(map(int, rows), map(bool, ends), strict=True))
             if not file:
                 return
             queries = [self.embedder.spec.query_prefix + text for text in texts]
             _, overlong = batches.tokenise(self.embedder.tokenizer, queries, self.embedder.profile_limit)
             with open(file if devices.first() else os.devnull, "a", encoding="utf-8") as out:
-                for row, text, n, end, long in zip(rows, texts, tokens, ends, overlong, strict=True):
-                    line = {"row": int(row), "user": sessions[row].user, "history": len(sessions[row].history)}
+                for number, text, n, end, long in zip(rows, texts, tokens, ends, overlong, strict=True):
+                    row, journey = places[number]
+                    line = {"row": row, "user": sessions[row].user, "history": len(sessions[row].history)}
+                    line |= {"journey": journey}
                     line |= {"profile": text, "tokens": int(n), "ended": bool(end)}
                     line |= {"empty": not text.strip(), "over_long": bool(long)}
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")
             if self.run.interrupt:
                 self.run.interrupt.check(f"profiles in {file}")
 
-        numbers, key = np.arange(len(sessions)) + copy * len(sessions), jax.random.fold_in(self.run.key, seed)
+        numbers, key = np.arange(len(places)) + copy * len(places), jax.random.fold_in(self.run.key, seed)
         what = f"{split} profiles"
-        texts = self.lm.write(weights, self.prompts[split], numbers, key, temperature, what, known, keep)
+        written = self.lm.write(weights, self.prompts[split], numbers, key, temperature, what, known, keep)
+        lines, by_itself = [[] for _ in sessions], dict.fromkeys(range(len(sessions)), True)
+        for number, ((row, _), text) in enumerate(zip(places, written, strict=True)):
+            lines[row].append(self.line(text))
+            by_itself[row] &= ends_of[number]
+        texts = ["\n".join(of_session) for of_session in lines]
         if ended is not None:
             ended |= by_itself
         if file is None and not temperature:
@@ -262,9 +350,11 @@ class ProfileRecommender:
     def summaries_of(self, sessions: list, copy: int = 0) -> list[str]:
         """A summary of each of the sessions."""
         last, settings = self.config.prompt.history_items, self.config.data
-        return [
-            prompts.summary(s, self.data.catalogue, settings, last, copy and copy + i) for i, s in enumerate(sessions)
-        ]
+
+        def of(part, number):
+            return prompts.summary(part, self.data.catalogue, settings, last, copy and copy + number)
+
+        return ["\n".join(of(part, number) for part in self.parts(s)) for number, s in enumerate(sessions)]
 
     def history_texts(self, split: str) -> list[str]:
         """The raw texts of the histories' latest items, as many as prompts show."""
@@ -299,7 +389,8 @@ class ProfileRecommender:
         if not weight:
             return queries
         means = self.history_means(items, histories)
-        return np.concatenate([queries[:, :-1] + weight * means, queries[:, -1:]], 1)
+        means = means[:, None] if queries.ndim == 3 else means
+        return np.concatenate([queries[..., :-1] + weight * means, queries[..., -1:]], -1)
 
     def history_means(self, items: jax.Array, histories: list) -> np.ndarray:
         """The mean Float[n, D] of each history's latest items, as many as prompts show."""
@@ -307,24 +398,39 @@ class ProfileRecommender:
         recent = ranking.padded([history[-last:] for history in histories], last)
         return devices.fetch(_mean_items(items, recent))
 
-    def queries(self, weights: dict, texts: list[str], rejects: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def queries(
+        self, weights: dict, texts: list[str], rejects: bool = True, loud=None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Profiles to what scores the catalogue's rows, Float[n, D + 1], and Bool[n]: the profile counts.
 
-        score = cos(profile, item) + bias; where score.rejected is w > 0, cos(what the profile affirms, item) −
-        w × Σ cos(a thing that it rejects, item) + bias (prompts.clauses; rejects=False: texts are no profiles).
+        score = cos(what the profile affirms, item) − w × Σ cos(a thing that it rejects, item) + bias, w = score.rejected
+        (prompts.clauses; w = 0 or rejects=False, as texts are no profiles: cos(text, item) + bias). With profile.per=journey
+        each line is a query, the best of which counts: Float[n, J, D + 1]; a line's cosine counts × score.decay for each line
+        after it, and × loud[n][line] where that is given.
         """
-        weight = self.config.score.rejected
-        read = [prompts.clauses(text) for text in texts] if weight and rejects else []
+        against_it, split = self.config.score.rejected if rejects else 0.0, self.by_journey and rejects
         neutral = prompts.NEUTRAL["train"][0].format(kind=self.config.data.kind)
-        signed = {i: (affirmed or neutral, things) for i, (affirmed, things) in enumerate(read) if things}
-        things = list(dict.fromkeys(thing for _, of_one in signed.values() for thing in of_one))
-        more = [affirmed for affirmed, _ in signed.values()] + [prompts.LIKED_THING.format(n=thing) for thing in things]
-        vectors, valid = self.embedder.embed_profiles(weights, texts + more)
-        n, m = len(texts), len(texts) + len(signed)
-        against = dict(zip(things, vectors[m:], strict=True))
-        for (i, (_, of_one)), vector in zip(signed.items(), vectors[n:m], strict=True):
-            vectors[i] = vector - weight * np.sum([against[thing] for thing in of_one], 0)
-        return np.concatenate([vectors[:n], np.ones((n, 1), np.float32)], 1), valid[:n]
+        read = [read_lines(text.split("\n") if split else [text], neutral, bool(against_it)) for text in texts]
+        of_texts = list(itertools.chain(*(affirmed.values() for affirmed, _ in read)))
+        things = list(dict.fromkeys(thing for _, of_one in read for thing in of_one))
+        vectors, valid = self.embedder.embed_profiles(
+            weights, of_texts + [prompts.LIKED_THING.format(n=thing) for thing in things]
+        )
+        against, start = dict(zip(things, vectors[len(of_texts) :], strict=True)), 0
+        width = max(len(affirmed) for affirmed, _ in read) if texts else 1
+        width = 1 << (width - 1).bit_length()  # few shapes compile
+        queries, counts = np.ones((len(texts), width, vectors.shape[1] + 1), np.float32), np.ones(len(texts), bool)
+        for row, (affirmed, of_one) in enumerate(read):
+            at, start = slice(start, start + len(affirmed)), start + len(affirmed)
+            own, counts[row] = vectors[at], valid[at].all()
+            if len(affirmed) > 1 or loud:
+                quiet = self.config.score.decay ** np.arange(len(affirmed) - 1, -1, -1.0)
+                quiet *= [loud[row][line] for line in affirmed] if loud else 1.0
+                own = own * quiet[:, None].astype(np.float32)
+            if of_one:
+                own = own - against_it * np.sum([against[thing] for thing in of_one], 0)
+            queries[row, : len(own), :-1], queries[row, len(own) :, :-1] = own, own[-1]
+        return queries if width > 1 else queries[:, 0], counts
 
     def scored(self, weights: dict, texts: list[str], items: jax.Array | None = None, cut: bool = False) -> tuple:
         """What to rank by: Embeddings of the profiles, ItemEmbeddings, and Bool[n]: the profile counts.

@@ -38,6 +38,11 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"random": "Random", "popularity": "Popularity", "last_item": "Last item’s text"},
     **{"bm25": "BM25 on the raw text", "sasrec": "SASRec on item ids", "ease": "EASE on item ids"},
     **{"items_popularity": "Items’ mean + popularity", "history_popularity": "Raw text + popularity"},
+    **{
+        "decayed_items": "Items’ decayed mean + popularity",
+        "every_item": "Nearest of all items",
+        "joined_profiles": "All lines as one",
+    },
     **{"transitions": "Transition counts", "item_knn": "Item-kNN", "summary": "Summary by rules"},
     "shuffled_profiles": "Another user’s profile",
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},

@@ -95,7 +95,7 @@ class Rollout(NamedTuple):
     histories: for each user the items that the prompt showed, oldest first, as dicts of their fields and "rating".
     shown: the same as titles and attributes; names: a pattern of all attributes (text_audit.py).
     shown_ranks, unseen_ranks: Int[B,G,H] of the items shown, and of as many from before them that the prompt left out.
-    items: N, how many are ranked.
+    items: N, how many are ranked. by_line: each line of a text is a profile of its own, of a journey.
     """
 
     ranks: jax.Array
@@ -108,6 +108,7 @@ class Rollout(NamedTuple):
     names: re.Pattern | None = None
     shown_ranks: np.ndarray | None = None
     unseen_ranks: np.ndarray | None = None
+    by_line: bool = False
 
 
 def of_texts(rollout: Rollout, value: Callable) -> Rewards:
@@ -141,7 +142,7 @@ PARTS = {  # of config.policy.reward -> (of a Rollout, what of it must be made f
     "explains": (lambda r: ndcg(r.shown_ranks), "history"),  # how well it ranks what it was written from
     "held_back": (lambda r: ndcg(r.unseen_ranks), "history"),  # and what the user chose before that
     "ended": (lambda r: jnp.asarray(r.ended, jnp.float32), "texts"),
-    "clean": (lambda r: of_texts(r, lambda *row: not text_audit.defects(*row)), "texts"),
+    "clean": (lambda r: of_texts(r, lambda *row: not text_audit.defects_of(*row[:3], r.names, r.by_line)), "texts"),
     "supported": (lambda r: of_texts(r, lambda *row: row[3].supported / max(row[3].all, 1)), "texts"),
     "copied": (lambda r: of_texts(r, lambda text, end, shown, _: copied(text, shown)), "texts"),
 }

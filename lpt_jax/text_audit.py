@@ -56,9 +56,9 @@ class Shown(NamedTuple):
     attributes: set[str]
 
 
-def shown(session, catalogue, last: int) -> Shown:
-    """What the session's latest items, so many, show."""
-    items, known = session.history[len(session.history) - last :], catalogue.attributes
+def shown(items, catalogue) -> Shown:
+    """What these items show."""
+    known = catalogue.attributes
     return Shown([catalogue.titles[i] for i in items], {known.names[a] for i in items for a in known.of(i)})
 
 
@@ -137,6 +137,12 @@ def defects(text: str, ended: bool, of_history: Shown, found: Claims) -> set[str
     return {name for name, is_so in has.items() if is_so}
 
 
+def defects_of(text: str, ended: bool, of_history: Shown, pattern: re.Pattern | None, by_line: bool) -> set[str]:
+    """The plain defects of a profile; by_line: each of its lines is one of its own, of a journey."""
+    lines = text.split("\n") if by_line else [text]
+    return set().union(*(defects(line, ended, of_history, claims(line, of_history, pattern)) for line in lines))
+
+
 def told(profiles: np.ndarray, histories: np.ndarray, users: np.ndarray, seed: int) -> np.ndarray:
     """Bool[n]: of TOLD histories [n, D], one's own and others drawn of other users [n], one's own is nearest to the profile."""
     rng, found = np.random.default_rng(seed), np.zeros(len(profiles), bool)
@@ -162,16 +168,23 @@ def predicted(vectors: np.ndarray, answers: list) -> np.ndarray:
 
 
 def measured(
-    texts: list[str], ended: list[bool], histories: list[Shown], names: list[str], interval, vectors=None, seed: int = 0
+    texts: list[str],
+    ended: list[bool],
+    histories: list[Shown],
+    names: list[str],
+    interval,
+    vectors=None,
+    seed: int = 0,
+    by_line: bool = False,
 ) -> dict:
     """The numbers of profiles with what their prompts showed.
 
     names: of all attributes; interval(values) gives a mean with its interval; vectors: the untrained embedder's of profiles
-    and of histories, Float[n, D] both, and Int[n] whose they are, for "telling".
+    and of histories, Float[n, D] both, and Int[n] whose they are, for "telling"; by_line: each line is a profile of its own, of a journey.
     """
     pattern = attribute_pattern(names)
     found = [claims(text, history, pattern) for text, history in zip(texts, histories, strict=True)]
-    wrong = [defects(*row) for row in zip(texts, ended, histories, found, strict=True)]
+    wrong = [defects_of(*row, pattern, by_line) for row in zip(texts, ended, histories, strict=True)]
     counted, times = collections.Counter(name for of_one in wrong for name in of_one), collections.Counter(texts)
     numbers = {
         "profiles": len(texts),
@@ -219,7 +232,7 @@ class Reader:
         self.r, self.weights, self.sessions = r, weights, r.sessions[split]
         catalogue = r.data.catalogue
         self.names = catalogue.attributes.names
-        self.histories = [shown(session, catalogue, r.kept(session)) for session in self.sessions]
+        self.histories = [shown(r.shown(session), catalogue) for session in self.sessions]
         self.places = np.unique([session.user for session in self.sessions], return_inverse=True)[1]
 
     @functools.cached_property
@@ -250,6 +263,7 @@ class Reader:
             self.interval,
             (profiles, self.means, self.places),
             self.r.config.seed,
+            self.r.by_journey,
         )
         firsts = np.unique(self.places, return_index=True)[1]  # a user counts once, and is in one fold
         people = [self.r.data.people.get(self.sessions[row].user, {}) for row in firsts]

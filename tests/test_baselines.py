@@ -10,7 +10,7 @@ from lpt_jax.ranking import session_best, session_ranks
 
 
 def session(history, targets):
-    return SimpleNamespace(history=history, targets=targets)
+    return SimpleNamespace(history=history, hidden=history, targets=targets)
 
 
 ITEMS = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8], [0, 0]], np.float32)  # the last is padding

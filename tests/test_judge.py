@@ -37,7 +37,8 @@ def recommender():
         Session("cat", (9, 10), (2.0, 5.0), None, (11,), 0.0),
     ]
     known = SimpleNamespace(catalogue=films)
-    return SimpleNamespace(config=config(), sessions={"test": sessions}, data=known, kept=lambda session: 2)
+    parts = {"kept": lambda session: 2, "parts": lambda session: [session]}
+    return SimpleNamespace(config=config(), sessions={"test": sessions}, data=known, **parts)
 
 
 TEXTS = {

@@ -119,7 +119,7 @@ def test_eight_devices_give_the_same_ranks():
 def test_session_ranks_batches_and_pads():
     profiles, items, targets, hidden, valid = world(5, rows=7)
     sessions = [
-        SimpleNamespace(history=tuple(h[h >= 0].tolist()), targets=tuple(t[t >= 0].tolist()))
+        SimpleNamespace(hidden=tuple(h[h >= 0].tolist()), targets=tuple(t[t >= 0].tolist()))
         for h, t in zip(hidden, targets)
     ]
     found = ranking.session_ranks(profiles, items, sessions, valid, batch=3)
@@ -129,12 +129,12 @@ def test_session_ranks_batches_and_pads():
 def test_the_best_of_all_sessions_and_rankings_by_scores_alone():
     profiles, items, targets, hidden, valid = world(3)
     sessions = [
-        SimpleNamespace(history=[i for i in h if i >= 0], targets=[i for i in t if i >= 0])
+        SimpleNamespace(hidden=[i for i in h if i >= 0], targets=[i for i in t if i >= 0])
         for t, h in zip(targets, hidden)
     ]
     best = ranking.session_best(profiles, items, sessions, 40, valid, batch=4)
     for row, (s, found) in enumerate(zip(sessions, best, strict=True)):
-        left = [i for i in range(valid) if i not in s.history]
+        left = [i for i in range(valid) if i not in s.hidden]
         left.sort(key=lambda i: (-(profiles[row] @ items[i]), i))
         assert found[: len(left)].tolist() == left and (found[len(left) :] == -1).all()
     scores = ranking.score(profiles, items)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lpt_jax import devices
 from lpt_jax.array_types import ItemEmbeddings
-from lpt_jax.ranking import padded
+from lpt_jax.ranking import Several, padded
 
 
 def random(sessions, items: int, seed: int) -> np.ndarray:
@@ -39,6 +39,21 @@ def last_item(sessions, items: ItemEmbeddings) -> tuple[np.ndarray, ItemEmbeddin
 def items_mean(sessions, items: ItemEmbeddings, last: int) -> np.ndarray:
     """The mean of the last items' text embeddings, Float[S, D]: a user without a profile."""
     return np.stack([devices.fetch(items[jnp.asarray(s.history[-last:])]).mean(0) for s in sessions])
+
+
+def decayed_mean(sessions, items: ItemEmbeddings, decay: float) -> np.ndarray:
+    """The mean of all items' text embeddings, each weighing × decay for each item after it, Float[S, D]."""
+    vectors = devices.fetch(items)
+    weights = (decay ** np.arange(len(s.history) - 1, -1, -1.0) for s in sessions)
+    return np.stack([w / w.sum() @ vectors[list(s.history)] for w, s in zip(weights, sessions)]).astype(np.float32)
+
+
+def every_item(sessions, items: ItemEmbeddings, decay: float) -> tuple[Several, None]:
+    """By similarity to any item of the history, which counts × decay for each item after it."""
+    vectors = devices.fetch(items)
+    weights = (decay ** np.arange(len(s.history) - 1, -1, -1.0) for s in sessions)
+    queries = [(w[:, None] * vectors[list(s.history)]).astype(np.float32) for w, s in zip(weights, sessions)]
+    return Several(queries, vectors), None
 
 
 def and_popularity(vectors, items: ItemEmbeddings, counts, weight: float) -> tuple[np.ndarray, ItemEmbeddings]:

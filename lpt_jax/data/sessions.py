@@ -43,7 +43,7 @@ FEW_USERS = 100  # fewer test users say little
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """One user at one moment: the whole history, hidden from the ranking, and what follows."""
+    """One user at one moment: the history, hidden from the ranking, and what follows; or one of the history's journeys."""
 
     user: str
     history: tuple[int, ...]  # catalogue indices, oldest first
@@ -51,6 +51,19 @@ class Session:
     reviews: tuple[str | None, ...] | None  # parallel to history
     targets: tuple[int, ...]  # the next items, at least one, none of them in the history
     time: float  # of the first target, unix seconds; nan without times
+    whole: tuple[int, ...] = ()  # all that the user chose, where history is one of the journeys in it
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """What the ranking leaves out."""
+        return self.whole or self.history
+
+    def part(self, places: list[int], targets: tuple[int, ...]) -> "Session":
+        """The journey at these places of the history, and the targets that belong to it."""
+        history, ratings, reviews = (
+            known and tuple(known[place] for place in places) for known in (self.history, self.ratings, self.reviews)
+        )
+        return Session(self.user, history, ratings, reviews, targets, self.time, self.hidden)
 
 
 @dataclasses.dataclass

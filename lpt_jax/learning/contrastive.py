@@ -193,7 +193,7 @@ class ContrastivePhase(Phase):
         positives = np.array([target for _, target in pairs] + [edit.positive for edit in drawn])
         candidates = np.concatenate([positives, rng.integers(0, r.run.count, settings.hard_negatives)])
         users = [train[row % len(train)] for row, _ in pairs]
-        excluded = exclusions(positives[: len(pairs)], candidates, [s.history + s.targets for s in users])
+        excluded = exclusions(positives[: len(pairs)], candidates, [s.hidden + s.targets for s in users])
         correction = np.broadcast_to(self.correction[candidates] * settings.popularity_correction, excluded.shape)
         rows = [self.rows[row] for row, _ in pairs]
         if drawn:

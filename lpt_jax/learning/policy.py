@@ -216,7 +216,7 @@ class PolicyPhase(Phase):
         r = self.r
         self.embedder = r.weights(state, "embedder")  # fixed in this phase
         self.items = r.catalogue(self.embedder)
-        self.longest = ranking.padded([s.history for s in r.sessions["train"]]).shape[1]
+        self.longest = ranking.padded([s.hidden for s in r.sessions["train"]]).shape[1]
 
     def step(self, state, step):
         r, s, lap = self.r, self.settings, Laps()
@@ -227,6 +227,7 @@ class PolicyPhase(Phase):
         how = r.lm.how(s.samples, s.temperature, keep_hidden=True)
         profiles, mask = r.sample(state["lm"].weights, rows, key, how)
         texts, unended = r.lm.texts(profiles)
+        texts = [[r.line(text) for text in of_user] for of_user in texts]
         lap("generation")
         earned = self.earn(texts, users, self.longest, ~unended)
         lap("reward")
@@ -260,6 +261,7 @@ class PolicyPhase(Phase):
                 rows = np.arange(start, start + s.users) % len(train)
                 weights, how = r.weights(state, "lm"), r.lm.how(samples, s.temperature)
                 sampled, unended = r.lm.texts(r.sample(weights, rows, key, how)[0])
+                sampled = [[r.line(text) for text in of_user] for of_user in sampled]
                 earned = self.earn(sampled, [train[row] for row in rows], self.longest, ~unended)
                 value = np.where(earned.valid, devices.fetch(earned.value), -np.inf)
                 chosen = [
@@ -280,7 +282,7 @@ class PolicyPhase(Phase):
         embedded, valid = r.queries(self.embedder, sum(texts, []))
         targets, hidden = (
             ranking.padded([u.targets for u in users], width),
-            ranking.padded([u.history for u in users], longest),
+            ranking.padded([u.hidden for u in users], longest),
         )
         ranks = self.ranks(embedded, targets, hidden)
         near = np.zeros(shape, np.float32)
@@ -289,17 +291,20 @@ class PolicyPhase(Phase):
             temperature = r.config.contrastive.temperature
             near = devices.fetch(rewards.target_similarity(cosines, targets, hidden, temperature, r.run.count))
         ended = np.ones(shape[:2], bool) if ended is None else np.asarray(ended)
-        rollout = rewards.Rollout(ranks, near, texts, r.run.count, ended)
+        rollout = rewards.Rollout(ranks, near, texts, r.run.count, ended, by_line=r.by_journey)
         if "texts" in read:
             rollout = rollout._replace(**self.shown(users))
         if "history" in read:
-            cuts = [(len(u.history) - r.kept(u), u.history) for u in users]  # where the prompt begins
-            last, nothing = r.config.prompt.history_items, np.full((len(users), 1), -1)
-            items = {
-                "shown_ranks": [history[cut:] for cut, history in cuts],
-                "unseen_ranks": [history[max(cut - last, 0) : cut] for cut, history in cuts],
-            }
-            items = {name: ranking.padded(rows, last) for name, rows in items.items()}
+            last, shown, nothing = (
+                r.config.prompt.history_items,
+                [r.shown(u) for u in users],
+                np.full((len(users), 1), -1),
+            )
+            unseen = [
+                [i for i in u.history if i not in of_user][-last:] for u, of_user in zip(users, shown, strict=True)
+            ]
+            width = -(-max(map(len, shown)) // last) * last or last
+            items = {"shown_ranks": ranking.padded(shown, width), "unseen_ranks": ranking.padded(unseen, last)}
             rollout = rollout._replace(**{k: self.ranks(embedded, rows, nothing) for k, rows in items.items()})
         return Earned(rewards.earned(self.settings.reward, rollout), valid.reshape(shape[:2]), ranks)
 
@@ -315,12 +320,11 @@ class PolicyPhase(Phase):
         """What the users' prompts showed, as a Rollout has it."""
         catalogue, histories = self.r.data.catalogue, []
         for user in users:
-            first, ratings = len(user.history) - self.r.kept(user), user.ratings or [None] * len(user.history)
-            rated = zip(user.history[first:], ratings[first:], strict=True)
-            histories.append([catalogue.fields[item] | {"rating": rating} for item, rating in rated])
+            rated = dict(zip(user.history, user.ratings or [None] * len(user.history), strict=True))
+            histories.append([catalogue.fields[item] | {"rating": rated[item]} for item in self.r.shown(user)])
         return {
             "histories": histories,
-            "shown": [text_audit.shown(user, catalogue, self.r.kept(user)) for user in users],
+            "shown": [text_audit.shown(self.r.shown(user), catalogue) for user in users],
             "names": text_audit.attribute_pattern(catalogue.attributes.names),
         }
 

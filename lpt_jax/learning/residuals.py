@@ -98,11 +98,11 @@ class ResidualsPhase(Phase):
         trained = r.data.popularity > 0
         self.items = {"text": jnp.asarray(catalogue[:, :-1]), "bias": jnp.asarray(catalogue[:, -1])}
         self.items["trained"] = jnp.asarray(trained.astype(np.float32))
-        self.sessions = sessions.more(r.data, r.config.data, s.windows, s.targets)
+        self.sessions = r.training(sessions.more(r.data, r.config.data, s.windows, s.targets))
         self.vectors, _ = r.embedder.embed_profiles(self.embedder, self.texts(self, self.sessions))
         last = r.config.prompt.history_items
-        self.recent = padded([u.history[-last:] for u in self.sessions], last)
-        self.hidden = padded([u.history for u in self.sessions])
+        self.recent = padded([u.hidden[-last:] for u in self.sessions], last)
+        self.hidden = padded([u.hidden for u in self.sessions])
         self.targets = padded([u.targets for u in self.sessions], s.targets)
         self.validation = self.texts(self, r.sessions["validation"])
 

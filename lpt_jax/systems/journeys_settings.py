@@ -4,7 +4,18 @@ import re
 
 from ml_collections import ConfigDict
 
-from lpt_jax.systems.shared_settings import MODELS, group, language_model, lora, optimiser, soft_prompt, text_embedder
+from lpt_jax.systems.shared_settings import (
+    JOURNEYS,
+    MODELS,
+    check_journeys,
+    group,
+    journeys,
+    language_model,
+    lora,
+    optimiser,
+    soft_prompt,
+    text_embedder,
+)
 
 PHASES = ("prompt_tuning", "fine_tuning")
 CHOICES = MODELS | {
@@ -20,7 +31,7 @@ MAY_BE_ZERO = [
     *("journeys.vectors", "prompt.words", "prompt.shots"),
     *(f"{phase}.{name}" for phase in PHASES for name in ("steps", "warmup", "weight_decay")),
 ]
-MAY_BE_NEGATIVE = ("journeys.join", "journeys.merge")  # cosines
+MAY_BE_NEGATIVE = JOURNEYS
 
 
 def tuning(trains: str, steps: int, learning_rate: float) -> ConfigDict:
@@ -46,15 +57,9 @@ def settings() -> ConfigDict:
     c.phases = "fine_tuning,prompt_tuning"  # in order, of prompt_tuning, fine_tuning, each with a model of its own; the last one's names are used
     c.lm = language_model()  # that names journeys
     c.embedder = text_embedder()  # whose vectors of titles say what is alike; it is not trained
-    c.journeys = group(  # how a user's items are taken apart (lpt_jax/journeys.py)
-        vectors=0.7,  # how much the titles' vectors say of what is alike; their terms (TF-IDF) say the rest
-        centred=True,  # the vectors less their mean over the catalogue
-        join=0.15,  # ε, −1 to 1: the least cosine at which an item joins a journey
-        merge=-1.0,  # α, −1 to 1: the least cosine at which a small journey joins another one, else it is dropped
-        fewest=2,  # c, items of a journey that stays
-        shared=False,  # an item joins all journeys that are near enough
-        decay=0.9,  # γ: what a journey counts for in the list, less with each item that was chosen after its last one
-        passes=3,  # more than 1: items move to the journey that is most like them, so many times less one
+    c.journeys = journeys()  # found by the items' titles
+    c.journeys.decay = (
+        0.9  # γ: what a journey counts for in the list, less with each item that was chosen after its last one
     )
     c.collections = group(  # named collections of items, from which names are learned and by which all is judged
         source="categories",  # categories (the last of each item's) | genres | tags (MovieLens' tags.csv) | file
@@ -105,15 +110,9 @@ def tiny(config: ConfigDict) -> None:
 
 def check(config: ConfigDict, wrong) -> None:
     """Calls wrong(setting, what it must be) for settings that don't go together."""
-    for name in MAY_BE_NEGATIVE:
-        if not -1 <= config.journeys[name.partition(".")[2]] <= 1:
-            wrong(name, "a cosine, from -1 to 1")
+    check_journeys(config, wrong)
     if config.journeys.decay > 1:
         wrong("journeys.decay", "at most 1")
-    if config.journeys.vectors > 1:
-        wrong("journeys.vectors", "a share, from 0 (terms alone) to 1 (vectors alone)")
-    if config.journeys.shared and config.journeys.passes > 1:
-        wrong("journeys.passes", "1 where journeys.shared lets an item be in several")
     if config.iterations != 1:
         wrong("iterations", "1: each phase trains a model of its own")
     if config.collections.source == "file" and not config.collections.path:

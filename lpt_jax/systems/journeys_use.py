@@ -1,7 +1,6 @@
 """What a trained run of interest journeys is used for: a person's journeys with a list by them, and folders for other libraries."""
 
 import os
-import textwrap
 from pathlib import Path
 
 from lpt_jax import config as config_lib
@@ -59,17 +58,14 @@ def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> st
         queries = journeys_evaluation.by_journeys(r, history, found, config.journeys.decay)
     if not found:
         notes.append(
-            f"No {r.rule.fewest} of {len(history)} items are alike enough to be a journey: the list is by all of them."
+            f"No {config.journeys.fewest} of {len(history)} items are alike enough to be a journey: the list is by all of them."
         )
         names, found = ["all items"], [history]
     best, scores = journeys_evaluation.listed(r, queries, history, k)
     for number, (of_journey, group) in enumerate(zip(names, found, strict=True), 1):
-        titles = f" ({'; '.join(catalogue.titles[item] for item in group)})" if group else ""
-        line = "".join(letter for letter in f"Journey {number}: {of_journey}{titles}" if letter.isprintable())
-        notes.append(textwrap.shorten(line, 160, placeholder=" …)"))
-    table = recommend_lib.table(catalogue, best, scores.max(0)).splitlines()
-    speaks = ["journey", *(f"{number + 1:7d}" for number in scores.argmax(0))]
-    return "\n".join([*notes, "", *(f"{journey}  {line}" for journey, line in zip(speaks, table, strict=True))])
+        notes.append(recommend_lib.journey_line(number, of_journey, [catalogue.titles[item] for item in group]))
+    table = recommend_lib.table(catalogue, best, scores.max(0))
+    return "\n".join([*notes, "", recommend_lib.with_speakers(table, scores.T)])
 
 
 def export(system, config, workdir: Path, folder: Path) -> None:

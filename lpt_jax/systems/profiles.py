@@ -46,7 +46,8 @@ SAME = (
     "policy.soft_prompt",
 )  # of begin_from
 WRITES, WRITTEN_BY = "profiles", ()
-COLUMNS = {"row": "int64", "user": "string", "history": "int64", "profile": "string", "tokens": "int64"}
+COLUMNS = dict.fromkeys(("row", "user", "history", "journey", "profile", "tokens"), "int64")
+COLUMNS |= dict.fromkeys(("user", "profile"), "string")
 COLUMNS |= dict.fromkeys(("ended", "empty", "over_long"), "bool")
 
 
@@ -177,6 +178,11 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
     learned = r.with_terms(items, weights["residuals"]) if "residuals" in state else items
     others = of_others([session.user for session in r.sessions["test"]], texts)
     yield Row("shuffled_profiles", r.scored(weights["embedder"], others, learned))
+    if r.by_journey:
+        joined = [
+            " ".join(text.split("\n")[::-1]) for text in texts
+        ]  # the oldest journey last: it is what a window may cut
+        yield Row("joined_profiles", (*r.scored(weights["embedder"], joined, learned)[:2], True))
     for name in ["summary", "summary_items"][: 1 + ("residuals" in state)]:
         yield from text_rows(r, name, weights, items, r.summaries("test"), [True] * len(texts))
     if "control" in state:

@@ -6,10 +6,22 @@ import re
 from ml_collections import ConfigDict
 
 from lpt_jax.errors import InputError
-from lpt_jax.systems.shared_settings import MODELS, group, language_model, lora, optimiser, soft_prompt, text_embedder
+from lpt_jax.systems.shared_settings import (
+    JOURNEYS,
+    MODELS,
+    check_journeys,
+    group,
+    journeys,
+    language_model,
+    lora,
+    optimiser,
+    soft_prompt,
+    text_embedder,
+)
 
 PHASES = ("imitation", "contrastive", "policy", "residuals")
 CHOICES = MODELS | {
+    "profile.per": ("user", "journey"),
     "policy.trains": ("last_layers", "lora", "soft_prompt"),
     "policy.loss": ("rebel", "rloo", "grpo"),
     "policy.baseline": ("batch", "user", "user_std"),
@@ -23,9 +35,9 @@ LISTS = {  # comma-separated settings, none of them empty: what they may name
 }
 MAY_BE_ZERO = """
     imitation.steps imitation.warmup imitation.weight_decay contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
-    contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio
+    contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio journeys.vectors
 """.split()  # all other numbers are greater
-MAY_BE_NEGATIVE = ()
+MAY_BE_NEGATIVE = JOURNEYS
 
 
 def imitation() -> ConfigDict:
@@ -83,6 +95,7 @@ def settings() -> ConfigDict:
         popularity=0.05,  # × log of the item's training interactions, relative to the most popular's
         rejected=0.4,  # − this × the cosine of what the profile rejects
         history=1.0,  # in the rows that say so, + this × the mean of the latest items: where the residuals phase has run
+        decay=0.95,  # γ: a line's cosine counts × this for each line after it, where profile.per is journey
     )
     c.prompt = group(
         max_tokens=1024,  # template and history together; the oldest items are dropped to fit
@@ -93,9 +106,12 @@ def settings() -> ConfigDict:
         buckets=4,  # prompts are padded to this many static lengths at most
     )
     c.profile = group(
-        max_tokens=512,  # longest profile, in the language model's tokens
+        per="user",  # user | journey: a line for each of a user's latest journeys, of which the best for an item counts
+        journeys=3,  # at most
+        max_tokens=512,  # longest profile, or line of it, in the language model's tokens
         batch=16,  # users whose profiles are written at once
     )
+    c.journeys = journeys(join=0.1, fewest=1)  # found by the items' texts, where profile.per is journey
     c.imitation = imitation()
     c.contrastive = group(
         steps=100,  # embedder updates per iteration
@@ -138,6 +154,7 @@ def tiny(config: ConfigDict) -> None:
     config.policy.update(steps=2, users=8, samples=2, evaluate_every=2, epochs=2)
     config.policy.update(warmup=1, last_layers=1, minibatches=1)
     config.policy.lora.update(rank=4, alpha=8.0)
+    config.journeys.update(vectors=0.0)  # random models' vectors say nothing
 
 
 def check(config: ConfigDict, wrong) -> None:
@@ -153,6 +170,11 @@ def check(config: ConfigDict, wrong) -> None:
         wrong("contrastive.edits", "a share of at most 0.9: profiles are to be learned too")
     if ("file" in config.imitation.texts) != bool(config.imitation.file):
         wrong("imitation.file", "a file of profiles if imitation.texts names file, else empty")
+    if "file" in config.imitation.texts and config.profile.per == "journey":
+        wrong("imitation.texts", "summaries, best: a file's texts are of users, not of journeys (profile.per)")
+    if config.score.decay > 1:
+        wrong("score.decay", "at most 1")
+    check_journeys(config, wrong)
     if config.contrastive.batch < 2:
         wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
     try:

@@ -48,6 +48,33 @@ def text_embedder() -> ConfigDict:
     )
 
 
+JOURNEYS = ("journeys.join", "journeys.merge")  # cosines, and so perhaps negative
+
+
+def journeys(join: float = 0.15, fewest: int = 2) -> ConfigDict:
+    """Of how a user's items are taken apart (lpt_jax/journeys.py)."""
+    return group(
+        vectors=0.7,  # how much the texts' vectors say of what is alike; their terms (TF-IDF) say the rest
+        centred=True,  # the vectors less their mean over the catalogue
+        join=join,  # ε, −1 to 1: the least cosine at which an item joins a journey
+        merge=-1.0,  # α, −1 to 1: the least cosine at which a small journey joins another one, else it is dropped
+        fewest=fewest,  # c, items of a journey that stays
+        shared=False,  # an item joins all journeys that are near enough
+        passes=3,  # more than 1: items move to the journey that is most like them, so many times less one
+    )
+
+
+def check_journeys(config: ConfigDict, wrong) -> None:
+    """Calls wrong(setting, what it must be) for settings of journeys that don't go together."""
+    for name in JOURNEYS:
+        if not -1 <= config.journeys[name.partition(".")[2]] <= 1:
+            wrong(name, "a cosine, from -1 to 1")
+    if config.journeys.vectors > 1:
+        wrong("journeys.vectors", "a share, from 0 (terms alone) to 1 (vectors alone)")
+    if config.journeys.shared and config.journeys.passes > 1:
+        wrong("journeys.passes", "1 where journeys.shared lets an item be in several")
+
+
 def lora() -> ConfigDict:
     """Of LoRA matrices, where they are what trains."""
     return group(
