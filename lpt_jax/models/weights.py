@@ -52,9 +52,46 @@ ENCODER_KEYS = {
     "down": "encoder.layer.{i}.output.dense",
     "mlp_norm": "encoder.layer.{i}.output.LayerNorm",
 }
-STACKS = ("lower", "upper", "layers")  # modules that hold several layers
+T5_KEYS = {
+    "embed": "shared",
+    "head": "lm_head",
+    "encoder_norm": "encoder.final_layer_norm",
+    "decoder_norm": "decoder.final_layer_norm",
+    "codes": "codes",  # of ours alone
+    "code_head": "code_head",
+    **{
+        f"{stack}_bias": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
+        for stack in ("encoder", "decoder")
+    },
+}
+T5_LAYER = {  # stack: our module of a layer: where it is in theirs
+    "encoder": {"attn_norm": "0.layer_norm", "attention": "0.SelfAttention", "mlp_norm": "1.layer_norm", "mlp": "1"},
+    "decoder": {
+        "attn_norm": "0.layer_norm",
+        "attention": "0.SelfAttention",
+        "cross_norm": "1.layer_norm",
+        "cross": "1.EncDecAttention",
+        "mlp_norm": "2.layer_norm",
+        "mlp": "2",
+    },
+}
+T5_SETTINGS = {  # T5Spec field: config.json key
+    "vocab": "vocab_size",
+    "width": "d_model",
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "head_dim": "d_kv",
+    "hidden": "d_ff",
+    "buckets": "relative_attention_num_buckets",
+    "distance": "relative_attention_max_distance",
+    "norm_eps": "layer_norm_epsilon",
+}
+STACKS = ("lower", "upper", "layers", "encoder", "decoder")  # modules that hold several layers
+NAMED = ("encoder", "decoder")  # of these, those that files name too
 PREFIX = re.compile(r"^(model\.|language_model\.|bert\.)*")  # before a key, in some files
-HARMLESS = re.compile(r"rotary_emb|position_ids$|^pooler\.|^cls\.|^vision|^multi_modal|^rope_freqs")
+HARMLESS = re.compile(
+    r"rotary_emb|position_ids$|^pooler\.|^cls\.|^vision|^multi_modal|^rope_freqs|^(encoder|decoder)\.embed_tokens"
+)
 DECODER_SETTINGS = {  # DecoderSpec field: config.json key
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -78,6 +115,7 @@ ENCODER_SETTINGS = {  # EncoderSpec field: config.json key
     "types": "type_vocab_size",
 }
 BERT = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+T5_FAMILIES = ("t5", "mt5")
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 ENCODER_FILES = (
     "modules.json",
@@ -234,7 +272,7 @@ def _json(path: pathlib.Path):
 
 def filled(config: dict, where) -> dict:
     """A config with what it leaves out filled in by transformers' class for it, if it is one we support."""
-    if config.get("model_type") not in (*FAMILIES, "bert"):
+    if config.get("model_type") not in (*FAMILIES, *T5_FAMILIES, "bert"):
         return config
     if config["model_type"] == "bert" and all(
         isinstance(config.get(k), int | float) for k in ENCODER_SETTINGS.values()
@@ -291,9 +329,23 @@ def decoder_keys(post_norms: bool, model: str = "") -> dict[str, str]:
     return keys | {"head": DECODER_TOP["head"]}  # outside the model proper
 
 
+def t5_keys(gated: bool) -> dict[str, str]:
+    """Module -> its key in files of a T5; {i} is the layer."""
+    dense = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
+    inner = {"mlp": {name: f".DenseReluDense.{theirs}" for name, theirs in (dense | {"down": "wo"}).items()}}
+    inner |= dict.fromkeys(("attention", "cross"), {name: f".{name}" for name in "qkvo"})
+    keys = dict(T5_KEYS)
+    for stack, modules in T5_LAYER.items():
+        for module, where in modules.items():
+            for name, theirs in inner.get(module, {"": ""}).items():
+                ours = f"{stack}.{module}" + (f".{name}" if name else "")
+                keys[ours] = f"{stack}.block.{{i}}.layer.{where}{theirs}"
+    return keys
+
+
 def file_key(path: tuple, keys: dict[str, str]) -> str:
     """The file's key, with {i} for the layer's number, of the parameter at a path such as ("upper", "mlp", "up", "kernel")."""
-    *module, leaf = path[1:] if path[0] in STACKS else path
+    *module, leaf = path[1:] if path[0] in STACKS and path[0] not in NAMED else path
     return f"{keys['.'.join(module)]}.{'bias' if leaf == 'bias' else 'weight'}"
 
 
@@ -423,6 +475,26 @@ def save_soft_prompt(folder, lm, table: np.ndarray, base: str) -> None:
     }
     tensors = {"prompt_embeddings": np.asarray(table, np.float32)}
     _save(folder, {"adapter_config.json": config}, tensors, stem="adapter_model")
+
+
+def save_t5(folder, lm, max_tokens: int | None = None, shard: int = SHARD) -> None:
+    """Writes a T5 as a transformers folder, as save_decoder does; items' code words are in it beside, by names that T5.load reads."""
+    spec, source = lm.spec, lm.source
+    config = {"model_type": "t5", **source.config} | {
+        theirs: getattr(spec, ours) for ours, theirs in T5_SETTINGS.items()
+    }
+    special = {"pad_token_id": source.pad_id, "eos_token_id": source.tokenizer.eos_token_id}
+    special |= {"decoder_start_token_id": source.pad_id}
+    config |= special | {
+        "architectures": ["T5ForConditionalGeneration"],
+        "num_decoder_layers": spec.decoder_layers,
+        "feed_forward_proj": "gated-gelu" if spec.gated else "relu",
+        "tie_word_embeddings": spec.scaled,  # which transformers reads so
+        "dtype": str(lm.embed.table.dtype),
+    }
+    generation = special | {"do_sample": False} | ({"max_new_tokens": max_tokens} if max_tokens else {})
+    files = {"config.json": filled(config, folder), "generation_config.json": generation}
+    _save(folder, files, named_tensors(layers.plain(nnx.state(lm)), t5_keys(spec.gated)), source.tokenizer, shard)
 
 
 def save_encoder(folder, encoder, shard: int = SHARD) -> None:
