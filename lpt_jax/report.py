@@ -59,6 +59,7 @@ PANELS = {  # of the learning curves: a record's key and its title; METRIC is th
     "imitation": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
     "prompt_tuning": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
     "fine_tuning": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
+    "tasks": {"loss": "Loss, nats", "loss/retrieval": "Loss of the next item, nats", "METRIC": "Validation"},
     "contrastive": {"loss": "InfoNCE loss", "accuracy": "In-batch accuracy", "METRIC": "Validation"},
     "policy": {
         **{"reward": "Mean reward, training", "METRIC": "Validation", "kl": "KL to the reference"},

@@ -121,6 +121,14 @@ NAMING = (  # what a language model is asked for a group of items, where it is s
     "These {kind} belong together:\n\n{items}\n\nWords of their titles: {words}.\n\nName what they have in common, in two or three "
     "words.",
 )
+KNOWLEDGE = {  # what a model that names items by their codes is asked (data/tasks.py)
+    "retrieval": "Bought, oldest first: {items} Next item:",
+    "ranking": "Bought, oldest first: {items} Candidates: {candidates} Most likely next:",
+    "rating": "Bought, with stars: {items} Stars for {item} 1 to 5:",
+    "hidden_item": "Bought, oldest first: {items} The hidden item:",
+    "hidden_words": "Bought, oldest first: {items} The hidden words:",
+    "preference": "Bought, oldest first: {items} Which would they choose: (A) {first} (B) {second} ?",
+}
 LIKELIER = "{profile}\n\nThis person has chosen these {kind}:\n"
 # What turns a clause into a rejection, what only seems to, and where one clause ends and another begins.
 REJECTS = (

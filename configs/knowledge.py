@@ -1,0 +1,30 @@
+"""Recommendation knowledge on Amazon Beauty (2014, 5-core): a small T5 from scratch names the next item by its code.
+
+    python -m lpt_jax.main --config=configs/knowledge.py
+
+Reads the data as configs/beauty.py does; the benchmark's sequence files with the same --config.data.source=sequences. All users, split
+by leaving out each one's last item for the test and the one before for validation, as the benchmark has it.
+Hardware: 2 CPU cores. The variant :tiny takes a minute and downloads nothing.
+"""
+
+from lpt_jax.config import choose, default
+
+
+def get_config(variant: str = ""):
+    c = default("knowledge")
+    c.name = "knowledge"
+    c.data.update(
+        source="amazon",
+        year=2014,
+        name="Beauty",
+        kind="beauty products",
+        item_fields="title,brand,categories",
+        split="leave_last",
+        min_history=2,
+        windows=1,
+        catalogue="all",
+    )
+    c.evaluation.update(
+        metric="ndcg@10", max_users=1000, max_test_sessions=4000, baselines="popularity,transitions,item_knn"
+    )
+    return choose(c, variant)

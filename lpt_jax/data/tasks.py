@@ -1,0 +1,232 @@
+"""Training interactions as text tasks: what the encoder reads, and the code or the words that it is asked for.
+
+retrieval     what was chosen, oldest first            → the next item's code
+ranking       the same, and candidates                 → the next item's code
+rating        what was chosen with stars, and an item  → its stars
+hidden_item   a stretch with one item hidden (MIM)     → its code
+hidden_words  titles with words hidden in spans (MLM)  → these words
+preference    what was chosen, and two items (BPR)     → A or B
+
+After "Aligning Large Language Models with Recommendation Knowledge" (arXiv 2404.00245); the sentences are ours (prompts.KNOWLEDGE).
+An item reads as the words of its code, and then of its title if settings.title_words asks for some.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lpt_jax.data import prompts
+from lpt_jax.data.codes import Codes
+from lpt_jax.data.sessions import Dataset
+from lpt_jax.errors import InputError
+
+TASKS = tuple(prompts.KNOWLEDGE)
+STARS, EITHER = ("1", "2", "3", "4", "5"), ("A", "B")
+SPAN = 3.0  # mean words of a hidden span
+TRIES = 100  # users that are drawn for a task before it is given up
+
+
+class Example(NamedTuple):
+    """What is read and what is asked for: the digits of an item's code, or words' token ids with the end."""
+
+    tokens: list[int]
+    digits: tuple[int, ...] = ()
+    words: list[int] = []
+
+
+class User(NamedTuple):
+    """A training user: items, oldest first, and their stars, if they are known."""
+
+    items: list[int]
+    stars: list[float] | None
+
+
+def users_of(data: Dataset) -> list[User]:
+    """The training interactions of every user who has two or more."""
+    rows = np.flatnonzero(data.part == 0)
+    starts = np.flatnonzero(np.r_[True, np.diff(data.rows.user[rows]) != 0][: len(rows)])
+    found = []
+    for of_user in np.split(rows, starts[1:]):
+        stars = None if data.rows.rating is None else [float(data.rows.rating[row]) for row in of_user]
+        found.append(User(data.rows.item[of_user].tolist(), stars))
+    return [user for user in found if len(user.items) > 1]
+
+
+class Tasks:
+    """Makes examples of a catalogue's items, with the words of a tokenizer and codes beside them."""
+
+    def __init__(self, data: Dataset, codes: Codes, tokenizer, vocab: int, settings, titles: list[str]):
+        """vocab: ids from there on are code words; settings: config.tasks; titles: the items', as they are read."""
+        self.users, self.codes, self.tokenizer, self.settings = users_of(data), codes, tokenizer, settings
+        levels = codes.digits.shape[1]
+        self.code_words = (vocab + np.arange(levels) * codes.width + codes.digits).tolist()
+        self.count, self.known = len(codes.digits), [set(user.items) for user in self.users]
+        self.titles = [self.words(" ".join(t.split()[: settings.title_words])) for t in titles]
+        if not settings.title_words:
+            self.titles = [[] for _ in self.titles]
+        self.end = tokenizer.eos_token_id
+        self.sentinels = sentinels(tokenizer)
+        self.stars, self.either = (self._answers(answers) for answers in (STARS, EITHER))
+        kind = {"kind": data.kind}
+        self.pieces = {
+            task: [
+                piece if number % 2 else self.words(piece.format(**kind))
+                for number, piece in enumerate(re.split(r"\{(\w+)\}", sentence))
+            ]
+            for task, sentence in prompts.KNOWLEDGE.items()
+        }
+
+    def words(self, text: str) -> list[int]:
+        """A text's token ids."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _answers(self, answers: Sequence[str]) -> list[int]:
+        ids = [self.words(answer) for answer in answers]
+        if any(len(of_one) != 1 for of_one in ids) or len({of_one[0] for of_one in ids}) < len(ids):
+            raise InputError(
+                f"The tokenizer of --config.lm.source has no single word for each of {', '.join(answers)}: use another."
+            )
+        return [of_one[0] for of_one in ids]
+
+    def weights(self) -> dict[str, float]:
+        """How often each task is drawn: settings.weights, those that lack their data left out, the rest scaled to 1."""
+        lacking = set() if self.users[0].stars else {"rating"}
+        lacking |= set() if self.settings.title_words else {"hidden_words"}
+        found = {task: self.settings.weights[task] for task in TASKS if task not in lacking}
+        total = sum(found.values())
+        if not total:
+            raise InputError(
+                f"None of the tasks that --config.tasks.weights asks for has its data here (lacking: {', '.join(sorted(lacking))})."
+            )
+        return {task: weight / total for task, weight in found.items() if weight}
+
+    # ---- what is read
+
+    def item(self, item: int, stars: float | None = None) -> list[int]:
+        """An item's words: its code, its title, and its stars."""
+        rated = [] if stars is None else [self.stars[int(np.clip(round(stars), 1, 5)) - 1]]
+        return self.code_words[item] + self.titles[item] + rated
+
+    def fill(self, task: str, **parts: list[list[int]]) -> list[int]:
+        """A task's sentence with parts, lists of items' words, for its places; the first items are dropped where all is too long."""
+        most = self.settings.max_tokens
+        while True:
+            ids = []
+            for number, piece in enumerate(self.pieces[task]):
+                ids += sum(parts[piece], []) if number % 2 else piece
+            if len(ids) < most:
+                return [*ids, self.end]
+            if not parts["items"]:
+                raise InputError(
+                    f"--config.tasks.max_tokens={most} won't do: the task {task} takes {len(ids) + 1} tokens without any history."
+                )
+            parts["items"] = parts["items"][1:]
+
+    def history(self, items: Sequence[int]) -> list[list[int]]:
+        """The latest of items, as words."""
+        return [self.item(item) for item in items[-self.settings.history_items :]]
+
+    def retrieval(self, history: Sequence[int]) -> list[int]:
+        """What is read of a history to name the next item."""
+        return self.fill("retrieval", items=self.history(history))
+
+    def rating(self, history: Sequence[int], stars: Sequence[float], item: int) -> list[int]:
+        """What is read of a rated history to tell an item's stars."""
+        last = self.settings.history_items
+        rated = [self.item(*pair) for pair in zip(history[-last:], stars[-last:], strict=True)]
+        return self.fill("rating", items=rated, item=[self.item(item)])
+
+    # ---- examples
+
+    def draw(self, task: str, rng: np.random.Generator) -> Example:
+        """One example of a task, of a randomly drawn user."""
+        for _ in range(TRIES):
+            number = int(rng.integers(len(self.users)))
+            found = getattr(self, f"_{task}")(self.users[number], self.known[number], rng)
+            if found:
+                return found
+        raise InputError(f"No user has what the task {task} needs: set --config.tasks.weights.{task}=0.")
+
+    def _code(self, item: int) -> tuple[int, ...]:
+        return tuple(self.codes.digits[item].tolist())
+
+    def _split(self, user: User, rng) -> int:
+        """A place in a user's items, with at least one before it."""
+        return int(rng.integers(1, len(user.items)))
+
+    def _others(self, known: set, count: int, rng) -> list[int]:
+        """Items that a user does not have."""
+        found = []
+        while len(found) < count and len(known) + len(found) < self.count:
+            item = int(rng.integers(self.count))
+            if item not in known and item not in found:
+                found.append(item)
+        return found
+
+    def _retrieval(self, user, known, rng):
+        at = self._split(user, rng)
+        return Example(self.retrieval(user.items[:at]), self._code(user.items[at]))
+
+    def _ranking(self, user, known, rng):
+        at = self._split(user, rng)
+        candidates = [user.items[at], *self._others(known, self.settings.candidates - 1, rng)]
+        shown = [self.item(candidates[place]) for place in rng.permutation(len(candidates))]
+        read = self.fill("ranking", items=self.history(user.items[:at]), candidates=shown)
+        return Example(read, self._code(user.items[at]))
+
+    def _rating(self, user, known, rng):
+        at = self._split(user, rng)
+        star = self.stars[int(np.clip(round(user.stars[at]), 1, 5)) - 1]
+        return Example(self.rating(user.items[:at], user.stars[:at], user.items[at]), words=[star, self.end])
+
+    def _hidden_item(self, user, known, rng):
+        last = self.settings.history_items
+        start = int(rng.integers(0, max(len(user.items) - last, 0) + 1))
+        stretch = user.items[start : start + last]
+        hidden = int(rng.integers(len(stretch)))
+        shown = [[self.sentinels[0]] if place == hidden else self.item(item) for place, item in enumerate(stretch)]
+        return Example(self.fill("hidden_item", items=shown), self._code(stretch[hidden]))
+
+    def _hidden_words(self, user, known, rng):
+        stretch = user.items[-self.settings.history_items :]
+        shown, asked, spans = [], [], 0
+        for item in stretch:
+            title, words = self.titles[item], []
+            place = 0
+            while place < len(title):
+                if rng.random() < self.settings.hidden_words / SPAN and spans < len(self.sentinels):
+                    length = min(1 + rng.poisson(SPAN - 1), len(title) - place)
+                    asked += [self.sentinels[spans], *title[place : place + length]]
+                    words.append(self.sentinels[spans])
+                    place, spans = place + length, spans + 1
+                else:
+                    words.append(title[place])
+                    place += 1
+            shown.append(self.code_words[item] + words)
+        if not asked or len(asked) >= self.settings.max_words:
+            return None
+        read = self.fill("hidden_words", items=shown)
+        gone = [s for s in asked if s in self.sentinels and s not in read]  # dropped with what was too long
+        return None if gone else Example(read, words=[*asked, self.end])
+
+    def _preference(self, user, known, rng):
+        at, others = self._split(user, rng), self._others(known, 1, rng)
+        if not others:
+            return None
+        first = int(rng.integers(2))
+        pair = [user.items[at], others[0]][:: 1 if first == 0 else -1]
+        parts = {"items": self.history(user.items[:at]), "first": [self.item(pair[0])], "second": [self.item(pair[1])]}
+        return Example(self.fill("preference", **parts), words=[self.either[first], self.end])
+
+
+def sentinels(tokenizer) -> list[int]:
+    """The ids of <extra_id_0>, …, in this order."""
+    vocabulary = tokenizer.get_vocab()
+    found = []
+    while (name := f"<extra_id_{len(found)}>") in vocabulary:
+        found.append(vocabulary[name])
+    if not found:
+        raise InputError("The tokenizer of --config.lm.source has no <extra_id_0>, as T5's have: use a T5's.")
+    return found

@@ -1,0 +1,246 @@
+"""How well a model that names items by codes does, beside what only counts: next items, candidates, stars, preferences."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lpt_jax import evaluate, files, metrics, report, trec
+from lpt_jax.data.sessions import SPLITS
+from lpt_jax.data.tasks import STARS
+from lpt_jax.item_writer import ItemWriter
+
+CUT = [name for name in metrics.NAMES if "@" in name]  # what a beam can tell: it lists no more items
+MAIN, GOOD = "ndcg@10", 4  # of the gains; stars that AUC calls good
+
+
+def test(r: ItemWriter, weights: dict, note: dict, trec_files: bool) -> tuple[dict, dict]:
+    """What results.json holds, and every row's metrics by user."""
+    sessions = r.sessions["test"]
+    users = [session.user for session in sessions]
+    values = {name: metrics.per_user(ranks, users, CUT) for name, ranks in ranks_of_rows(r, weights).items()}
+    others = [name for name in values if name != "tasks"]
+    settings = r.config.seed, r.config.evaluation.bootstrap
+    results = {
+        "protocol": r.data.protocol + " Codes are found by a beam; what it does not list counts as not found.",
+        "rows": {name: metrics.table_row(of_row) for name, (_, of_row) in values.items()},
+        "gains": {
+            f"{other}->tasks": metrics.paired_bootstrap(
+                values[other][1][MAIN], values["tasks"][1][MAIN], *settings, MAIN
+            )
+            for other in others
+        },
+        "candidates": candidates(r, weights),
+        "preference": preference(r, weights),
+        "stars": stars(r, weights),
+        "tasks": r.tasks.weights(),
+        **evaluate.about(r.run, note),
+    }
+    if trec_files:
+        write_trec(r, weights)
+    return results, values
+
+
+def ranks_of_rows(r: ItemWriter, weights: dict) -> dict[str, np.ndarray]:
+    """The ranks of the test's targets by every row."""
+    found = {row.name: r.rank("test", *row.scored) for row in evaluate.baseline_rows(r, {}, evaluate.COUNTED)}
+    numbers = np.array([int(i) if i.isdecimal() else -1 for i in r.data.catalogue.ids])
+    if (numbers >= 0).all():
+        found["next_ids"] = next_ids(r.sessions["test"], numbers)
+        mixed = np.random.default_rng((r.config.seed, 44)).permutation(len(numbers))
+        found["next_ids_shuffled"] = next_ids(r.sessions["test"], mixed)
+    return found | {"tasks": r.ranks(weights, r.sessions["test"])}
+
+
+def next_ids(sessions, numbers: np.ndarray) -> np.ndarray:
+    """Ranks Int[S, M] by a rule that knows ids alone: largest id of the history + 1, + 2, …; then all others.
+
+    numbers: of each item. Where ids are given in the order of appearance it finds what people chose one after another.
+
+    >>> from lpt_jax.data.sessions import Session
+    >>> next_ids([Session("a", (1,), None, None, (2, 0), 0.0)], np.array([10, 11, 13, 12])).tolist()
+    [[2, 2]]
+    """
+    width = max(len(session.targets) for session in sessions)
+    ranks, count = np.zeros((len(sessions), width), np.int64), len(numbers)
+    for line, session in zip(ranks, sessions, strict=True):
+        ahead = np.where(numbers > numbers[list(session.history)].max(), numbers, numbers + numbers.max() + 1)
+        for place, target in enumerate(session.targets):
+            left = ahead < ahead[target]
+            left[list(session.history)] = False
+            left[[other for other in session.targets if other != target]] = False
+            line[place] = 1 + left.sum()
+    assert ranks.max() <= count
+    return ranks
+
+
+def candidates(r: ItemWriter, weights: dict) -> dict:
+    """The first target of each test session among search.candidates, the others drawn evenly of what the user hasn't: metrics."""
+    rng, sessions, most = np.random.default_rng((r.config.seed, 45)), r.sessions["test"], r.config.search.candidates
+    shown = []
+    for session in sessions:
+        free = np.setdiff1d(np.arange(r.run.count), [*session.history, *session.targets])
+        shown.append([session.targets[0], *rng.choice(free, min(most - 1, len(free)), replace=False)])
+    shown = np.array(shown)
+    scores = r.likelihoods(weights, [session.history for session in sessions], shown)
+    ranks = 1 + (scores[:, 1:] > scores[:, :1]).sum(1, keepdims=True)
+    _, values = metrics.per_user(ranks, [session.user for session in sessions], CUT)
+    return {"candidates": shown.shape[1]} | metrics.table_row(values)
+
+
+def preference(r: ItemWriter, weights: dict) -> dict:
+    """How often the first target is likelier than another item, which is drawn by its popularity: the share, and its interval."""
+    rng, sessions = np.random.default_rng((r.config.seed, 46)), r.sessions["test"]
+    shares = r.data.popularity / r.data.popularity.sum()
+    others = rng.choice(r.run.count, len(sessions), p=shares)
+    pairs = np.array([[session.targets[0], other] for session, other in zip(sessions, others, strict=True)])
+    scores = r.likelihoods(weights, [session.history for session in sessions], pairs)
+    won = np.where(pairs[:, 0] == pairs[:, 1], 0.5, scores[:, 0] > scores[:, 1])
+    return metrics.mean_interval(won, r.config.seed, r.config.evaluation.bootstrap)
+
+
+# ---- stars
+
+
+def rated(r: ItemWriter, split: str) -> list[tuple]:
+    """(user, history, its stars, item, its stars) of a split's rated targets."""
+    rows = r.data.rows
+    part = np.flatnonzero(r.data.part == SPLITS.index(split))
+    known = {(rows.user_ids[rows.user[i]], int(rows.item[i])): float(rows.rating[i]) for i in part}
+    return [
+        (session.user, list(session.history), list(session.ratings), item, known[session.user, item])
+        for session in r.sessions[split]
+        for item in session.targets
+        if (session.user, item) in known
+    ]
+
+
+def biases(r: ItemWriter, penalty: float) -> tuple[float, np.ndarray]:
+    """The mean of the training's stars, and each item's regularised difference from it."""
+    at = np.flatnonzero(r.data.part == 0)
+    given, items = np.asarray(r.data.rows.rating)[at].astype(float), r.data.rows.item[at]
+    mean = float(given.mean())
+    sums, counts = (np.bincount(items, weights, r.run.count) for weights in (given - mean, np.ones(len(items))))
+    return mean, sums / (counts + penalty)
+
+
+def by_biases(r: ItemWriter, asked: list[tuple], penalty: float) -> np.ndarray:
+    """Mean + item's + user's bias, the user's being that of the history's stars: what rating must beat."""
+    mean, of_items = biases(r, penalty)
+    own = [
+        (np.array(given) - mean - of_items[history]).sum() / (len(history) + penalty) for _, history, given, *_ in asked
+    ]
+    return mean + of_items[[item for *_, item, _ in asked]] + np.array(own)
+
+
+def stars(r: ItemWriter, weights: dict) -> dict:
+    """RMSE, MAE and AUC (of GOOD stars or more) of the model's expected stars, of a constant, and of biases; {} without stars."""
+    if not r.tasks.users[0].stars or r.sessions["test"][0].ratings is None:
+        return {}
+    asked, tried = rated(r, "test"), rated(r, "validation")
+    truth = np.array([of_target for *_, of_target in asked])
+
+    def error(penalty):
+        return np.mean((by_biases(r, tried, penalty) - np.array([of_target for *_, of_target in tried])) ** 2)
+
+    penalty = min((1.0, 3.0, 10.0, 30.0), key=error)
+    chances = r.stars(weights, [(history, given, item) for _, history, given, item, _ in asked])
+    rows = {
+        "constant": (np.full(len(asked), biases(r, penalty)[0]), None),
+        "biases": (by_biases(r, asked, penalty),) * 2,
+        "tasks": (chances @ np.arange(1, len(STARS) + 1), chances[:, GOOD - 1 :].sum(1)),
+    }
+    return {
+        name: {
+            "rmse": float(np.sqrt(np.mean((found - truth) ** 2))),
+            "mae": float(np.mean(np.abs(found - truth))),
+            "auc": None if order is None else auc(order, truth >= GOOD),
+            "ratings": len(asked),
+        }
+        for name, (found, order) in rows.items()
+    }
+
+
+def auc(scores: np.ndarray, good: np.ndarray) -> float | None:
+    """How often a good one has a higher score than a bad one, ties counting half; None where there are not both."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(good, scores)) if 0 < good.sum() < len(good) else None
+
+
+# ---- what is shown
+
+
+def write_trec(r: ItemWriter, weights: dict) -> None:
+    """Writes the test's targets and the lists of the beam as TREC files into the workdir's trec/."""
+    folder, sessions, ids = r.run.workdir / "trec", r.sessions["test"], r.data.catalogue.ids
+    folder.mkdir(exist_ok=True)
+    names = trec.queries(sessions)
+    trec.write_qrels(folder / "test.qrels", names, [[ids[i] for i in session.targets] for session in sessions])
+    found, scores = r.found(weights, [session.history for session in sessions], r.config.search.beams)
+    ranked = [
+        [(ids[item], float(score)) for item, score in zip(*row, strict=True) if item >= 0]
+        for row in zip(found.tolist(), scores.tolist(), strict=True)
+    ]
+    trec.write_run(folder / "tasks.run", names, ranked)
+
+
+def tables(results: dict) -> str:
+    """The results for a terminal."""
+    lines = ["", results["protocol"], "", report.results_table(results["rows"]), ""]
+    found, won = results["candidates"], results["preference"]
+    lines.append(
+        f"Among {found['candidates']} candidates: recall@1 {found['recall@1']:.4f}, recall@5 {found['recall@5']:.4f}, ndcg@10 {found['ndcg@10']:.4f}"
+    )
+    lines.append(
+        f"The next item is likelier than another, drawn by popularity: {won['mean']:.3f} (95 % {won['low']:.3f} … {won['high']:.3f})"
+    )
+    for name, row in results["stars"].items():
+        order = "–" if row["auc"] is None else f"{row['auc']:.3f}"
+        lines.append(
+            f"Stars, {name}: RMSE {row['rmse']:.4f}, MAE {row['mae']:.4f}, AUC {order} ({row['ratings']} ratings)"
+        )
+    for name, gain in results["gains"].items():
+        lines.append(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
+    return "\n".join(lines)
+
+
+def blocks(to, results: dict, curves: list[dict]):
+    """The report's blocks from top to bottom, made by `to`, an Html or a Markdown."""
+    yield to.heading(1, f"lpt_jax: {results['config']['name']}")
+    yield to.paragraph(results["protocol"])
+    yield from report.results_blocks(to, results["rows"])
+    yield to.picture("gains", report.gains_picture(results["gains"]), f"Gains in {MAIN} over each row, with intervals")
+    found, won = results["candidates"], results["preference"]
+    yield to.heading(2, "Among candidates, and between two")
+    yield to.paragraph(
+        f"The next item among {found['candidates']} items, the others drawn evenly: recall@1 {found['recall@1']:.4f}, "
+        f"ndcg@10 {found['ndcg@10']:.4f}. It is likelier than one drawn by popularity in {won['mean']:.1%} of cases "
+        f"({won['low']:.1%} … {won['high']:.1%})."
+    )
+    if results["stars"]:
+        yield to.heading(2, "Stars")
+        rows = [
+            [
+                to.text(report.label(name)),
+                f"{row['rmse']:.4f}",
+                f"{row['mae']:.4f}",
+                "–" if row["auc"] is None else f"{row['auc']:.3f}",
+            ]
+            for name, row in results["stars"].items()
+        ]
+        yield to.table(["", "RMSE", "MAE", "AUC"], rows)
+    if picture := report.curves_picture(curves, "tasks", MAIN):
+        yield to.heading(2, "Learning curves")
+        yield to.picture("tasks", picture, "Learning curves")
+    spent = ", ".join(f"{name} {s / 60:.1f} min" for name, s in results["seconds_of_phases"].items())
+    yield to.heading(2, "How it was run")
+    yield to.paragraph(f"Seed {results['seed']}. Time on {results['devices']}: {spent or 'no training'}.")
+    yield to.code("All settings", json.dumps(files.plain(results["config"]), indent=1, ensure_ascii=False))
+
+
+def write_report(workdir: Path, results: dict) -> None:
+    """Writes report.html and its twin report.md into the workdir."""
+    curves = files.read_jsonl(Path(workdir) / "metrics.jsonl")
+    for to, name in ((report.Html(), "report.html"), (report.Markdown(Path(workdir)), "report.md")):
+        files.write_file(Path(workdir) / name, to.page("lpt_jax report", list(blocks(to, results, curves))))

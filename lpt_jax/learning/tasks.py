@@ -1,0 +1,119 @@
+"""Text tasks' learning: an encoder-decoder is asked for items' codes and for words, one task in each batch, drawn by weight.
+
+loss = −mean log p(a digit of the code | text, the digits before it)      # a softmax over that digit's words alone
+     or −mean log p(a word | text, the words before it)
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from lpt_jax import devices, search
+from lpt_jax.data.tasks import Example
+from lpt_jax.learning.loop import Part, Phase, Report
+
+STEP = 32  # encoder lengths are multiples of this
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an update does, apart from its arrays: a static argument."""
+
+    graph: nnx.GraphDef  # of the T5
+    optimiser: optax.GradientTransformation
+    dropout: float
+
+
+def word_losses(lm, text, mask, words, dropout: float = 0.0, key=None) -> jax.Array:
+    """−log p of each of the words [B, G, T] (0: padding, which loses nothing), given the text and the words before it."""
+    written = jnp.concatenate([jnp.zeros_like(words[..., :1]), words[..., :-1]], -1)
+    scores = lm.logits(lm.decode(text, mask, written, dropout, key))
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, words)
+    return jnp.where(words > 0, losses, 0.0)
+
+
+def loss(lm, batch: dict, dropout: float = 0.0, key=None) -> jax.Array:
+    """The mean loss of a batch: "tokens" and "mask" [B, S], and "digits" [B, levels] or "words" [B, T]."""
+    text = lm.encode(batch["tokens"], batch["mask"], dropout=dropout, key=key)
+    if "digits" in batch:
+        return -jnp.mean(search.chances(lm, text, batch["mask"], batch["digits"][:, None], dropout, key))
+    losses = word_losses(lm, text, batch["mask"], batch["words"][:, None], dropout, key)
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(batch["words"] > 0), 1)
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="part")
+def update(plan: Plan, part: Part, batch: dict, key: jax.Array) -> tuple[Part, dict]:
+    """One step: the new part, and metrics."""
+
+    def objective(weights):
+        return loss(nnx.merge(plan.graph, weights), batch, plan.dropout, key)
+
+    value, gradients = jax.value_and_grad(objective)(part.weights)
+    changes, optimiser = plan.optimiser.update(gradients, part.optimiser, part.weights)
+    part = Part(optax.apply_updates(part.weights, changes), optimiser)
+    return part, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
+
+
+def arrays(examples: list[Example], words: int = 0) -> dict[str, np.ndarray]:
+    """A batch of examples of one task, texts padded on the right; words: the length that answers in words are padded to."""
+    longest = -(-max(len(example.tokens) for example in examples) // STEP) * STEP
+    found = dict(zip(("tokens", "mask"), padded([example.tokens for example in examples], longest), strict=True))
+    if examples[0].digits:
+        return found | {"digits": np.array([example.digits for example in examples], np.int32)}
+    return found | {"words": padded([example.words for example in examples], words)[0]}
+
+
+def padded(rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids with zeros after them, Int32[B, length], and what of them is real."""
+    tokens = np.zeros((len(rows), length), np.int32)
+    for line, row in zip(tokens, rows, strict=True):
+        line[: len(row)] = row
+    return tokens, np.arange(length) < np.array([[len(row)] for row in rows])
+
+
+class TasksPhase(Phase):
+    """Learns a mix of tasks; judged by how well the next item is found."""
+
+    def __init__(self, r, optimiser: optax.GradientTransformation):
+        self.r, self.name, self.part, self.optimiser = r, "tasks", "lm", optimiser
+        self.settings, self.plan = r.config.tasks, Plan(r.graph, optimiser, r.config.lm.dropout)
+
+    def at(self, iteration: int, place: int) -> "TasksPhase":
+        """This phase in an iteration and a place of the schedule."""
+        self.iteration, self.place = iteration, place
+        return self
+
+    def begin(self, state):
+        weights = self.r.tasks.weights()
+        self.names, self.shares = list(weights), np.array(list(weights.values()))
+
+    def batch(self, number: int) -> tuple[str, dict]:
+        """The task of a step, and its arrays."""
+        rng = np.random.default_rng((self.r.config.seed, 51, number))
+        task = self.names[rng.choice(len(self.names), p=self.shares)]
+        examples = [self.r.tasks.draw(task, rng) for _ in range(self.settings.batch)]
+        return task, arrays(examples, self.settings.max_words if task == "hidden_words" else 2)
+
+    def step(self, state, step):
+        number = self.iteration * self.settings.steps + step
+        task, batch = self.batch(number)
+        tokens, key = int(batch["mask"].sum()), jax.random.fold_in(self.r.run.key, number)
+        put = devices.split_batch(batch, self.r.run.mesh)
+        part, metrics = update(self.plan, state["lm"], put, key)
+        return state | {"lm": part}, Report(metrics | {"tokens": tokens, f"loss/{task}": metrics["loss"]})
+
+    def validate(self, state):
+        r = self.r
+        ranks = r.ranks(state["lm"].weights, r.sessions["validation"])
+        return r.validation(ranks)
+
+
+def in_batches(count: int, size: int):
+    """Rows Int[size] of so many, batch by batch, the last filled up with the first; and how many of them are new."""
+    for start in range(0, count, size):
+        yield np.arange(start, start + size) % count, min(size, count - start)

@@ -1,0 +1,85 @@
+"""Which items a language model names next: a beam over the trie of their codes, and the likelihood of given candidates.
+
+A model is behind one small interface: `lm.begin(text, samples, most)` and `lm.step(caches, mask, tokens, t)` as models/t5.py has
+them, and `lm.code_logits`. The probability of a code is the product of its digits', each a softmax over that digit's words.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lpt_jax.array_types import HiddenItems, Mask, Tokens
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "beams"))
+def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidden: HiddenItems, beams: int):
+    """The `beams` likeliest items of each text, best first: ids Int32[B, beams] and log-probabilities; -1, -inf for none.
+
+    Args:
+      graph, weights: of the model, split.
+      tokens, mask: the texts [B, S].
+      next_of: of codes.Trie, as arrays.
+      hidden: items [B, H] that are not to be found, -1 for none.
+    """
+    lm = nnx.merge(graph, weights)
+    text = lm.encode(tokens, mask)
+    levels, batch = len(next_of), len(text)
+    caches = lm.begin(text, beams, levels)
+    node = jnp.zeros((batch, beams), jnp.int32)
+    total = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf) + jnp.zeros((batch, 1))  # at first all beams are one
+    token = jnp.zeros((batch, beams), jnp.int32)  # the decoder's start
+    for level, table in enumerate(next_of):
+        state, caches = lm.step(caches, mask, token, jnp.int32(level))
+        after = table[node]  # [B, beams, width]
+        chances = jax.nn.log_softmax(digit_logits(lm, state, level))
+        there = after >= 0
+        if level == levels - 1:
+            there &= ~jnp.any(after[..., None] == hidden[:, None, None, :], -1)
+        chances = jnp.where(there, chances, -jnp.inf) + total[..., None]
+        total, at = jax.lax.top_k(chances.reshape(batch, -1), beams)
+        width = table.shape[1]
+        parent, digit = at // width, at % width
+        node = jnp.maximum(jnp.take_along_axis(after.reshape(batch, -1), at, 1), 0)
+        caches = caches | {"own": tuple(_of_parents(cache, parent) for cache in caches["own"])}
+        token = lm.spec.vocab + level * width + digit
+    found = jnp.isfinite(total)
+    return jnp.where(found, node, -1), total
+
+
+def _of_parents(cache: jax.Array, parent: jax.Array) -> jax.Array:
+    """Caches [L, B, G, …] of the continuations that each of [B, G] goes on from."""
+    index = parent[None, :, :, None, None, None]
+    return jnp.take_along_axis(cache, index, 2)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def likelihoods(graph, weights: dict, tokens: Tokens, mask: Mask, digits: jax.Array) -> jax.Array:
+    """log p(code) Float[B, G] of G candidates' digits Int[B, G, levels] for each text [B, S], in one pass."""
+    lm = nnx.merge(graph, weights)
+    return jnp.sum(chances(lm, lm.encode(tokens, mask), mask, digits), -1)
+
+
+def chances(lm, text, mask, digits, dropout: float = 0.0, key=None) -> jax.Array:
+    """log p of each digit [B, G, levels], given those before it."""
+    start = jnp.zeros_like(digits[..., :1])
+    words = lm.spec.vocab + jnp.arange(digits.shape[-1]) * lm.spec.digits + digits
+    written = jnp.concatenate([start, words[..., :-1]], -1)
+    scores = lm.code_logits(lm.decode(text, mask, written, dropout, key))
+    chosen = jnp.take_along_axis(scores, digits[..., None], -1)[..., 0]
+    return chosen - jax.nn.logsumexp(scores, -1)
+
+
+def digit_logits(lm, state: jax.Array, level: int) -> jax.Array:
+    """The states [B, G, D] before a code's digit to logits of its words [B, G, digits]."""
+    return lm.code_head(state).reshape(*state.shape[:2], -1, lm.spec.digits)[:, :, level]
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def first_words(graph, weights: dict, tokens: Tokens, mask: Mask, words: jax.Array) -> jax.Array:
+    """p Float[B, n] of each of n words Int[n] to be the first that answers a text [B, S], among these words."""
+    lm = nnx.merge(graph, weights)
+    start = jnp.zeros((len(tokens), 1, 1), jnp.int32)
+    scores = lm.logits(lm.decode(lm.encode(tokens, mask), mask, start))[:, 0, 0]
+    return jax.nn.softmax(scores[:, words])

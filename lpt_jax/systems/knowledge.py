@@ -1,0 +1,90 @@
+"""Recommendation knowledge (arXiv 2404.00245): a T5 learns the next item together with tasks that interactions and titles give.
+
+code  = a few digits for each item                         # alike where items are (data/codes.py)
+text  = a sentence with codes, titles, stars               # data/tasks.py
+for each step:
+    task = retrieval | ranking | rating | hidden item | hidden words | preference     # drawn by weight
+    lm   = update(−mean log p(the code's digits, or the words | text))                # learning/tasks.py
+list  = beam over the trie of codes, the history hidden    # search.py
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lpt_jax import devices, files, knowledge_evaluation, report, train
+from lpt_jax import export as export_lib
+from lpt_jax import recommend as recommend_lib
+from lpt_jax.data.sessions import known_session
+from lpt_jax.errors import InputError
+from lpt_jax.item_writer import ItemWriter
+from lpt_jax.learning import optimisers
+from lpt_jax.learning.loop import Part, Phase
+from lpt_jax.learning.tasks import TasksPhase
+from lpt_jax.models import weights as weights_lib
+from lpt_jax.run import Run
+
+TRAINS, STEPS = {"tasks": "lm"}, {"tasks": "tasks"}  # phase -> the part that it trains, and its name in results
+SAME = ("data", "lm", "codes", "tasks.titles", "embedder.source")  # of begin_from
+CARD = """from transformers import AutoTokenizer, T5ForConditionalGeneration
+tokenizer, model = AutoTokenizer.from_pretrained("lm"), T5ForConditionalGeneration.from_pretrained("lm")"""
+
+
+def build(run: Run) -> ItemWriter:
+    """The model of a run, as its config names it; it is loaded when it is needed."""
+    return ItemWriter(run)
+
+
+def schedule(r: ItemWriter) -> list[Phase]:
+    """All phases in order."""
+    return [TasksPhase(r, optimisers.of(r.config.tasks, r.config.tasks.steps)).at(0, 0)]
+
+
+def test(r: ItemWriter, stages: dict[str, dict], state: dict[str, Part], note: dict, trec: bool = False) -> dict:
+    """How well next items are found, beside what only counts; results and report."""
+    results, values = knowledge_evaluation.test(r, list(stages.values())[-1]["lm"], note, trec)
+    if devices.first():
+        report.write_results(r.run.workdir, results, values)
+        knowledge_evaluation.write_report(r.run.workdir, results)
+    print(
+        knowledge_evaluation.tables(results),
+        f"\nresults.json and report.html are in {r.run.workdir}",
+        sep="\n",
+        flush=True,
+    )
+    return results
+
+
+def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> str:
+    """The best k items for a user or a history, with the probability of their codes."""
+    if kind == "profile":
+        raise InputError("--profile is for systems that read profiles: this one reads items; give --user or --history.")
+    r, state, _ = train.ready(system, Run(config, workdir))
+    notes, history = [], ()
+    if kind == "user":
+        history = known_session(r.data, text).history
+    else:
+        history, notes = recommend_lib.find_items(text, r.data.catalogue)
+    ids, scores = r.found(r.weights(state, "lm"), [history], k)
+    return "\n".join([*notes, "", recommend_lib.table(r.data.catalogue, ids[0], np.exp(scores[0]))])
+
+
+def export(system, config, workdir: Path, folder: Path) -> None:
+    """Writes the model as a transformers folder, with the items' codes in codes.json, into a new folder."""
+    part = export_lib.aside(folder)
+    r, _, state, _ = train.trained(system, Run(config, workdir))
+    lm = nnx.merge(r.graph, jax.tree.map(np.array, devices.fetch(r.weights(state, "lm"))))
+    lm.source = r.lm.source
+    if not devices.first():
+        return
+    with export_lib.writing(folder):
+        weights_lib.save_t5(part / "lm", lm)
+        items = dict(zip(r.data.catalogue.ids, r.codes.digits.tolist(), strict=True))
+        text = json.dumps({"width": r.codes.width, "digits": items}, ensure_ascii=False)
+        files.write_file(part / "codes.json", text + "\n")
+        os.rename(part, folder)
+    print(f"lpt_jax: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
