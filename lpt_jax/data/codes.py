@@ -57,9 +57,11 @@ def of_vectors(vectors: np.ndarray, levels: int, width: int) -> Codes:
 
 def _direction(vectors: np.ndarray) -> np.ndarray:
     """Where vectors lie along their first principal direction, whose sign is such that the largest is positive."""
-    apart = vectors - vectors.mean(0)
-    _, directions = np.linalg.eigh((apart.T @ apart).astype(np.float64))
-    along = apart @ directions[:, -1]
+    apart = (vectors - vectors.mean(0)).astype(np.float64)
+    if len(apart) < apart.shape[1]:  # few vectors: their products with one another are the smaller matrix
+        along = np.linalg.eigh(apart @ apart.T)[1][:, -1]
+    else:
+        along = apart @ np.linalg.eigh(apart.T @ apart)[1][:, -1]
     return along * (np.sign(along[np.abs(along).argmax()]) or 1)
 
 

@@ -14,10 +14,15 @@ import optax
 from flax import nnx
 
 from lpt_jax import devices, search
+from lpt_jax.data import batches
 from lpt_jax.data.tasks import Example
 from lpt_jax.learning.loop import Part, Phase, Report
 
-STEP = 32  # encoder lengths are multiples of this
+STEP, LINES = (
+    32,
+    8,
+)  # texts' lengths, where each has a line, and a batch's lines are multiples of these: few shapes compile
+MOST = 8  # texts in a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +34,27 @@ class Plan:
     dropout: float
 
 
-def word_losses(lm, text, mask, words, dropout: float = 0.0, key=None) -> jax.Array:
+def word_losses(lm, text, texts, words, dropout: float = 0.0, key=None) -> jax.Array:
     """−log p of each of the words [B, G, T] (0: padding, which loses nothing), given the text and the words before it."""
     written = jnp.concatenate([jnp.zeros_like(words[..., :1]), words[..., :-1]], -1)
-    scores = lm.logits(lm.decode(text, mask, written, dropout, key))
+    scores = lm.logits(lm.decode(text, texts, written, dropout, key))
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, words)
     return jnp.where(words > 0, losses, 0.0)
 
 
 def loss(lm, batch: dict, dropout: float = 0.0, key=None) -> jax.Array:
-    """The mean loss of a batch: "tokens" and "mask" [B, S], and "digits" [B, levels] or "words" [B, T]."""
-    text = lm.encode(batch["tokens"], batch["mask"], dropout=dropout, key=key)
-    if "digits" in batch:
-        return -jnp.mean(search.chances(lm, text, batch["mask"], batch["digits"][:, None], dropout, key))
-    losses = word_losses(lm, text, batch["mask"], batch["words"][:, None], dropout, key)
-    return jnp.sum(losses) / jnp.maximum(jnp.sum(batch["words"] > 0), 1)
+    """The mean loss of a batch.
+
+    tokens, texts [B, S]: G texts at most in a row; "digits" [B, G, levels] (-1: no such text) or "words" [B, G, T] (0: none).
+    """
+    tokens, texts = batch["tokens"], batch["texts"]
+    text = lm.encode(tokens, texts, dropout=dropout, key=key)
+    if "words" in batch:
+        losses = word_losses(lm, text, texts, batch["words"], dropout, key)
+        return jnp.sum(losses) / jnp.maximum(jnp.sum(batch["words"] > 0), 1)
+    there = batch["digits"] >= 0
+    found = search.chances(lm, text, texts, jnp.maximum(batch["digits"], 0), dropout, key)
+    return -jnp.sum(jnp.where(there, found, 0.0)) / jnp.maximum(jnp.sum(there), 1)
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="part")
@@ -59,13 +70,18 @@ def update(plan: Plan, part: Part, batch: dict, key: jax.Array) -> tuple[Part, d
     return part, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 
 
-def arrays(examples: list[Example], words: int = 0) -> dict[str, np.ndarray]:
-    """A batch of examples of one task, texts padded on the right; words: the length that answers in words are padded to."""
-    longest = -(-max(len(example.tokens) for example in examples) // STEP) * STEP
-    found = dict(zip(("tokens", "mask"), padded([example.tokens for example in examples], longest), strict=True))
-    if examples[0].digits:
-        return found | {"digits": np.array([example.digits for example in examples], np.int32)}
-    return found | {"words": padded([example.words for example in examples], words)[0]}
+def arrays(examples: list[Example], room: int, words: int = 0) -> dict[str, np.ndarray]:
+    """A batch of examples of one task, several texts to a line of `room` tokens; words: the length of answers in words."""
+    (packed,) = batches.packs(
+        [example.tokens for example in examples], room, MOST, 0, lambda lines, _: -(-lines // LINES) * LINES
+    )
+    found = {"tokens": packed.tokens, "texts": packed.texts}
+    name, length = ("digits", len(examples[0].digits)) if examples[0].digits else ("words", words)
+    answers = np.full((len(packed.tokens) * MOST, length), -1 if examples[0].digits else 0, np.int32)
+    for row, place in zip(packed.rows.tolist(), packed.places.tolist(), strict=True):
+        answer = examples[row].digits or examples[row].words
+        answers[place, : len(answer)] = answer
+    return found | {name: answers.reshape(-1, MOST, length)}
 
 
 def padded(rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,12 +113,13 @@ class TasksPhase(Phase):
         rng = np.random.default_rng((self.r.config.seed, 51, number))
         task = self.names[rng.choice(len(self.names), p=self.shares)]
         examples = [self.r.tasks.draw(task, rng) for _ in range(self.settings.batch)]
-        return task, arrays(examples, self.settings.max_words if task == "hidden_words" else 2)
+        words = self.settings.max_words if task == "hidden_words" else 2
+        return task, arrays(examples, self.settings.max_tokens, words)
 
     def step(self, state, step):
         number = self.iteration * self.settings.steps + step
         task, batch = self.batch(number)
-        tokens, key = int(batch["mask"].sum()), jax.random.fold_in(self.r.run.key, number)
+        tokens, key = int((batch["texts"] > 0).sum()), jax.random.fold_in(self.r.run.key, number)
         put = devices.split_batch(batch, self.r.run.mesh)
         part, metrics = update(self.plan, state["lm"], put, key)
         return state | {"lm": part}, Report(metrics | {"tokens": tokens, f"loss/{task}": metrics["loss"]})

@@ -219,7 +219,7 @@ class T5(nnx.Module):
         return jnp.where(code[..., None], rows, self.embed(jnp.where(code, 0, tokens)))
 
     def encode(self, tokens: Tokens, mask: Mask, before: jax.Array | None = None, dropout=0.0, key=None) -> jax.Array:
-        """The encoder's states of texts, Float[B, S, D]; mask [B, S].
+        """The encoder's states of texts, Float[B, S, D]; mask [B, S], or segments: a row may hold several texts, 1, 2, ….
 
         before [B, M, D]: vectors before the tokens (mask is then [B, M + S]). key: of dropout.
         """
@@ -227,7 +227,7 @@ class T5(nnx.Module):
         x = x if before is None else jnp.concatenate([before.astype(x.dtype), x], 1)
         x, places = devices.spread(x, self.mesh), jnp.arange(x.shape[1])
         bias = self.encoder_bias(buckets_of(places[None] - places[:, None], self.spec, True)).transpose(2, 0, 1)
-        bias = bias + hidden_padding(mask)
+        bias = bias + only((mask[:, :, None] == mask[:, None]) & (mask[:, None] > 0))
 
         def layer(block, x, drop):
             return block(x, bias, drop), None
@@ -236,10 +236,14 @@ class T5(nnx.Module):
         return self.encoder_norm(x)
 
     def decode(self, text: jax.Array, mask: Mask, written: jax.Array, dropout=0.0, key=None) -> jax.Array:
-        """The decoder's states Float[B, G, T, D] of G continuations [B, G, T] of each text [B, S, D]."""
-        x, places = self.embed_tokens(written), jnp.arange(written.shape[2])
-        bias = self._own_bias(places[:, None], places[None])
-        text_bias = hidden_padding(mask)
+        """The decoder's states Float[B, G, T, D] of G continuations [B, G, T] of each text [B, S, D].
+
+        Where mask is segments, the g-th continuation is of the g-th text of its row.
+        """
+        (_, samples, length), places = written.shape, jnp.arange(written.shape[2])
+        x, bias = self.embed_tokens(written), self._own_bias(places[:, None], places[None])
+        texts = jnp.repeat(jnp.arange(samples), length)[:, None] + 1
+        text_bias = only(mask[:, None] if mask.dtype == bool else mask[:, None] == texts)
 
         def layer(block, x, drop):
             return block(x, block.of_text(text), text_bias, bias, drop)[0], None
@@ -260,7 +264,7 @@ class T5(nnx.Module):
         """The states [B, G, D] of position t (a scalar) of all continuations, whose tokens [B, G] are; and the new caches."""
         graph, stack = nnx.split(self.decoder)
         bias = self._own_bias(t[None, None], jnp.arange(caches["own"][0].shape[3])[None])
-        text_bias = hidden_padding(mask)
+        text_bias = only(mask[:, None])
 
         def layer(x, of_layer):
             tree, of_text, own = of_layer
@@ -287,9 +291,9 @@ class T5(nnx.Module):
         return jnp.stack([scores[..., level, level, :] for level in range(levels)], -2)
 
 
-def hidden_padding(mask: Mask) -> jax.Array:
-    """What hides a text's padding [B, S] from attention, [B, 1, 1, S]."""
-    return jnp.where(mask, 0.0, jnp.float32(-1e9))[:, None, None]
+def only(seen: jax.Array) -> jax.Array:
+    """What hides all but what is to be seen [B, T or 1, S] from attention, for all heads: [B, 1, T or 1, S]."""
+    return jnp.where(seen, 0.0, jnp.float32(-1e9))[:, None]
 
 
 def dropped(x: jax.Array, rate: float, key, number) -> jax.Array:

@@ -56,7 +56,7 @@ def settings() -> ConfigDict:
         candidates=10,  # of ranking
         hidden_words=0.15,  # share of the titles' words, in spans
         max_words=32,  # that an answer in words may have
-        max_tokens=256,  # of what is read; the oldest items are dropped to fit
+        max_tokens=96,  # of what is read; the oldest items are dropped to fit
         **optimiser(learning_rate=1e-3, warmup=50),
         evaluate_every=500,
         keep_best=True,  # by the metric of next items
