@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from lpt_jax import devices, metrics, ranking, search
+from lpt_jax.baselines import counts
 from lpt_jax.data import codes, prompts, tasks
 from lpt_jax.data.sessions import training_items
 from lpt_jax.learning.tasks import STEP, in_batches, padded
@@ -120,7 +121,7 @@ class ItemWriter:
             seen = dict.fromkeys(item for sequence in training_items(self.data) for item in sequence)
             return codes.of_order([*seen, *(item for item in range(count) if item not in seen)], *size)
         if settings.kind == "together":
-            return codes.of_vectors(codes.together(training_items(self.data), count, FACTORS, 0), *size)
+            return codes.of_vectors(counts.factors(training_items(self.data), count, FACTORS, 0), *size)
         return codes.of_vectors(self.vectors, *size)
 
     @functools.cached_property

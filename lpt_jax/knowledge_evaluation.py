@@ -177,11 +177,8 @@ def write_trec(r: ItemWriter, weights: dict) -> None:
     folder.mkdir(exist_ok=True)
     names = trec.queries(sessions)
     trec.write_qrels(folder / "test.qrels", names, [[ids[i] for i in session.targets] for session in sessions])
-    found, scores = r.found(weights, [session.history for session in sessions], r.config.search.beams)
-    ranked = [
-        [(ids[item], float(score)) for item, score in zip(*row, strict=True) if item >= 0]
-        for row in zip(found.tolist(), scores.tolist(), strict=True)
-    ]
+    found, _ = r.found(weights, [session.history for session in sessions], r.config.search.beams)
+    ranked = [[ids[item] for item in row if item >= 0] for row in found.tolist()]
     trec.write_run(folder / "tasks.run", names, ranked)
 
 

@@ -72,3 +72,16 @@ def test_the_benchmarks_figures_on_beauty():
     names = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
     np.testing.assert_allclose([found["item_knn"][n] for n in names], [0.0588, 0.0413, 0.0808, 0.0484], atol=1.1e-4)
     np.testing.assert_allclose([found["transitions"][n] for n in names], [0.0594, 0.0449, 0.0753, 0.0500], atol=1e-3)
+
+
+def test_items_that_the_same_people_chose_have_like_vectors():
+    rng, sequences = np.random.default_rng(0), []
+    for user in range(60):
+        own = np.arange(10) if user % 2 else np.arange(10, 20)
+        sequences.append(rng.permutation(own)[:6].tolist())
+    vectors = counts.factors(sequences, 22, 4, 0)
+    assert vectors.shape == (22, 4) and np.allclose(np.linalg.norm(vectors[:20], axis=1), 1, atol=1e-5)
+    assert (vectors[20:] == 0).all()  # nobody has them
+    cosines = vectors @ vectors.T
+    assert cosines[:10, :10].mean() > cosines[:10, 10:20].mean() + 0.2
+    np.testing.assert_allclose(np.abs(counts.factors(sequences, 22, 4, 0)), np.abs(vectors), atol=1e-5)

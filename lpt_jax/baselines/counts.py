@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.sparse
+import scipy.sparse.linalg
 
 SHRINK, DECAY = 10.0, 0.7  # of item_knn: added to cosines' denominators; weight of an item by its age in the history
 DENSE = 20_000  # items whose N × N matrix EASE may invert: 3.2 GB
@@ -78,3 +79,18 @@ def ease(sessions, sequences, popularity: np.ndarray, penalty: float) -> tuple[S
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
     return Scored(sessions, popularity, lambda history: weights[list(history)].sum(0)), None
+
+
+def factors(sequences: Sequence[Sequence[int]], items: int, size: int, seed: int) -> np.ndarray:
+    """The items' factors Float[N, size] of a seeded truncated SVD of who chose what: alike where the same people chose them.
+
+    Both sides are scaled by 1 / √count. Each direction counts by its singular value; rows are of unit length, or zero for an
+    item of nobody.
+    """
+    matrix = chosen(sequences, items)
+    of_users, of_items = (np.maximum(np.asarray(matrix.sum(axis)).ravel(), 1) for axis in (1, 0))
+    scaled = scipy.sparse.diags(of_users**-0.5) @ matrix @ scipy.sparse.diags(of_items**-0.5)
+    start = np.random.default_rng((seed, 42)).standard_normal(min(scaled.shape))
+    _, values, right = scipy.sparse.linalg.svds(scaled, min(size, min(scaled.shape) - 1), v0=start)
+    found = (right.T * values).astype(np.float32)
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)

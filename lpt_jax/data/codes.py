@@ -65,25 +65,6 @@ def _direction(vectors: np.ndarray) -> np.ndarray:
     return along * (np.sign(along[np.abs(along).argmax()]) or 1)
 
 
-def together(sequences: Sequence[Sequence[int]], count: int, size: int, seed: int) -> np.ndarray:
-    """Vectors Float[N, size] of items that are alike where the same people chose them: factors of the training matrix.
-
-    Of each user's items, scaled by 1 / √count of both sides; of a seeded truncated SVD. Unit length, or zero for an item of nobody.
-    """
-    import scipy.sparse.linalg
-
-    from lpt_jax.baselines.counts import chosen
-
-    matrix = chosen(sequences, count)
-    users, items = (np.maximum(np.asarray(matrix.sum(axis)).ravel(), 1) for axis in (1, 0))
-    scaled = scipy.sparse.diags(users**-0.5) @ matrix @ scipy.sparse.diags(items**-0.5)
-    size = min(size, min(scaled.shape) - 1)
-    start = np.random.default_rng((seed, 42)).standard_normal(min(scaled.shape))
-    _, values, right = scipy.sparse.linalg.svds(scaled, size, v0=start)
-    vectors = (right.T * values).astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
 class Trie(NamedTuple):
     """Which codes there are: next_of[level] Int[nodes, width] is the node that a digit leads to, at the last level the item; -1: none."""
 

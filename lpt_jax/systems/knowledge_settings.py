@@ -2,10 +2,10 @@
 
 from ml_collections import ConfigDict
 
-from lpt_jax.data.prompts import KNOWLEDGE
 from lpt_jax.systems.shared_settings import group, optimiser, text_embedder
 
 PHASES = ("tasks",)
+TASKS = ("retrieval", "ranking", "rating", "hidden_item", "hidden_words", "preference")
 DTYPES = ("auto", "float32", "bfloat16")
 CHOICES = {
     "lm.dtype": DTYPES,
@@ -18,7 +18,7 @@ CHOICES = {
 LISTS = {"phases": PHASES}
 MAY_BE_ZERO = [
     *("lm.dropout", "tasks.steps", "tasks.warmup", "tasks.weight_decay", "tasks.title_words", "tasks.hidden_words"),
-    *(f"tasks.weights.{task}" for task in KNOWLEDGE),
+    *(f"tasks.weights.{task}" for task in TASKS),
 ]
 MAY_BE_NEGATIVE = ()
 
