@@ -13,12 +13,13 @@ import ml_collections
 
 from lpt_jax import files
 from lpt_jax.errors import InputError
-from lpt_jax.systems import journeys_settings, knowledge_settings, profiles_settings
+from lpt_jax.systems import journeys_settings, knowledge_settings, peapod_settings, profiles_settings
 
 SYSTEMS = {  # config.system: where its settings are
     "profiles": profiles_settings,
     "journeys": journeys_settings,
     "knowledge": knowledge_settings,
+    "peapod": peapod_settings,
 }
 
 
@@ -30,7 +31,7 @@ def default(system: str = "profiles") -> ml_collections.ConfigDict:
     """All settings with their defaults, those of a system among them; a file in configs/ changes only what differs."""
     c = SYSTEMS[system].settings()
     c.name = "run"  # names the default workdir, runs/<name>
-    c.system = system  # which recipe of lpt_jax/systems: profiles (LangPTune) | journeys (interest journeys) | knowledge (recommendation knowledge)
+    c.system = system  # which recipe of lpt_jax/systems: profiles (LangPTune) | journeys (interest journeys) | knowledge | peapod
     c.seed = 0  # of training's order, sampling and initial weights; the data's split and samples are always the same
     c.iterations = 1  # how many times the phases run
     c.begin_from = ""  # workdir of a finished run on the same data, whose models this one begins with; empty: as loaded

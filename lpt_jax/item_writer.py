@@ -25,8 +25,8 @@ SPECIAL = ("<pad>", "</s>", "<unk>", *(f"<extra_id_{number}>" for number in rang
 FACTORS = 64  # of the training matrix, for codes by who chose what
 
 
-def scratch_tokenizer(titles: list[str], size: int):
-    """A lower-casing word tokenizer of the tasks' sentences and the titles' most frequent words, of `size` words at most."""
+def scratch_tokenizer(texts: list[str], size: int):
+    """A lower-casing word tokenizer of the tasks' sentences and the texts' most frequent words, of `size` words at most."""
     import tokenizers
     import transformers  # here, as its import is slow
 
@@ -35,7 +35,7 @@ def scratch_tokenizer(titles: list[str], size: int):
 
     sentences = " ".join(re.sub(r"\{\w+\}", " ", sentence) for sentence in prompts.KNOWLEDGE.values())
     known = dict.fromkeys([*SPECIAL, *tasks.STARS, *map(str.lower, tasks.EITHER), *words(sentences)])
-    counted = collections.Counter(word for title in titles for word in words(title))
+    counted = collections.Counter(word for text in texts for word in words(text))
     known |= dict.fromkeys(word for word, _ in counted.most_common(max(size - len(known), 0)))
     vocabulary = {word: number for number, word in enumerate(known)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -48,13 +48,13 @@ def scratch_tokenizer(titles: list[str], size: int):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special, **more)
 
 
-def load_t5(config, titles: list[str]) -> T5:
+def load_t5(config, texts: list[str]) -> T5:
     """The language model of a config: read from its source, or random, of the shape that its settings give."""
     settings, of_codes = config.lm, (config.codes.levels, config.codes.width)
     dtype = devices.product_type(settings.dtype)
     if settings.source != "scratch":
         return T5.load(settings.source, dtype, *of_codes)
-    tokenizer = scratch_tokenizer(titles, settings.vocab)
+    tokenizer = scratch_tokenizer(texts, settings.vocab)
     shape = settings.width, settings.layers, settings.decoder_layers, settings.heads, settings.width // settings.heads
     spec = T5Spec(len(tokenizer), *shape, settings.hidden, levels=of_codes[0], digits=of_codes[1])
     lm = T5(spec, nnx.Rngs(params=jax.random.key(config.seed)))
@@ -63,8 +63,15 @@ def load_t5(config, titles: list[str]) -> T5:
     return lm
 
 
+def about(session) -> tuple:
+    """Whom a session is about, as data/tasks.py says it."""
+    return session.user, session.history
+
+
 class ItemWriter:
     """A run and its T5. What training changes is not kept here but given as weights, of the state's part "lm"."""
+
+    penalty = 0.0  # × a personal prompt's
 
     def __init__(self, run: Run):
         self.run, self.config, self.data, self.sessions = run, run.config, run.data, run.sessions
@@ -74,9 +81,14 @@ class ItemWriter:
     @functools.cached_property
     def lm(self) -> T5:
         """The language model as the run begins with it."""
-        lm = load_t5(self.config, self.data.catalogue.titles)
+        lm = self.load()
         lm.set_attributes(mesh=self.run.mesh)
         return lm
+
+    def load(self) -> T5:
+        """Reads or makes the model."""
+        reviews = [text for user in tasks.users_of(self.data) for text in user.reviews or ()]
+        return load_t5(self.config, self.data.catalogue.titles + reviews)
 
     @functools.cached_property
     def _split(self):
@@ -121,7 +133,8 @@ class ItemWriter:
             seen = dict.fromkeys(item for sequence in training_items(self.data) for item in sequence)
             return codes.of_order([*seen, *(item for item in range(count) if item not in seen)], *size)
         if settings.kind == "together":
-            return codes.of_vectors(counts.factors(training_items(self.data), count, FACTORS, 0), *size)
+            found, values = counts.factors(training_items(self.data), count, FACTORS)
+            return codes.of_vectors(counts.unit(found * values), *size)
         return codes.of_vectors(self.vectors, *size)
 
     @functools.cached_property
@@ -141,9 +154,9 @@ class ItemWriter:
     @functools.cached_property
     def tasks(self) -> tasks.Tasks:
         """What makes examples and sentences."""
-        return tasks.Tasks(
-            self.data, self.codes, self.lm.tokenizer, self.lm.spec.vocab, self.config.tasks, self.shown_titles
-        )
+        places = self.lm.personal.spec.count if self.lm.personal is not None else 0
+        vocab, settings = self.lm.spec.vocab, self.config.tasks
+        return tasks.Tasks(self.data, self.codes, self.lm.tokenizer, vocab, settings, self.shown_titles, places)
 
     @functools.cached_property
     def shown_titles(self) -> list[str]:
@@ -159,28 +172,39 @@ class ItemWriter:
         """Texts' tokens and mask, of one of a few static lengths."""
         return padded(rows, -(-max(map(len, rows)) // STEP) * STEP)
 
-    def found(self, weights: dict, histories: list, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k likeliest items of histories, without these: ids Int[S, k], best first, -1 for none, and log-probabilities."""
-        read = [self.tasks.retrieval(history) for history in histories]
+    def who(self, people: list[tuple], task: str) -> dict | None:
+        """What a personal prompt reads of (user's id, items) each; None, as there is none (systems/peapod.py has one)."""
+        return None
+
+    def more_rows(self) -> dict[str, np.ndarray]:
+        """Ranks of the test's targets by other rows of the results, by name."""
+        return {}
+
+    def _put(self, rows: list[list[int]], people: list[tuple], task: str, *more):
+        """Texts' tokens and mask, other arrays, and whom they are about, on the mesh."""
+        who = self.who(people, task)
+        who = who and {name: values[:, None] for name, values in who.items()}  # one text a line
+        return devices.split_batch((*self._read(rows), *more, who), self.run.mesh)
+
+    def found(self, weights: dict, sessions: list, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k likeliest items after sessions' histories, without these: ids Int[S, k], best first, -1 for none, and
+        log-probabilities."""
+        read = [self.tasks.retrieval(session.history) for session in sessions]
         order = np.argsort([len(row) for row in read], kind="stable")
-        width = max(map(len, histories), default=1)
-        ids, scores = np.full((len(histories), k), -1, np.int64), np.full((len(histories), k), -np.inf)
-        for batch, new in in_batches(len(histories), self.config.search.batch):
+        hidden = ranking.padded([session.history for session in sessions])
+        ids, scores = np.full((len(sessions), k), -1, np.int64), np.full((len(sessions), k), -np.inf)
+        for batch, new in in_batches(len(sessions), self.config.search.batch):
             rows = order[batch]
-            tokens, mask = self._read([read[row] for row in rows])
-            hidden = np.full((len(rows), width), -1, np.int32)
-            for line, row in zip(hidden, rows, strict=True):
-                line[: len(histories[row])] = histories[row]
-            put = devices.split_batch((tokens, mask, hidden), self.run.mesh)
-            best = devices.fetch(
-                search.beam(self.graph, weights, *put[:2], self.trie, put[2], max(k, self.config.search.beams))
-            )
+            people = [about(sessions[row]) for row in rows]
+            *texts, seen, who = self._put([read[row] for row in rows], people, "retrieval", hidden[rows])
+            beams = max(k, self.config.search.beams)
+            best = devices.fetch(search.beam(self.graph, weights, *texts, self.trie, seen, beams, who))
             ids[rows[:new]], scores[rows[:new]] = best[0][:new, :k], best[1][:new, :k]
         return ids, scores
 
     def ranks(self, weights: dict, sessions: list) -> np.ndarray:
         """Ranks Int[S, M] of sessions' targets among what the beam finds, without the other targets; N for what it doesn't find."""
-        ids, _ = self.found(weights, [session.history for session in sessions], self.config.search.beams)
+        ids, _ = self.found(weights, sessions, self.config.search.beams)
         ranks = np.zeros((len(sessions), max(len(session.targets) for session in sessions)), np.int64)
         for line, row, session in zip(ranks, ids.tolist(), sessions, strict=True):
             for place, target in enumerate(session.targets):
@@ -192,25 +216,36 @@ class ItemWriter:
         """Ranks Int[S, M] of a split's targets by what a baseline ranks by (ranking.session_ranks)."""
         return ranking.session_ranks(profiles, items, self.sessions[split], self.run.count)
 
-    def likelihoods(self, weights: dict, histories: list, candidates: np.ndarray) -> np.ndarray:
-        """log p(item | history), Float[S, G], of candidates Int[S, G] for each history."""
+    def likelihoods(self, weights: dict, sessions: list, candidates: np.ndarray) -> np.ndarray:
+        """log p(item | history), Float[S, G], of candidates Int[S, G] for each session."""
         found = np.empty(candidates.shape)
-        for rows, new in in_batches(len(histories), self.config.search.batch):
-            tokens, mask = self._read([self.tasks.retrieval(histories[row]) for row in rows])
-            put = devices.split_batch(
-                (tokens, mask, self.codes.digits[candidates[rows]].astype(np.int32)), self.run.mesh
-            )
-            found[rows[:new]] = devices.fetch(search.likelihoods(self.graph, weights, *put))[:new]
+        for rows, new in in_batches(len(sessions), self.config.search.batch):
+            read = [self.tasks.retrieval(sessions[row].history) for row in rows]
+            digits = self.codes.digits[candidates[rows]].astype(np.int32)
+            *put, who = self._put(read, [about(sessions[row]) for row in rows], "retrieval", digits)
+            found[rows[:new]] = devices.fetch(search.likelihoods(self.graph, weights, *put, who))[:new]
         return found
 
     def stars(self, weights: dict, asked: list[tuple]) -> np.ndarray:
-        """p(1 star) … p(5 stars), Float[n, 5], for (history, stars, item) each."""
+        """p(1 star) … p(5 stars), Float[n, 5], for (session, item) each."""
         found, words = np.empty((len(asked), len(tasks.STARS))), jnp.asarray(self.tasks.stars)
         for rows, new in in_batches(len(asked), self.config.search.batch):
-            tokens, mask = self._read([self.tasks.rating(*asked[row]) for row in rows])
-            put = devices.split_batch((tokens, mask), self.run.mesh)
-            found[rows[:new]] = devices.fetch(search.first_words(self.graph, weights, *put, words))[:new]
+            chosen = [asked[row] for row in rows]
+            read = [self.tasks.rating(session.history, session.ratings, item) for session, item in chosen]
+            *put, who = self._put(read, [about(session) for session, _ in chosen], "rating")
+            found[rows[:new]] = devices.fetch(search.first_words(self.graph, weights, *put, words, who))[:new]
         return found
+
+    def explain(self, weights: dict, asked: list[tuple]) -> list[str]:
+        """Why, in words, for (session, item) each."""
+        texts, most = [], self.config.tasks.max_words
+        for rows, new in in_batches(len(asked), self.config.search.batch):
+            chosen = [asked[row] for row in rows]
+            read = [self.tasks.explanation(item) for _, item in chosen]
+            *put, who = self._put(read, [about(session) for session, _ in chosen], "explanation")
+            words = devices.fetch(search.greedy(self.graph, weights, *put, most, self.tasks.end, who))[:new]
+            texts += self.lm.tokenizer.batch_decode(words.tolist(), skip_special_tokens=True)
+        return texts
 
     def validation(self, ranks: np.ndarray) -> dict[str, float]:
         """Validation metrics of ranks Int[S, M]."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpt_jax import evaluate, files, metrics, report, trec
+from lpt_jax import evaluate, files, metrics, report, text_metrics, trec
 from lpt_jax.data.sessions import SPLITS
 from lpt_jax.data.tasks import STARS
 from lpt_jax.item_writer import ItemWriter
@@ -33,6 +33,7 @@ def test(r: ItemWriter, weights: dict, note: dict, trec_files: bool) -> tuple[di
         "candidates": candidates(r, weights),
         "preference": preference(r, weights),
         "stars": stars(r, weights),
+        "explanations": explanations(r, weights),
         "tasks": r.tasks.weights(),
         **evaluate.about(r.run, note),
     }
@@ -49,7 +50,7 @@ def ranks_of_rows(r: ItemWriter, weights: dict) -> dict[str, np.ndarray]:
         found["next_ids"] = next_ids(r.sessions["test"], numbers)
         mixed = np.random.default_rng((r.config.seed, 44)).permutation(len(numbers))
         found["next_ids_shuffled"] = next_ids(r.sessions["test"], mixed)
-    return found | {"tasks": r.ranks(weights, r.sessions["test"])}
+    return found | r.more_rows() | {"tasks": r.ranks(weights, r.sessions["test"])}
 
 
 def next_ids(sessions, numbers: np.ndarray) -> np.ndarray:
@@ -82,7 +83,7 @@ def candidates(r: ItemWriter, weights: dict) -> dict:
         free = np.setdiff1d(np.arange(r.run.count), [*session.history, *session.targets])
         shown.append([session.targets[0], *rng.choice(free, min(most - 1, len(free)), replace=False)])
     shown = np.array(shown)
-    scores = r.likelihoods(weights, [session.history for session in sessions], shown)
+    scores = r.likelihoods(weights, sessions, shown)
     ranks = 1 + (scores[:, 1:] > scores[:, :1]).sum(1, keepdims=True)
     _, values = metrics.per_user(ranks, [session.user for session in sessions], CUT)
     return {"candidates": shown.shape[1]} | metrics.table_row(values)
@@ -94,7 +95,7 @@ def preference(r: ItemWriter, weights: dict) -> dict:
     shares = r.data.popularity / r.data.popularity.sum()
     others = rng.choice(r.run.count, len(sessions), p=shares)
     pairs = np.array([[session.targets[0], other] for session, other in zip(sessions, others, strict=True)])
-    scores = r.likelihoods(weights, [session.history for session in sessions], pairs)
+    scores = r.likelihoods(weights, sessions, pairs)
     won = np.where(pairs[:, 0] == pairs[:, 1], 0.5, scores[:, 0] > scores[:, 1])
     return metrics.mean_interval(won, r.config.seed, r.config.evaluation.bootstrap)
 
@@ -103,12 +104,12 @@ def preference(r: ItemWriter, weights: dict) -> dict:
 
 
 def rated(r: ItemWriter, split: str) -> list[tuple]:
-    """(user, history, its stars, item, its stars) of a split's rated targets."""
+    """(session, item, its stars) of a split's rated targets."""
     rows = r.data.rows
     part = np.flatnonzero(r.data.part == SPLITS.index(split))
     known = {(rows.user_ids[rows.user[i]], int(rows.item[i])): float(rows.rating[i]) for i in part}
     return [
-        (session.user, list(session.history), list(session.ratings), item, known[session.user, item])
+        (session, item, known[session.user, item])
         for session in r.sessions[split]
         for item in session.targets
         if (session.user, item) in known
@@ -128,9 +129,10 @@ def by_biases(r: ItemWriter, asked: list[tuple], penalty: float) -> np.ndarray:
     """Mean + item's + user's bias, the user's being that of the history's stars: what rating must beat."""
     mean, of_items = biases(r, penalty)
     own = [
-        (np.array(given) - mean - of_items[history]).sum() / (len(history) + penalty) for _, history, given, *_ in asked
+        (np.array(session.ratings) - mean - of_items[list(session.history)]).sum() / (len(session.history) + penalty)
+        for session, *_ in asked
     ]
-    return mean + of_items[[item for *_, item, _ in asked]] + np.array(own)
+    return mean + of_items[[item for _, item, _ in asked]] + np.array(own)
 
 
 def stars(r: ItemWriter, weights: dict) -> dict:
@@ -144,7 +146,7 @@ def stars(r: ItemWriter, weights: dict) -> dict:
         return np.mean((by_biases(r, tried, penalty) - np.array([of_target for *_, of_target in tried])) ** 2)
 
     penalty = min((1.0, 3.0, 10.0, 30.0), key=error)
-    chances = r.stars(weights, [(history, given, item) for _, history, given, item, _ in asked])
+    chances = r.stars(weights, [(session, item) for session, item, _ in asked])
     rows = {
         "constant": (np.full(len(asked), biases(r, penalty)[0]), None),
         "biases": (by_biases(r, asked, penalty),) * 2,
@@ -168,6 +170,37 @@ def auc(scores: np.ndarray, good: np.ndarray) -> float | None:
     return float(roc_auc_score(good, scores)) if 0 < good.sum() < len(good) else None
 
 
+# ---- explanations
+
+
+def explanations(r: ItemWriter, weights: dict) -> dict:
+    """How near written explanations are to how the reviews of the test's targets begin (chrF, BLEU; sacrebleu), beside the
+    beginning of another training review; the share that are written once; a few of them. {} where the task isn't learned."""
+    if "explanation" not in r.tasks.weights():
+        return {}
+    rows, tokenizer = r.data.rows, r.lm.tokenizer
+    part = np.flatnonzero(r.data.part == SPLITS.index("test"))
+    texts = dict(zip([(rows.user_ids[rows.user[i]], int(rows.item[i])) for i in part], rows.review(part), strict=True))
+    asked = [(s, item) for s in r.sessions["test"] for item in s.targets if (texts.get((s.user, item)) or "").strip()]
+
+    def beginning(review):
+        return tokenizer.decode(r.tasks.said(review), skip_special_tokens=True)
+
+    true = [beginning(texts[session.user, item]) for session, item in asked]
+    written = r.explain(weights, asked)
+    known = [text for user in r.tasks.users for text in user.reviews if text.strip()]
+    drawn = np.random.default_rng((r.config.seed, 47)).integers(len(known), size=len(asked))
+    others = [beginning(known[number]) for number in drawn]
+    found = {}
+    for name, said in (("tasks", written), ("another_review", others)):
+        near = text_metrics.by_sacrebleu([(text, [of]) for text, of in zip(said, true, strict=True)])
+        found[name] = {metric: float(np.mean(values)) for metric, values in near.items()}
+        found[name]["distinct"] = len(set(said)) / max(len(said), 1)
+    titles, few = r.data.catalogue.titles, range(min(len(asked), r.config.evaluation.samples))
+    samples = [{"item": titles[asked[i][1]], "written": written[i], "review": true[i]} for i in few]
+    return {"rows": found, "samples": samples, "reviews": len(asked)}
+
+
 # ---- what is shown
 
 
@@ -177,7 +210,7 @@ def write_trec(r: ItemWriter, weights: dict) -> None:
     folder.mkdir(exist_ok=True)
     names = trec.queries(sessions)
     trec.write_qrels(folder / "test.qrels", names, [[ids[i] for i in session.targets] for session in sessions])
-    found, _ = r.found(weights, [session.history for session in sessions], r.config.search.beams)
+    found, _ = r.found(weights, sessions, r.config.search.beams)
     ranked = [[ids[item] for item in row if item >= 0] for row in found.tolist()]
     trec.write_run(folder / "tasks.run", names, ranked)
 
@@ -197,6 +230,8 @@ def tables(results: dict) -> str:
         lines.append(
             f"Stars, {name}: RMSE {row['rmse']:.4f}, MAE {row['mae']:.4f}, AUC {order} ({row['ratings']} ratings)"
         )
+    for name, row in results["explanations"].get("rows", {}).items():
+        lines.append(f"Explanations, {name}: {', '.join(f'{metric} {value:.3f}' for metric, value in row.items())}")
     for name, gain in results["gains"].items():
         lines.append(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     return "\n".join(lines)
@@ -227,6 +262,18 @@ def blocks(to, results: dict, curves: list[dict]):
             for name, row in results["stars"].items()
         ]
         yield to.table(["", "RMSE", "MAE", "AUC"], rows)
+    if results["explanations"]:
+        yield to.heading(2, "Explanations")
+        names = list(results["explanations"]["rows"]["tasks"])
+        rows = [
+            [to.text(report.label(row)), *(f"{of_row[name]:.3f}" for name in names)]
+            for row, of_row in results["explanations"]["rows"].items()
+        ]
+        yield to.table(["", *map(to.text, names)], rows)
+        shown = [
+            [to.text(one[name]) for name in ("item", "written", "review")] for one in results["explanations"]["samples"]
+        ]
+        yield to.table(["Item", "Written", "The review begins"], shown)
     if picture := report.curves_picture(curves, "tasks", MAIN):
         yield to.heading(2, "Learning curves")
         yield to.picture("tasks", picture, "Learning curves")

@@ -44,6 +44,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
         "joined_profiles": "All lines as one",
     },
     **{"next_ids": "Largest id + 1, + 2, …", "next_ids_shuffled": "The same, ids mixed", "tasks": "T5 after its tasks"},
+    **{"user_knn": "The nearest people’s items"},
     **{"transitions": "Transition counts", "item_knn": "Item-kNN", "summary": "Summary by rules"},
     "shuffled_profiles": "Another user’s profile",
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},

@@ -14,7 +14,7 @@ from lpt_jax.array_types import HiddenItems, Mask, Tokens
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "beams"))
-def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidden: HiddenItems, beams: int):
+def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidden: HiddenItems, beams: int, who=None):
     """The `beams` likeliest items of each text, best first: ids Int32[B, beams] and log-probabilities; -1, -inf for none.
 
     Args:
@@ -22,9 +22,10 @@ def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidde
       tokens, mask: the texts [B, S].
       next_of: of codes.Trie, as arrays.
       hidden: items [B, H] that are not to be found, -1 for none.
+      who: of a personal prompt (T5.encode).
     """
     lm = nnx.merge(graph, weights)
-    text = lm.encode(tokens, mask)
+    text = lm.encode(tokens, mask, who=who)
     levels, batch = len(next_of), len(text)
     caches = lm.begin(text, beams, levels)
     node = jnp.zeros((batch, beams), jnp.int32)
@@ -55,10 +56,10 @@ def _of_parents(cache: jax.Array, parent: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def likelihoods(graph, weights: dict, tokens: Tokens, mask: Mask, digits: jax.Array) -> jax.Array:
+def likelihoods(graph, weights: dict, tokens: Tokens, mask: Mask, digits: jax.Array, who=None) -> jax.Array:
     """log p(code) Float[B, G] of G candidates' digits Int[B, G, levels] for each text [B, S], in one pass."""
     lm = nnx.merge(graph, weights)
-    return jnp.sum(chances(lm, lm.encode(tokens, mask), mask, digits), -1)
+    return jnp.sum(chances(lm, lm.encode(tokens, mask, who=who), mask, digits), -1)
 
 
 def chances(lm, text, mask, digits, dropout: float = 0.0, key=None) -> jax.Array:
@@ -77,9 +78,26 @@ def digit_logits(lm, state: jax.Array, level: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def first_words(graph, weights: dict, tokens: Tokens, mask: Mask, words: jax.Array) -> jax.Array:
+def first_words(graph, weights: dict, tokens: Tokens, mask: Mask, words: jax.Array, who=None) -> jax.Array:
     """p Float[B, n] of each of n words Int[n] to be the first that answers a text [B, S], among these words."""
     lm = nnx.merge(graph, weights)
     start = jnp.zeros((len(tokens), 1, 1), jnp.int32)
-    scores = lm.logits(lm.decode(lm.encode(tokens, mask), mask, start))[:, 0, 0]
+    scores = lm.logits(lm.decode(lm.encode(tokens, mask, who=who), mask, start))[:, 0, 0]
     return jax.nn.softmax(scores[:, words])
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "most", "end"))
+def greedy(graph, weights: dict, tokens: Tokens, mask: Mask, most: int, end: int, who=None) -> jax.Array:
+    """The likeliest word after the likeliest word, Int32[B, most], until the end's id; 0 after it."""
+    lm = nnx.merge(graph, weights)
+    text = lm.encode(tokens, mask, who=who)
+
+    def step(state, t):
+        caches, word, ended = state
+        states, caches = lm.step(caches, mask, word, t)
+        word = jnp.where(ended, 0, jnp.argmax(lm.logits(states), -1).astype(jnp.int32))
+        return (caches, word, ended | (word == end)), word[:, 0]
+
+    nothing = jnp.zeros((len(text), 1), jnp.int32)
+    _, words = jax.lax.scan(step, (lm.begin(text, 1, most), nothing, nothing > 0), jnp.arange(most))
+    return words.T

@@ -74,14 +74,53 @@ def test_the_benchmarks_figures_on_beauty():
     np.testing.assert_allclose([found["transitions"][n] for n in names], [0.0594, 0.0449, 0.0753, 0.0500], atol=1e-3)
 
 
-def test_items_that_the_same_people_chose_have_like_vectors():
-    rng, sequences = np.random.default_rng(0), []
-    for user in range(60):
-        own = np.arange(10) if user % 2 else np.arange(10, 20)
-        sequences.append(rng.permutation(own)[:6].tolist())
-    vectors = counts.factors(sequences, 22, 4, 0)
-    assert vectors.shape == (22, 4) and np.allclose(np.linalg.norm(vectors[:20], axis=1), 1, atol=1e-5)
-    assert (vectors[20:] == 0).all()  # nobody has them
+def two_kinds(users=60):
+    """Users who choose among the items 0 … 9, or 10 … 19; nobody has 20 and 21."""
+    rng = np.random.default_rng(0)
+    return [rng.permutation(np.arange(10) + 10 * (user % 2))[:6].tolist() for user in range(users)]
+
+
+def test_items_that_the_same_people_chose_have_like_factors():
+    found, values = counts.factors(two_kinds(), 22, 4)
+    assert found.shape == (22, 4) and (found[20:] == 0).all() and (np.diff(values) <= 0).all()
+    vectors = counts.unit(found * values)
     cosines = vectors @ vectors.T
     assert cosines[:10, :10].mean() > cosines[:10, 10:20].mean() + 0.2
-    np.testing.assert_allclose(np.abs(counts.factors(sequences, 22, 4, 0)), np.abs(vectors), atol=1e-5)
+    np.testing.assert_allclose(np.abs(counts.factors(two_kinds(), 22, 4)[0]), np.abs(found), atol=1e-5)
+
+
+def test_somebody_new_with_a_users_items_is_that_user():
+    """Fold-in: the sum of the items' factors is the user's own row of the decomposition times the singular values."""
+    sequences, people = two_kinds(), counts.People(two_kinds(), 22, 4)
+    matrix = counts.chosen(sequences, 22).toarray()
+    scaled = matrix / np.sqrt(matrix.sum(1, keepdims=True)) / np.sqrt(np.maximum(matrix.sum(0), 1))
+    left, values, _ = np.linalg.svd(scaled)
+    expected = counts.unit(left[:, :4] * values[:4])
+    np.testing.assert_allclose(people.all @ people.all.T, expected @ expected.T, atol=1e-4)
+    np.testing.assert_allclose(people.of([sequences[7][::-1]])[0], people.all[7], atol=1e-5)
+    assert (people.of([[]]) == 0).all()
+
+
+def test_neighbours_are_the_nearest_without_oneself():
+    people = counts.People(two_kinds(), 22, 4)
+    own = np.array([3, -1])
+    found, cosines = people.nearest(people.all[[3, 3]], own, 5)
+    expected = people.all @ people.all[3]
+    assert 3 not in found[0] and found[1][0] == 3 and cosines[1][0] == pytest.approx(1, abs=1e-5)
+    expected[3] = -np.inf
+    np.testing.assert_allclose(cosines[0], np.sort(expected)[::-1][:5], atol=1e-5)
+    assert all(other % 2 == 1 for other in found[0])
+    assert people.nearest(people.all[:1], np.array([0]), 500)[0].shape == (1, 59)
+
+
+def test_user_knn_by_hand():
+    sequences = two_kinds()
+    people, popularity = counts.People(sequences, 22, 4), np.zeros(22)
+    sessions = [Session("a", tuple(sequences[4][:3]), None, None, (1,), 0.0)]
+    scored, _ = counts.user_knn(sessions, people, np.array([4]), popularity, 3)
+    found, cosines = people.nearest(people.of([sequences[4][:3]]), np.array([4]), 3)
+    expected = np.zeros(22)
+    for other, cosine in zip(found[0], cosines[0]):
+        for item in sequences[other]:
+            expected[item] += cosine
+    np.testing.assert_allclose(scored[[0]][0], expected, atol=1e-5)

@@ -81,16 +81,61 @@ def ease(sessions, sequences, popularity: np.ndarray, penalty: float) -> tuple[S
     return Scored(sessions, popularity, lambda history: weights[list(history)].sum(0)), None
 
 
-def factors(sequences: Sequence[Sequence[int]], items: int, size: int, seed: int) -> np.ndarray:
-    """The items' factors Float[N, size] of a seeded truncated SVD of who chose what: alike where the same people chose them.
+def factors(sequences: Sequence[Sequence[int]], items: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(items' factors Float[N, size], singular values) of a seeded truncated SVD of who chose what, the largest first.
 
-    Both sides are scaled by 1 / √count. Each direction counts by its singular value; rows are of unit length, or zero for an
-    item of nobody.
+    Users are scaled by 1 / √count, and items too: the factors hold their side of that. A user's row of the matrix times the
+    factors, which `People` sums, is the user's own factors times the singular values.
     """
     matrix = chosen(sequences, items)
     of_users, of_items = (np.maximum(np.asarray(matrix.sum(axis)).ravel(), 1) for axis in (1, 0))
     scaled = scipy.sparse.diags(of_users**-0.5) @ matrix @ scipy.sparse.diags(of_items**-0.5)
     start = np.random.default_rng((seed, 42)).standard_normal(min(scaled.shape))
     _, values, right = scipy.sparse.linalg.svds(scaled, min(size, min(scaled.shape) - 1), v0=start)
-    found = (right.T * values).astype(np.float32)
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    order = np.argsort(-values)
+    return (right[order].T * of_items[:, None] ** -0.5).astype(np.float32), values[order]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of unit length; zeros stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+class People:
+    """People as vectors of unit length: what their items' factors sum to, also of somebody who was not there."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]], items: int, size: int, seed: int = 0):
+        self.items, _ = factors(sequences, items, size, seed)
+        self.sequences, self.all = sequences, self.of(sequences)
+
+    def of(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
+        """Vectors Float[n, d] of people with these items; zeros for none."""
+        return unit(np.stack([self.items[list(history)].sum(0) for history in histories]))
+
+    def nearest(self, vectors: np.ndarray, own: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` nearest of the people themselves to vectors [n, d], and their cosines, [n, count] both.
+
+        own Int[n]: who of them each is, who is left out; -1: none of them.
+        """
+        cosines = vectors @ self.all.T
+        known = np.flatnonzero(own >= 0)
+        cosines[known, own[known]] = -np.inf
+        count = min(count, cosines.shape[1] - 1)
+        found = np.argpartition(-cosines, count - 1, 1)[:, :count]
+        order = np.argsort(-np.take_along_axis(cosines, found, 1), 1, kind="stable")
+        found = np.take_along_axis(found, order, 1)
+        return found, np.take_along_axis(cosines, found, 1)
+
+
+def user_knn(sessions, people: People, own: np.ndarray, popularity: np.ndarray, count: int) -> tuple[Scored, None]:
+    """By the cosines of the nearest people who have an item, summed; own: who of the people each session's user is."""
+    found, cosines = people.nearest(people.of([session.history for session in sessions]), own, count)
+    rows = {id(session.history): row for row, session in enumerate(sessions)}
+
+    def of(history):
+        row, scores = rows[id(history)], np.zeros(len(popularity))
+        for other, cosine in zip(found[row], cosines[row], strict=True):
+            scores[list(people.sequences[other])] += cosine
+        return scores
+
+    return Scored(sessions, popularity, of), None

@@ -31,11 +31,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def world(seed: int = 0, users: int = 96, items: int = 60) -> Raw:
+SAID = "a dull {genre} film.", "a wonderful {genre} film."  # of reviews: not liked, liked
+
+
+def world(seed: int = 0, users: int = 96, items: int = 60, reviews: bool = False) -> Raw:
     """Users who arrive one a day and take 8-12 items, nine in ten of one or two genres they like.
 
     An item has one genre and a unique title of two or three of its words; users rate items of the
-    genres they like 4-5, others 1-3.
+    genres they like 4-5, others 1-3. reviews: say the genre, and whether it was liked.
     """
     rng = np.random.default_rng(seed)
     genres = list(GENRES)
@@ -69,6 +72,9 @@ def world(seed: int = 0, users: int = 96, items: int = 60) -> Raw:
         rating=np.array(rating, np.float32),
         review=None,
     )
+    if reviews:
+        said = [SAID[star > 3].format(genre=genres[of_item[i]]) for i, star in zip(item, rating, strict=True)]
+        interactions.review = lambda rows: np.array(said, object)[rows]
     return Raw(interactions=interactions, items=table, counts={})
 
 

@@ -128,6 +128,7 @@ KNOWLEDGE = {  # what a model that names items by their codes is asked (data/tas
     "hidden_item": "Bought, oldest first: {items} The hidden item:",
     "hidden_words": "Bought, oldest first: {items} The hidden words:",
     "preference": "Bought, oldest first: {items} Which would they choose: (A) {first} (B) {second} ?",
+    "explanation": "Why would they choose {item} ?",
 }
 LIKELIER = "{profile}\n\nThis person has chosen these {kind}:\n"
 # What turns a clause into a rejection, what only seems to, and where one clause ends and another begins.

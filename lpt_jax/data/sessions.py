@@ -84,7 +84,10 @@ class Dataset:
 
 def prepare(data_config) -> Dataset:
     """Reads or makes up the source, and makes the dataset."""
-    raw = made_up.world(seed=0) if data_config.source == "made_up" else reviews_lib.read(data_config)
+    made = data_config.source == "made_up"
+    raw = (
+        made_up.world(seed=0, reviews="review" in data_config.prompt_fields) if made else reviews_lib.read(data_config)
+    )
     return dataclasses.replace(from_raw(raw, data_config), people=raw.people)
 
 

@@ -6,9 +6,11 @@ rating        what was chosen with stars, and an item  → its stars
 hidden_item   a stretch with one item hidden (MIM)     → its code
 hidden_words  titles with words hidden in spans (MLM)  → these words
 preference    what was chosen, and two items (BPR)     → A or B
+explanation   an item                                  → how this person's review of it begins
 
-After "Aligning Large Language Models with Recommendation Knowledge" (arXiv 2404.00245); the sentences are ours (prompts.KNOWLEDGE).
-An item reads as the words of its code, and then of its title if settings.title_words asks for some.
+After "Aligning Large Language Models with Recommendation Knowledge" (arXiv 2404.00245), and PeaPOD (arXiv 2407.05033) for the last one; the
+sentences are ours (prompts.KNOWLEDGE). An item reads as the words of its code, and then of its title if settings.title_words asks
+for some. Before a sentence stand the places of a personal prompt, where there is one.
 """
 
 import re
@@ -34,34 +36,46 @@ class Example(NamedTuple):
     tokens: list[int]
     digits: tuple[int, ...] = ()
     words: list[int] = []
+    about: tuple = ("", ())  # whom: a user's id, and the items before what is asked for
 
 
 class User(NamedTuple):
-    """A training user: items, oldest first, and their stars, if they are known."""
+    """A training user: id, items, oldest first, and their stars and reviews, if they are known."""
 
+    id: str
     items: list[int]
     stars: list[float] | None
+    reviews: list[str] | None
 
 
 def users_of(data: Dataset) -> list[User]:
     """The training interactions of every user who has two or more."""
-    rows = np.flatnonzero(data.part == 0)
-    starts = np.flatnonzero(np.r_[True, np.diff(data.rows.user[rows]) != 0][: len(rows)])
+    known, rows = data.rows, np.flatnonzero(data.part == 0)
+    starts = np.flatnonzero(np.r_[True, np.diff(known.user[rows]) != 0][: len(rows)])
+    reviews = known.review(rows) if known.review else None
+    reviews = None if reviews is None or not any(reviews) else reviews
     found = []
-    for of_user in np.split(rows, starts[1:]):
-        stars = None if data.rows.rating is None else [float(data.rows.rating[row]) for row in of_user]
-        found.append(User(data.rows.item[of_user].tolist(), stars))
+    for places in np.split(np.arange(len(rows)), starts[1:]):
+        of_user = rows[places]
+        stars = None if known.rating is None else [float(known.rating[row]) for row in of_user]
+        texts = None if reviews is None else [text or "" for text in reviews[places]]
+        found.append(User(known.user_ids[known.user[of_user[0]]], known.item[of_user].tolist(), stars, texts))
     return [user for user in found if len(user.items) > 1]
 
 
 class Tasks:
     """Makes examples of a catalogue's items, with the words of a tokenizer and codes beside them."""
 
-    def __init__(self, data: Dataset, codes: Codes, tokenizer, vocab: int, settings, titles: list[str]):
-        """vocab: ids from there on are code words; settings: config.tasks; titles: the items', as they are read."""
+    def __init__(
+        self, data: Dataset, codes: Codes, tokenizer, vocab: int, settings, titles: list[str], places: int = 0
+    ):
+        """vocab: ids from there on are code words; settings: config.tasks; titles: the items', as they are read; places: of a
+        personal prompt, whose ids follow the code words'."""
         self.users, self.codes, self.tokenizer, self.settings = users_of(data), codes, tokenizer, settings
         levels = codes.digits.shape[1]
         self.code_words = (vocab + np.arange(levels) * codes.width + codes.digits).tolist()
+        first = vocab + levels * codes.width
+        self.places = list(range(first, first + places))
         self.count, self.known = len(codes.digits), [set(user.items) for user in self.users]
         self.titles = [self.words(" ".join(t.split()[: settings.title_words])) for t in titles]
         if not settings.title_words:
@@ -94,6 +108,7 @@ class Tasks:
         """How often each task is drawn: settings.weights, those that lack their data left out, the rest scaled to 1."""
         lacking = set() if self.users[0].stars else {"rating"}
         lacking |= set() if self.settings.title_words else {"hidden_words"}
+        lacking |= set() if self.users[0].reviews else {"explanation"}
         found = {task: self.settings.weights[task] for task in TASKS if task not in lacking}
         total = sum(found.values())
         if not total:
@@ -113,12 +128,12 @@ class Tasks:
         """A task's sentence with parts, lists of items' words, for its places; the first items are dropped where all is too long."""
         most = self.settings.max_tokens
         while True:
-            ids = []
+            ids = list(self.places)
             for number, piece in enumerate(self.pieces[task]):
                 ids += sum(parts[piece], []) if number % 2 else piece
             if len(ids) < most:
                 return [*ids, self.end]
-            if not parts["items"]:
+            if not parts.get("items"):
                 raise InputError(
                     f"--config.tasks.max_tokens={most} won't do: the task {task} takes {len(ids) + 1} tokens without any history."
                 )
@@ -131,6 +146,10 @@ class Tasks:
     def retrieval(self, history: Sequence[int]) -> list[int]:
         """What is read of a history to name the next item."""
         return self.fill("retrieval", items=self.history(history))
+
+    def explanation(self, item: int) -> list[int]:
+        """What is read of an item to say why a person would choose it."""
+        return self.fill("explanation", item=[self.item(item)])
 
     def rating(self, history: Sequence[int], stars: Sequence[float], item: int) -> list[int]:
         """What is read of a rated history to tell an item's stars."""
@@ -152,6 +171,9 @@ class Tasks:
     def _code(self, item: int) -> tuple[int, ...]:
         return tuple(self.codes.digits[item].tolist())
 
+    def _about(self, user: User, at: int) -> tuple:
+        return user.id, tuple(user.items[:at])
+
     def _split(self, user: User, rng) -> int:
         """A place in a user's items, with at least one before it."""
         return int(rng.integers(1, len(user.items)))
@@ -167,19 +189,20 @@ class Tasks:
 
     def _retrieval(self, user, known, rng):
         at = self._split(user, rng)
-        return Example(self.retrieval(user.items[:at]), self._code(user.items[at]))
+        return Example(self.retrieval(user.items[:at]), self._code(user.items[at]), about=self._about(user, at))
 
     def _ranking(self, user, known, rng):
         at = self._split(user, rng)
         candidates = [user.items[at], *self._others(known, self.settings.candidates - 1, rng)]
         shown = [self.item(candidates[place]) for place in rng.permutation(len(candidates))]
         read = self.fill("ranking", items=self.history(user.items[:at]), candidates=shown)
-        return Example(read, self._code(user.items[at]))
+        return Example(read, self._code(user.items[at]), about=self._about(user, at))
 
     def _rating(self, user, known, rng):
         at = self._split(user, rng)
         star = self.stars[int(np.clip(round(user.stars[at]), 1, 5)) - 1]
-        return Example(self.rating(user.items[:at], user.stars[:at], user.items[at]), words=[star, self.end])
+        read = self.rating(user.items[:at], user.stars[:at], user.items[at])
+        return Example(read, words=[star, self.end], about=self._about(user, at))
 
     def _hidden_item(self, user, known, rng):
         last = self.settings.history_items
@@ -187,7 +210,8 @@ class Tasks:
         stretch = user.items[start : start + last]
         hidden = int(rng.integers(len(stretch)))
         shown = [[self.sentinels[0]] if place == hidden else self.item(item) for place, item in enumerate(stretch)]
-        return Example(self.fill("hidden_item", items=shown), self._code(stretch[hidden]))
+        others = (*stretch[:hidden], *stretch[hidden + 1 :])
+        return Example(self.fill("hidden_item", items=shown), self._code(stretch[hidden]), about=(user.id, others))
 
     def _hidden_words(self, user, known, rng):
         stretch = user.items[-self.settings.history_items :]
@@ -209,7 +233,7 @@ class Tasks:
             return None
         read = self.fill("hidden_words", items=shown)
         gone = [s for s in asked if s in self.sentinels and s not in read]  # dropped with what was too long
-        return None if gone else Example(read, words=[*asked, self.end])
+        return None if gone else Example(read, words=[*asked, self.end], about=(user.id, tuple(stretch)))
 
     def _preference(self, user, known, rng):
         at, others = self._split(user, rng), self._others(known, 1, rng)
@@ -218,7 +242,20 @@ class Tasks:
         first = int(rng.integers(2))
         pair = [user.items[at], others[0]][:: 1 if first == 0 else -1]
         parts = {"items": self.history(user.items[:at]), "first": [self.item(pair[0])], "second": [self.item(pair[1])]}
-        return Example(self.fill("preference", **parts), words=[self.either[first], self.end])
+        return Example(
+            self.fill("preference", **parts), words=[self.either[first], self.end], about=self._about(user, at)
+        )
+
+    def _explanation(self, user, known, rng):
+        at = self._split(user, rng)
+        words = self.said(user.reviews[at])
+        if not words:
+            return None
+        return Example(self.explanation(user.items[at]), words=[*words, self.end], about=self._about(user, at))
+
+    def said(self, review: str) -> list[int]:
+        """How a review begins, as token ids: its first sentence, cut to settings.max_words less the end."""
+        return self.words(re.split(r"(?<=[.!?])\s", review.strip())[0])[: self.settings.max_words - 1]
 
 
 def sentinels(tokenizer) -> list[int]:

@@ -32,6 +32,7 @@ class Plan:
     graph: nnx.GraphDef  # of the T5
     optimiser: optax.GradientTransformation
     dropout: float
+    penalty: float = 0.0  # × a personal prompt's
 
 
 def word_losses(lm, text, texts, words, dropout: float = 0.0, key=None) -> jax.Array:
@@ -45,10 +46,11 @@ def word_losses(lm, text, texts, words, dropout: float = 0.0, key=None) -> jax.A
 def loss(lm, batch: dict, dropout: float = 0.0, key=None) -> jax.Array:
     """The mean loss of a batch.
 
-    tokens, texts [B, S]: G texts at most in a row; "digits" [B, G, levels] (-1: no such text) or "words" [B, G, T] (0: none).
+    tokens, texts [B, S]: G texts at most in a row; "digits" [B, G, levels] (-1: no such text) or "words" [B, G, T] (0: none);
+    "who" where there is a personal prompt.
     """
     tokens, texts = batch["tokens"], batch["texts"]
-    text = lm.encode(tokens, texts, dropout=dropout, key=key)
+    text = lm.encode(tokens, texts, dropout, key, batch.get("who"))
     if "words" in batch:
         losses = word_losses(lm, text, texts, batch["words"], dropout, key)
         return jnp.sum(losses) / jnp.maximum(jnp.sum(batch["words"] > 0), 1)
@@ -62,7 +64,9 @@ def update(plan: Plan, part: Part, batch: dict, key: jax.Array) -> tuple[Part, d
     """One step: the new part, and metrics."""
 
     def objective(weights):
-        return loss(nnx.merge(plan.graph, weights), batch, plan.dropout, key)
+        lm = nnx.merge(plan.graph, weights)
+        penalty = plan.penalty * lm.personal.penalty() if plan.penalty else 0.0
+        return loss(lm, batch, plan.dropout, key) + penalty
 
     value, gradients = jax.value_and_grad(objective)(part.weights)
     changes, optimiser = plan.optimiser.update(gradients, part.optimiser, part.weights)
@@ -70,16 +74,26 @@ def update(plan: Plan, part: Part, batch: dict, key: jax.Array) -> tuple[Part, d
     return part, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 
 
-def arrays(examples: list[Example], room: int, words: int = 0) -> dict[str, np.ndarray]:
-    """A batch of examples of one task, several texts to a line of `room` tokens; words: the length of answers in words."""
+def arrays(examples: list[Example], room: int, words: int = 0, who: dict | None = None) -> dict[str, np.ndarray]:
+    """A batch of examples of one task, several texts to a line of `room` tokens; words: the length of answers in words.
+
+    who: of a personal prompt, arrays with a row for each example.
+    """
     (packed,) = batches.packs(
         [example.tokens for example in examples], room, MOST, 0, lambda lines, _: -(-lines // LINES) * LINES
     )
     found = {"tokens": packed.tokens, "texts": packed.texts}
     name, length = ("digits", len(examples[0].digits)) if examples[0].digits else ("words", words)
+    shape, places = (len(packed.tokens), MOST), packed.places_of_rows()
+    if who is not None:
+        found["who"] = {}
+        for what, values in who.items():
+            flat = np.zeros((shape[0] * MOST, *values.shape[1:]), values.dtype)
+            flat[places] = values
+            found["who"][what] = flat.reshape(*shape, *values.shape[1:])
     answers = np.full((len(packed.tokens) * MOST, length), -1 if examples[0].digits else 0, np.int32)
-    for row, place in zip(packed.rows.tolist(), packed.places.tolist(), strict=True):
-        answer = examples[row].digits or examples[row].words
+    for example, place in zip(examples, places.tolist(), strict=True):
+        answer = example.digits or example.words
         answers[place, : len(answer)] = answer
     return found | {name: answers.reshape(-1, MOST, length)}
 
@@ -97,7 +111,7 @@ class TasksPhase(Phase):
 
     def __init__(self, r, optimiser: optax.GradientTransformation):
         self.r, self.name, self.part, self.optimiser = r, "tasks", "lm", optimiser
-        self.settings, self.plan = r.config.tasks, Plan(r.graph, optimiser, r.config.lm.dropout)
+        self.settings, self.plan = r.config.tasks, Plan(r.graph, optimiser, r.config.lm.dropout, r.penalty)
 
     def at(self, iteration: int, place: int) -> "TasksPhase":
         """This phase in an iteration and a place of the schedule."""
@@ -113,8 +127,9 @@ class TasksPhase(Phase):
         rng = np.random.default_rng((self.r.config.seed, 51, number))
         task = self.names[rng.choice(len(self.names), p=self.shares)]
         examples = [self.r.tasks.draw(task, rng) for _ in range(self.settings.batch)]
-        words = self.settings.max_words if task == "hidden_words" else 2
-        return task, arrays(examples, self.settings.max_tokens, words)
+        words = self.settings.max_words if task in ("hidden_words", "explanation") else 2
+        who = self.r.who([example.about for example in examples], task)
+        return task, arrays(examples, self.settings.max_tokens, words, who)
 
     def step(self, state, step):
         number = self.iteration * self.settings.steps + step

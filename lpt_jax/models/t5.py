@@ -167,6 +167,7 @@ class T5(nnx.Module):
         self.encoder_norm, self.decoder_norm = (RMSNorm(spec.width, spec.norm_eps) for _ in range(2))
         self.head = Linear("head", spec.width, spec.vocab, COLUMNS, rngs, tied=spec.tied)
         self.codes, self.code_head = nnx.data(None), nnx.data(None)
+        self.personal = nnx.data(None)  # a personal_prompts.PersonalPrompt
         self.spec, self.source = spec, None
         self.dtype, self.mesh = "float32", None
         if spec.levels:
@@ -198,6 +199,11 @@ class T5(nnx.Module):
         return lm
 
     @property
+    def slot(self) -> int:
+        """The id of a personal prompt's first place; the others follow."""
+        return self.spec.vocab + self.spec.levels * self.spec.digits
+
+    @property
     def tokenizer(self):
         """The transformers tokenizer it was loaded with."""
         return self.source.tokenizer
@@ -211,20 +217,26 @@ class T5(nnx.Module):
         return self.logits(self.decode(text, mask, written))
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Ids [...] to [..., D]; from spec.vocab on they are code words."""
+        """Ids [...] to [..., D]; from spec.vocab on they are code words, and then places of a personal prompt, which mean nothing yet."""
+        spec = self.spec
+        words = self.embed(jnp.minimum(tokens, spec.vocab - 1))
         if self.codes is None:
-            return self.embed(tokens)
-        code = tokens >= self.spec.vocab
-        rows = self.codes(jnp.where(code, tokens - self.spec.vocab, 0))
-        return jnp.where(code[..., None], rows, self.embed(jnp.where(code, 0, tokens)))
+            return words
+        digits = self.codes(jnp.clip(tokens - spec.vocab, 0, spec.levels * spec.digits - 1))
+        return jnp.where((tokens >= spec.vocab)[..., None], digits, words)
 
-    def encode(self, tokens: Tokens, mask: Mask, before: jax.Array | None = None, dropout=0.0, key=None) -> jax.Array:
+    def encode(self, tokens: Tokens, mask: Mask, dropout=0.0, key=None, who: dict | None = None) -> jax.Array:
         """The encoder's states of texts, Float[B, S, D]; mask [B, S], or segments: a row may hold several texts, 1, 2, ….
 
-        before [B, M, D]: vectors before the tokens (mask is then [B, M + S]). key: of dropout.
+        key: of dropout; who: of a personal prompt, for each of a row's texts (personal_prompts), whose places are the tokens from
+        `slot` on.
         """
         x = self.embed_tokens(tokens)
-        x = x if before is None else jnp.concatenate([before.astype(x.dtype), x], 1)
+        if self.personal is not None:
+            soft, texts = self.personal(who), jnp.maximum(mask.astype(jnp.int32) - 1, 0)
+            at = jnp.clip(tokens - self.slot, 0, soft.shape[2] - 1)
+            mine = soft[jnp.arange(len(x))[:, None], texts, at]
+            x = jnp.where((tokens >= self.slot)[..., None], mine.astype(x.dtype), x)
         x, places = devices.spread(x, self.mesh), jnp.arange(x.shape[1])
         bias = self.encoder_bias(buckets_of(places[None] - places[:, None], self.spec, True)).transpose(2, 0, 1)
         bias = bias + only((mask[:, :, None] == mask[:, None]) & (mask[:, None] > 0))

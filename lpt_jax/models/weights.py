@@ -497,6 +497,13 @@ def save_t5(folder, lm, max_tokens: int | None = None, shard: int = SHARD) -> No
     _save(folder, files, named_tensors(layers.plain(nnx.state(lm)), t5_keys(spec.gated)), source.tokenizer, shard)
 
 
+def save_personal(folder, personal) -> None:
+    """Writes a PersonalPrompt: its spec as personal_prompt.json, its arrays by their names as personal_prompt.safetensors."""
+    arrays = jax.tree_util.tree_flatten_with_path(layers.plain(nnx.state(personal)))[0]
+    tensors = {".".join(key.key for key in path): np.asarray(array, np.float32) for path, array in arrays}
+    _save(folder, {"personal_prompt.json": dataclasses.asdict(personal.spec)}, tensors, stem="personal_prompt")
+
+
 def save_encoder(folder, encoder, shard: int = SHARD) -> None:
     """Writes a TextEncoder as a sentence-transformers folder: config, weights, tokenizer, pooling and query prompt."""
     spec, source = encoder.spec, encoder.source

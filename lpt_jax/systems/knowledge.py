@@ -19,7 +19,7 @@ from flax import nnx
 from lpt_jax import devices, files, knowledge_evaluation, report, train
 from lpt_jax import export as export_lib
 from lpt_jax import recommend as recommend_lib
-from lpt_jax.data.sessions import known_session
+from lpt_jax.data.sessions import Session, known_session
 from lpt_jax.errors import InputError
 from lpt_jax.item_writer import ItemWriter
 from lpt_jax.learning import optimisers
@@ -64,12 +64,12 @@ def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> st
     if kind == "profile":
         raise InputError("--profile is for systems that read profiles: this one reads items; give --user or --history.")
     r, state, _ = train.ready(system, Run(config, workdir))
-    notes, history = [], ()
     if kind == "user":
-        history = known_session(r.data, text).history
+        session, notes = known_session(r.data, text), []
     else:
         history, notes = recommend_lib.find_items(text, r.data.catalogue)
-    ids, scores = r.found(r.weights(state, "lm"), [history], k)
+        session = Session("", history, None, None, (), float("nan"))
+    ids, scores = r.found(r.weights(state, "lm"), [session], k)
     return "\n".join([*notes, "", recommend_lib.table(r.data.catalogue, ids[0], np.exp(scores[0]))])
 
 
@@ -78,11 +78,13 @@ def export(system, config, workdir: Path, folder: Path) -> None:
     part = export_lib.aside(folder)
     r, _, state, _ = train.trained(system, Run(config, workdir))
     lm = nnx.merge(r.graph, jax.tree.map(np.array, devices.fetch(r.weights(state, "lm"))))
-    lm.source = r.lm.source
+    lm.source, personal, lm.personal = r.lm.source, lm.personal, None
     if not devices.first():
         return
     with export_lib.writing(folder):
         weights_lib.save_t5(part / "lm", lm)
+        if personal is not None:
+            weights_lib.save_personal(part / "personal_prompt", personal)
         items = dict(zip(r.data.catalogue.ids, r.codes.digits.tolist(), strict=True))
         text = json.dumps({"width": r.codes.width, "digits": items}, ensure_ascii=False)
         files.write_file(part / "codes.json", text + "\n")

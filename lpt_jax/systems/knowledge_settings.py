@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from lpt_jax.systems.shared_settings import group, optimiser, text_embedder
 
 PHASES = ("tasks",)
-TASKS = ("retrieval", "ranking", "rating", "hidden_item", "hidden_words", "preference")
+TASKS = ("retrieval", "ranking", "rating", "hidden_item", "hidden_words", "preference", "explanation")
 DTYPES = ("auto", "float32", "bfloat16")
 CHOICES = {
     "lm.dtype": DTYPES,
@@ -48,7 +48,7 @@ def settings() -> ConfigDict:
         steps=2000,  # updates
         batch=256,  # examples of one task per update
         weights=group(  # how often each task is drawn; those that lack their data are left out
-            retrieval=0.4, ranking=0.1, rating=0.1, hidden_item=0.2, hidden_words=0.1, preference=0.1
+            retrieval=0.4, ranking=0.1, rating=0.1, hidden_item=0.2, hidden_words=0.1, preference=0.1, explanation=0.0
         ),
         history_items=20,  # of the latest items that are read
         title_words=0,  # of an item's title that are read after its code; 0: codes alone

@@ -1,5 +1,6 @@
 """T5 v1.0 and v1.1 / FLAN against transformers: logits, gradients, padding, cached decoding, folders both ways."""
 
+import dataclasses
 import doctest
 
 import jax
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from lpt_jax.data import made_up
 from lpt_jax.errors import InputError
 from lpt_jax.models import layers, t5, weights
+from lpt_jax.models.personal_prompts import PersonalPrompt, PersonalSpec
 from lpt_jax.models.t5 import T5
 
 SHAPE = dict(d_model=32, d_kv=6, d_ff=48, num_layers=3, num_decoder_layers=2, num_heads=4, dropout_rate=0.0)
@@ -143,11 +145,27 @@ def test_code_words_are_kept_and_begin_as_large_as_others(both, tmp_path):
     np.testing.assert_array_equal(again.code_head.kernel[...], lm.code_head.kernel[...])
 
 
-def test_vectors_before_a_text_are_read_as_its_tokens(both):
-    _, lm, _ = both
-    tokens, mask, _ = batch(lm.spec.vocab)
-    before = lm.embed_tokens(tokens[:, :3])
-    np.testing.assert_allclose(lm.encode(tokens[:, 3:], mask, before), lm.encode(tokens, mask), atol=1e-5)
+def test_places_of_a_personal_prompt_are_read_as_its_vectors(both):
+    """Of two texts in a line, each has its own: as if these vectors were embeddings of tokens."""
+    _, plain, folder = both
+    lm, spec = T5.load(folder), PersonalSpec("own", tasks=2, task_tokens=1, tokens=2, size=4)
+    lm.personal = PersonalPrompt(spec, 32, nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    who = {"task": np.array([[0, 1]]), "user": rng.standard_normal((1, 2, 4)).astype(np.float32)}
+    slots = list(range(lm.slot, lm.slot + 3))
+    rows = [[*slots, 5, 7], [*slots, 9]]
+    tokens, texts = np.array([rows[0] + rows[1] + [0]]), np.array([[1] * 5 + [2] * 4 + [0]])
+    packed = lm.encode(tokens, texts, who=who)
+    vectors = np.asarray(lm.personal(who))
+    table = np.concatenate([np.asarray(plain.embed.table[...]), vectors.reshape(6, 32)])
+    plain.embed.table.set_value(jnp.asarray(table))
+    plain.spec = dataclasses.replace(lm.spec, vocab=len(table))
+    first = len(table) - 6
+    for number, (row, at) in enumerate(zip(rows, (slice(0, 5), slice(5, 9)))):
+        ids = np.array([[first + 3 * number + i - lm.slot if i >= lm.slot else i for i in row]])
+        np.testing.assert_allclose(plain.encode(ids, np.ones_like(ids, bool))[0], packed[0, at], atol=1e-4)
+    plain.embed.table.set_value(jnp.asarray(table[:first]))
+    plain.spec = lm.spec
 
 
 def test_dropout_hides_a_share_and_keeps_the_mean(both):

@@ -59,7 +59,7 @@ def test_ranks_are_the_beams(learned):
     config, workdir, _ = learned
     r, state, _ = train.ready(knowledge, Run(config, workdir))
     sessions, weights = r.sessions["test"], r.weights(state, "lm")
-    ids, scores = r.found(weights, [s.history for s in sessions], 10)
+    ids, scores = r.found(weights, sessions, 10)
     ranks = r.ranks(weights, sessions)
     for session, row, rank, of_row in zip(sessions, ids, ranks[:, 0], scores, strict=True):
         assert not set(row) & set(session.history) and np.all(np.diff(of_row[np.isfinite(of_row)]) <= 1e-6)
@@ -67,7 +67,7 @@ def test_ranks_are_the_beams(learned):
         assert rank == found
     several = [Session("x", sessions[0].history, None, None, tuple(ids[0][:3].tolist()), 0.0)]
     assert r.ranks(weights, several).tolist() == [[1, 1, 1]]  # the others are left out
-    likely = r.likelihoods(weights, [s.history for s in sessions], ids[:, :3])
+    likely = r.likelihoods(weights, sessions, ids[:, :3])
     np.testing.assert_allclose(likely, scores[:, :3], atol=1e-4)
 
 
@@ -135,7 +135,7 @@ def test_biases_and_auc_by_hand(learned):
     rows = [i for i in np.flatnonzero(r.data.part == 0) if r.data.rows.item[i] == 7]
     given = [float(r.data.rows.rating[i]) for i in rows]
     assert of_items[7] == pytest.approx(sum(g - mean for g in given) / (len(given) + 2))
-    asked = [("u", [7, 8], [5.0, 1.0], 9, 3.0)]
+    asked = [(Session("u", (7, 8), (5.0, 1.0), None, (9,), 0.0), 9, 3.0)]
     own = (5 - mean - of_items[7] + 1 - mean - of_items[8]) / (2 + 2)
     assert knowledge_evaluation.by_biases(r, asked, 2.0)[0] == pytest.approx(mean + of_items[9] + own)
     assert knowledge_evaluation.auc(np.array([0.1, 0.9, 0.5]), np.array([False, True, True])) == 1.0

@@ -1,0 +1,29 @@
+"""PeaPOD on Amazon Beauty (2014, 5-core): a small T5 from scratch names the next item, with a soft prompt for each person.
+
+    python -m lpt_jax.main --config=configs/peapod.py
+
+Data, split and hardware as in configs/knowledge.py. --config.personal.kind says what the prompt is made of. Explanations are learned where
+the data have reviews; the benchmark's sequence files have none. The variant :tiny takes a minute and downloads nothing.
+"""
+
+from lpt_jax.config import choose, default
+
+
+def get_config(variant: str = ""):
+    c = default("peapod")
+    c.name = "peapod"
+    c.data.update(
+        source="amazon",
+        year=2014,
+        name="Beauty",
+        kind="beauty products",
+        item_fields="title,brand,categories",
+        split="leave_last",
+        min_history=2,
+        windows=1,
+        catalogue="all",
+    )
+    c.evaluation.update(
+        metric="ndcg@10", max_users=1000, max_test_sessions=4000, baselines="popularity,transitions,item_knn"
+    )
+    return choose(c, variant)
