@@ -22,6 +22,8 @@ STRINGS = {  # a flag of one mode says so first, and is refused in the others
     "history": "recommend: item ids or titles, oldest first, with commas between them",
     "profile": "recommend: a profile's text",
     "profile_file": "recommend: a file with a profile's text",
+    "rate": "recommend: an item's id or title, of which --user's stars are told; of systems that learn to",
+    "explain": "recommend: an item's id or title, of which is said why --user would choose it; of systems that learn to",
     "host": "demo: who may connect; default 127.0.0.1: this machine alone",
     "port": "demo: default 7860",
     "processes": "several processes: auto (TPU slices, SLURM), or the first's host:port, their count, this one's number",

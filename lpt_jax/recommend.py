@@ -185,8 +185,19 @@ def kept(r, state, step: int, session: Session) -> str:
     return profile
 
 
-def run(system, config, workdir, kind: str, text: str, k: int, weight: float = 0.0) -> str:
-    """recommend() with the models and data of the run in `workdir`, or what another system has for it."""
+def run(
+    system, config, workdir, kind: str, text: str, k: int, weight: float = 0.0, rate: str = "", explain: str = ""
+) -> str:
+    """recommend() with the models and data of the run in `workdir`, or what another system has for it.
+
+    rate, explain: an item, of which stars or reasons are told by a system that has tell().
+    """
+    if rate or explain:
+        if not hasattr(system, "tell") or kind != "user":
+            raise InputError(
+                "--rate and --explain are for --user, and for systems that learn to: knowledge and peapod."
+            )
+        return system.tell(system, config, workdir, text, rate, explain)
     if hasattr(system, "recommend"):
         if weight:
             raise InputError("--history_weight is for profiles: this system ranks by the history alone.")

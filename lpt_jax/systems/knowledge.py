@@ -20,6 +20,7 @@ from lpt_jax import devices, files, knowledge_evaluation, report, train
 from lpt_jax import export as export_lib
 from lpt_jax import recommend as recommend_lib
 from lpt_jax.data.sessions import Session, known_session
+from lpt_jax.data.tasks import STARS
 from lpt_jax.errors import InputError
 from lpt_jax.item_writer import ItemWriter
 from lpt_jax.learning import optimisers
@@ -71,6 +72,29 @@ def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> st
         session = Session("", history, None, None, (), float("nan"))
     ids, scores = r.found(r.weights(state, "lm"), [session], k)
     return "\n".join([*notes, "", recommend_lib.table(r.data.catalogue, ids[0], np.exp(scores[0]))])
+
+
+def tell(system, config, workdir: Path, user: str, rate: str = "", explain: str = "") -> str:
+    """How many stars a user would give an item, or why the user would choose it; InputError where the run has not learned to."""
+    r, state, _ = train.ready(system, Run(config, workdir))
+    task, (items, notes) = (
+        "rating" if rate else "explanation",
+        recommend_lib.find_items(rate or explain, r.data.catalogue),
+    )
+    if len(items) != 1:
+        raise InputError(f"--{'rate' if rate else 'explain'} takes one item, and {len(items)} are given.")
+    if task not in r.tasks.weights():
+        raise InputError(
+            f"This run has not learned the task {task}: it needs data with {'stars' if rate else 'reviews'}, and "
+            f"--config.tasks.weights.{task} above 0."
+        )
+    session, title, weights = known_session(r.data, user), r.data.catalogue.titles[items[0]], r.weights(state, "lm")
+    if explain:
+        return "\n".join([*notes, f"{title}: {r.explain(weights, [(session, items[0])])[0] or '(nothing)'}"])
+    chances = r.stars(weights, [(session, items[0])])[0]
+    shares = ", ".join(f"{stars}: {chance:.2f}" for stars, chance in zip(STARS, chances, strict=True))
+    expected = chances @ np.arange(1, len(STARS) + 1)
+    return "\n".join([*notes, f"{title}: {expected:.2f} stars ({shares})"])
 
 
 def export(system, config, workdir: Path, folder: Path) -> None:

@@ -16,6 +16,7 @@ from lpt_jax.systems.knowledge import TRAINS as TRAINS
 from lpt_jax.systems.knowledge import export as export
 from lpt_jax.systems.knowledge import recommend as recommend
 from lpt_jax.systems.knowledge import schedule as schedule
+from lpt_jax.systems.knowledge import tell as tell
 from lpt_jax.systems.knowledge import test as test
 
 SAME = (*knowledge.SAME, "personal")  # of begin_from
