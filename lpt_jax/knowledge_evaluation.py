@@ -5,20 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from lpt_jax import evaluate, files, metrics, report, text_metrics, trec
+from lpt_jax import devices, evaluate, files, metrics, report, text_metrics, trec
 from lpt_jax.data.sessions import SPLITS
-from lpt_jax.data.tasks import STARS
+from lpt_jax.data.tasks import STARS, none_or_float
 from lpt_jax.item_writer import ItemWriter
 
-CUT = [name for name in metrics.NAMES if "@" in name]  # what a beam can tell: it lists no more items
 MAIN, GOOD = "ndcg@10", 4  # of the gains; stars that AUC calls good
 
 
 def test(r: ItemWriter, weights: dict, note: dict, trec_files: bool) -> tuple[dict, dict]:
     """What results.json holds, and every row's metrics by user."""
     sessions = r.sessions["test"]
-    users = [session.user for session in sessions]
-    values = {name: metrics.per_user(ranks, users, CUT) for name, ranks in ranks_of_rows(r, weights).items()}
+    users, cut = [session.user for session in sessions], told_by(r.config.search.beams)
+    values = {name: metrics.per_user(ranks, users, cut) for name, ranks in ranks_of_rows(r, weights).items()}
     others = [name for name in values if name != "tasks"]
     settings = r.config.seed, r.config.evaluation.bootstrap
     results = {
@@ -40,6 +39,11 @@ def test(r: ItemWriter, weights: dict, note: dict, trec_files: bool) -> tuple[di
     if trec_files:
         write_trec(r, weights)
     return results, values
+
+
+def told_by(listed: int) -> list[str]:
+    """The metrics that a list of so many items can tell."""
+    return [name for name in metrics.NAMES if "@" in name and int(name.partition("@")[2]) <= listed]
 
 
 def ranks_of_rows(r: ItemWriter, weights: dict) -> dict[str, np.ndarray]:
@@ -78,26 +82,28 @@ def next_ids(sessions, numbers: np.ndarray) -> np.ndarray:
 def candidates(r: ItemWriter, weights: dict) -> dict:
     """The first target of each test session among search.candidates, the others drawn evenly of what the user hasn't: metrics."""
     rng, sessions, most = np.random.default_rng((r.config.seed, 45)), r.sessions["test"], r.config.search.candidates
-    shown = []
-    for session in sessions:
-        free = np.setdiff1d(np.arange(r.run.count), [*session.history, *session.targets])
-        shown.append([session.targets[0], *rng.choice(free, min(most - 1, len(free)), replace=False)])
-    shown = np.array(shown)
+    free = [np.setdiff1d(np.arange(r.run.count), [*s.history, *s.targets]) for s in sessions]
+    most = min(most - 1, *map(len, free))
+    drawn = [rng.choice(of_session, most, replace=False) for of_session in free]
+    shown = np.array([[s.targets[0], *others] for s, others in zip(sessions, drawn, strict=True)])
     scores = r.likelihoods(weights, sessions, shown)
     ranks = 1 + (scores[:, 1:] > scores[:, :1]).sum(1, keepdims=True)
-    _, values = metrics.per_user(ranks, [session.user for session in sessions], CUT)
+    _, values = metrics.per_user(ranks, [session.user for session in sessions], told_by(max(metrics.CUTOFFS)))
     return {"candidates": shown.shape[1]} | metrics.table_row(values)
 
 
 def preference(r: ItemWriter, weights: dict) -> dict:
-    """How often the first target is likelier than another item, which is drawn by its popularity: the share, and its interval."""
+    """How often the first target is likelier than another item, drawn by popularity of what the user hasn't: the share, with
+    its interval."""
     rng, sessions = np.random.default_rng((r.config.seed, 46)), r.sessions["test"]
-    shares = r.data.popularity / r.data.popularity.sum()
-    others = rng.choice(r.run.count, len(sessions), p=shares)
-    pairs = np.array([[session.targets[0], other] for session, other in zip(sessions, others, strict=True)])
-    scores = r.likelihoods(weights, sessions, pairs)
-    won = np.where(pairs[:, 0] == pairs[:, 1], 0.5, scores[:, 0] > scores[:, 1])
-    return metrics.mean_interval(won, r.config.seed, r.config.evaluation.bootstrap)
+    pairs = []
+    for session in sessions:
+        shares = r.data.popularity.astype(np.float64)
+        shares[[*session.history, *session.targets]] = 0
+        pairs.append([session.targets[0], rng.choice(r.run.count, p=shares / shares.sum())])
+    scores = r.likelihoods(weights, sessions, np.array(pairs))
+    won = scores[:, 0] > scores[:, 1]
+    return metrics.mean_interval(won.astype(float), r.config.seed, r.config.evaluation.bootstrap)
 
 
 # ---- stars
@@ -107,19 +113,20 @@ def rated(r: ItemWriter, split: str) -> list[tuple]:
     """(session, item, its stars) of a split's rated targets."""
     rows = r.data.rows
     part = np.flatnonzero(r.data.part == SPLITS.index(split))
-    known = {(rows.user_ids[rows.user[i]], int(rows.item[i])): float(rows.rating[i]) for i in part}
+    known = {(rows.user_ids[rows.user[i]], int(rows.item[i])): none_or_float(rows.rating[i]) for i in part}
     return [
         (session, item, known[session.user, item])
         for session in r.sessions[split]
         for item in session.targets
-        if (session.user, item) in known
+        if known.get((session.user, item)) is not None
     ]
 
 
 def biases(r: ItemWriter, penalty: float) -> tuple[float, np.ndarray]:
     """The mean of the training's stars, and each item's regularised difference from it."""
     at = np.flatnonzero(r.data.part == 0)
-    given, items = np.asarray(r.data.rows.rating)[at].astype(float), r.data.rows.item[at]
+    given, items = np.asarray(r.data.rows.rating)[at].astype(float), r.data.rows.item[at]  # None is nan
+    given, items = given[~np.isnan(given)], items[~np.isnan(given)]
     mean = float(given.mean())
     sums, counts = (np.bincount(items, weights, r.run.count) for weights in (given - mean, np.ones(len(items))))
     return mean, sums / (counts + penalty)
@@ -128,16 +135,16 @@ def biases(r: ItemWriter, penalty: float) -> tuple[float, np.ndarray]:
 def by_biases(r: ItemWriter, asked: list[tuple], penalty: float) -> np.ndarray:
     """Mean + item's + user's bias, the user's being that of the history's stars: what rating must beat."""
     mean, of_items = biases(r, penalty)
-    own = [
-        (np.array(session.ratings) - mean - of_items[list(session.history)]).sum() / (len(session.history) + penalty)
-        for session, *_ in asked
-    ]
+    own = []
+    for session, *_ in asked:
+        apart = np.array(session.ratings, float) - mean - of_items[list(session.history)]
+        own.append(np.nansum(apart) / (np.sum(~np.isnan(apart)) + penalty))
     return mean + of_items[[item for _, item, _ in asked]] + np.array(own)
 
 
 def stars(r: ItemWriter, weights: dict) -> dict:
     """RMSE, MAE and AUC (of GOOD stars or more) of the model's expected stars, of a constant, and of biases; {} without stars."""
-    if not r.tasks.users[0].stars or r.sessions["test"][0].ratings is None:
+    if "rating" not in r.tasks.weights():
         return {}
     asked, tried = rated(r, "test"), rated(r, "validation")
     truth = np.array([of_target for *_, of_target in asked])
@@ -150,13 +157,13 @@ def stars(r: ItemWriter, weights: dict) -> dict:
     rows = {
         "constant": (np.full(len(asked), biases(r, penalty)[0]), None),
         "biases": (by_biases(r, asked, penalty),) * 2,
-        "tasks": (chances @ np.arange(1, len(STARS) + 1), chances[:, GOOD - 1 :].sum(1)),
+        "tasks": (chances @ np.arange(1, len(STARS) + 1) * r.tasks.scale, chances[:, GOOD - 1 :].sum(1)),
     }
     return {
         name: {
             "rmse": float(np.sqrt(np.mean((found - truth) ** 2))),
             "mae": float(np.mean(np.abs(found - truth))),
-            "auc": None if order is None else auc(order, truth >= GOOD),
+            "auc": None if order is None else auc(order, truth >= GOOD * r.tasks.scale),
             "ratings": len(asked),
         }
         for name, (found, order) in rows.items()
@@ -207,10 +214,12 @@ def explanations(r: ItemWriter, weights: dict) -> dict:
 def write_trec(r: ItemWriter, weights: dict) -> None:
     """Writes the test's targets and the lists of the beam as TREC files into the workdir's trec/."""
     folder, sessions, ids = r.run.workdir / "trec", r.sessions["test"], r.data.catalogue.ids
+    found, _ = r.found(weights, sessions, r.config.search.beams)  # by all processes
+    if not devices.first():
+        return
     folder.mkdir(exist_ok=True)
     names = trec.queries(sessions)
     trec.write_qrels(folder / "test.qrels", names, [[ids[i] for i in session.targets] for session in sessions])
-    found, _ = r.found(weights, sessions, r.config.search.beams)
     ranked = [[ids[item] for item in row if item >= 0] for row in found.tolist()]
     trec.write_run(folder / "tasks.run", names, ranked)
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from lpt_jax import ranking
 from lpt_jax.baselines import counts
-from lpt_jax.data.tasks import TASKS, users_of
+from lpt_jax.data.tasks import TASKS
 from lpt_jax.item_writer import ItemWriter
 from lpt_jax.models.personal_prompts import PersonalPrompt, PersonalSpec
 from lpt_jax.models.t5 import T5
@@ -34,13 +34,13 @@ class PersonalWriter(ItemWriter):
     @functools.cached_property
     def people(self) -> counts.People:
         """The training users as vectors."""
-        sequences = [user.items for user in users_of(self.data)]
+        sequences = [user.items for user in self.users]
         return counts.People(sequences, self.run.count, self.config.personal.size)
 
     @functools.cached_property
     def numbers(self) -> dict[str, int]:
         """Who of the people a training user is."""
-        return {user.id: number for number, user in enumerate(users_of(self.data))}
+        return {user.id: number for number, user in enumerate(self.users)}
 
     def own(self, names: list[str]) -> np.ndarray:
         """Who of the people each is, -1 for nobody."""

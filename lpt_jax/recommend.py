@@ -36,7 +36,7 @@ def asked(user=None, history=None, profile=None, profile_file=None) -> tuple[str
     return name.removesuffix("_file"), text.strip()
 
 
-def find_items(text: str, catalogue) -> tuple[tuple[int, ...], list[str]]:
+def find_items(text: str, catalogue, flag: str = "history") -> tuple[tuple[int, ...], list[str]]:
     """Catalogue indices of item ids or titles with commas between them, and a note on each that was guessed.
 
     Of "Godfather, The, Heat" the longest run of parts that names an item is taken, an id before a title; case, a year
@@ -60,12 +60,12 @@ def find_items(text: str, catalogue) -> tuple[tuple[int, ...], list[str]]:
             if not near or difflib.SequenceMatcher(None, _bare(name), near[0]).ratio() < 0.85:
                 nearest = "; ".join(catalogue.titles[bare[n][0]] for n in near)
                 known = f"the nearest titles are: {nearest}" if near else "no title is like it"
-                raise InputError(f"--history: {name!r} is no item of this catalogue; {known}.")
+                raise InputError(f"--{flag}: {name!r} is no item of this catalogue; {known}.")
             hits = bare[near[0]]
             notes.append(f"{name!r} is read as {catalogue.titles[hits[0]]!r}.")
         if len(hits) > 1:
             named = ", ".join(catalogue.ids[i] for i in hits[:5])
-            raise InputError(f"--history: {name!r} is the title of {len(hits)} items: give an id ({named}).")
+            raise InputError(f"--{flag}: {name!r} is the title of {len(hits)} items: give an id ({named}).")
         found += hits
         del parts[:take]
     return tuple(dict.fromkeys(found)), notes
@@ -125,19 +125,23 @@ def recommend(r, state, kind: str, text: str, k: int, write=None, weight: float 
     of_items, several = table(catalogue, ids[0], scores[0]), queries.ndim == 3
     if several and session:
         notes += named_journeys(r, session)
-    rejected = read_lines(profile.split("\n"), "", True)[1] if r.config.score.rejected else []
+    lines, rejected = read_lines(profile.split("\n"), "", bool(r.config.score.rejected))
     if rejected:
         notes.append(f"Read as rejected: {', '.join(rejected)}.")
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"
     if several:
-        of_items = with_speakers(of_items, devices.fetch(items[np.maximum(ids[0], 0)]) @ queries[0].T)
+        of_items = with_speakers(of_items, devices.fetch(items[np.maximum(ids[0], 0)]) @ queries[0].T, list(lines))
     return "\n".join([*notes, f"Profile: {shown}", "", of_items])
 
 
-def with_speakers(of_items: str, scores: np.ndarray) -> str:
-    """A table of items with a column before it: the number of the journey that speaks for each, by scores [k, journeys]."""
-    numbers = ["journey", *(f"{number + 1:7d}" for number in scores.argmax(1))]
-    return "\n".join(f"{number}  {line}" for number, line in zip(numbers, of_items.splitlines(), strict=True))
+def with_speakers(of_items: str, scores: np.ndarray, numbers: list[int] | None = None) -> str:
+    """A table of items with a column before it: the number of the journey that speaks for each, by scores [k, queries].
+
+    numbers: of the journeys, from 0, that the queries are of; None: one for each, in order.
+    """
+    speaks = scores.argmax(1) if numbers is None else np.array(numbers)[np.minimum(scores.argmax(1), len(numbers) - 1)]
+    column = ["journey", *(f"{number + 1:7d}" for number in speaks)]
+    return "\n".join(f"{number}  {line}" for number, line in zip(column, of_items.splitlines(), strict=True))
 
 
 def named_journeys(r, session: Session) -> list[str]:

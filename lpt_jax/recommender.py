@@ -204,8 +204,10 @@ class ProfileRecommender:
     def journeys(self) -> Journeys:
         """What finds them, by the items' texts and the embedder as loaded."""
         texts, settings = self.data.catalogue.texts, self.config.journeys
-        read = self.embedder.embed if settings.vectors else lambda *_: (None, None)
-        return Journeys(texts, read(self.fresh("control"), texts, self.embedder.item_limit)[0], settings)
+        if not settings.vectors:
+            return Journeys(texts, None, settings)
+        folder = self.run.workdir / "catalogue_as_loaded"  # so that a later process need not embed it
+        return Journeys(texts, self.embedder.kept(self.fresh("control"), texts, folder), settings)
 
     def parts(self, session: Session) -> list[Session]:
         """The sessions that a profile is written of each: of its latest journeys, what was chosen last coming last; or itself."""
@@ -226,8 +228,15 @@ class ProfileRecommender:
             nearest = [self.journeys.nearest(target, [part.history for part in parts]) for target in session.targets]
             for number, part in enumerate(parts):
                 own = tuple(target for target, of in zip(session.targets, nearest, strict=True) if of == number)
-                found += [dataclasses.replace(part, targets=own, whole=session.hidden)] * bool(own)
+                others = tuple(target for target in session.targets if target not in own)
+                found += [dataclasses.replace(part, targets=own, whole=session.past, others=others)] * bool(own)
         return found
+
+    def forget(self, session: Session) -> None:
+        """Lets go of what is remembered of a session that will not be asked for again."""
+        for part in self.parts(session):
+            self._kept.pop(id(part), None)
+        self._parts.pop(id(session), None)
 
     def shown(self, session: Session) -> list[int]:
         """The items that a session's prompts show."""
@@ -323,7 +332,7 @@ class ProfileRecommender:
                     row, journey = places[number]
                     line = {"row": row, "user": sessions[row].user, "history": len(sessions[row].history)}
                     line |= {"journey": journey}
-                    line |= {"profile": text, "tokens": int(n), "ended": bool(end)}
+                    line |= {"profile": self.line(text), "tokens": int(n), "ended": bool(end)}
                     line |= {"empty": not text.strip(), "over_long": bool(long)}
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")
             if self.run.interrupt:
@@ -359,7 +368,8 @@ class ProfileRecommender:
     def history_texts(self, split: str) -> list[str]:
         """The raw texts of the histories' latest items, as many as prompts show."""
         last = self.config.prompt.history_items
-        return [prompts.history_text(s, self.data.catalogue, last) for s in self.sessions[split]]
+        sessions = [dataclasses.replace(s, history=s.past) for s in self.sessions[split]]
+        return [prompts.history_text(s, self.data.catalogue, last) for s in sessions]
 
     # ---- ranks
 
@@ -430,6 +440,8 @@ class ProfileRecommender:
             if of_one:
                 own = own - against_it * np.sum([against[thing] for thing in of_one], 0)
             queries[row, : len(own), :-1], queries[row, len(own) :, :-1] = own, own[-1]
+        if rejects:  # what is rejected makes a text longer, too
+            counts &= np.array([self.length(text) <= self.embedder.profile_limit for text in texts], bool)
         return queries if width > 1 else queries[:, 0], counts
 
     def scored(self, weights: dict, texts: list[str], items: jax.Array | None = None, cut: bool = False) -> tuple:

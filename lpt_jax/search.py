@@ -1,7 +1,6 @@
 """Which items a language model names next: a beam over the trie of their codes, and the likelihood of given candidates.
 
-A model is behind one small interface: `lm.begin(text, samples, most)` and `lm.step(caches, mask, tokens, t)` as models/t5.py has
-them, and `lm.code_logits`. The probability of a code is the product of its digits', each a softmax over that digit's words.
+A model is what models/t5.py has: encode, decode, begin, step, logits and code_logits. The probability of a code is the product of its digits', each a softmax over that digit's words.
 """
 
 import functools

@@ -149,11 +149,13 @@ class Embedder:
             self._for, self._items = weights, devices.split_rows(vectors, self.mesh)
         return self._items
 
-    def kept(self, weights: dict, texts: list[str]) -> np.ndarray:
-        """Embeddings [N, D] from the folder's files, a shard each; those that lack are made, those of other weights go."""
-        folder, shards = self.folder / self._name(weights, texts), []
+    def kept(self, weights: dict, texts: list[str], where: Path | None = None) -> np.ndarray:
+        """Embeddings [N, D] from the files of a folder (`where`, or the embedder's), a shard each; those that lack are made, those of
+        other weights go."""
+        where = where or self.folder
+        folder, shards = where / self._name(weights, texts), []
         if devices.first():
-            for old in self.folder.glob("*"):
+            for old in where.glob("*"):
                 shutil.rmtree(old) if old != folder else None
             folder.mkdir(parents=True, exist_ok=True)
         devices.wait_for_all("the catalogue's folder")

@@ -11,6 +11,8 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 
+from lpt_jax.errors import InputError
+
 SHRINK, DECAY = 10.0, 0.7  # of item_knn: added to cosines' denominators; weight of an item by its age in the history
 DENSE = 20_000  # items whose N × N matrix EASE may invert: 3.2 GB
 
@@ -82,7 +84,8 @@ def ease(sessions, sequences, popularity: np.ndarray, penalty: float) -> tuple[S
 
 
 def factors(sequences: Sequence[Sequence[int]], items: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(items' factors Float[N, size], singular values) of a seeded truncated SVD of who chose what, the largest first.
+    """(items' factors Float[N, size], singular values) of a seeded truncated SVD of who chose what, the largest first; zeros where
+    there are fewer.
 
     Users are scaled by 1 / √count, and items too: the factors hold their side of that. A user's row of the matrix times the
     factors, which `People` sums, is the user's own factors times the singular values.
@@ -91,9 +94,13 @@ def factors(sequences: Sequence[Sequence[int]], items: int, size: int, seed: int
     of_users, of_items = (np.maximum(np.asarray(matrix.sum(axis)).ravel(), 1) for axis in (1, 0))
     scaled = scipy.sparse.diags(of_users**-0.5) @ matrix @ scipy.sparse.diags(of_items**-0.5)
     start = np.random.default_rng((seed, 42)).standard_normal(min(scaled.shape))
-    _, values, right = scipy.sparse.linalg.svds(scaled, min(size, min(scaled.shape) - 1), v0=start)
+    most = min(size, min(scaled.shape) - 1)
+    if most < 1:
+        raise InputError("Who chose what has no factors where there is one user or one item: give more data.")
+    _, values, right = scipy.sparse.linalg.svds(scaled, most, v0=start)
     order = np.argsort(-values)
-    return (right[order].T * of_items[:, None] ** -0.5).astype(np.float32), values[order]
+    found, values = right[order].T * of_items[:, None] ** -0.5, values[order]
+    return np.pad(found, ((0, 0), (0, size - most))).astype(np.float32), np.pad(values, (0, size - most))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -52,18 +52,25 @@ class Session:
     targets: tuple[int, ...]  # the next items, at least one, none of them in the history
     time: float  # of the first target, unix seconds; nan without times
     whole: tuple[int, ...] = ()  # all that the user chose, where history is one of the journeys in it
+    others: tuple[int, ...] = ()  # next items that belong to the user's other journeys
+
+    @property
+    def past(self) -> tuple[int, ...]:
+        """All that the user chose."""
+        return self.whole or self.history
 
     @property
     def hidden(self) -> tuple[int, ...]:
         """What the ranking leaves out."""
-        return self.whole or self.history
+        return self.past + self.others
 
     def part(self, places: list[int], targets: tuple[int, ...]) -> "Session":
         """The journey at these places of the history, and the targets that belong to it."""
         history, ratings, reviews = (
             known and tuple(known[place] for place in places) for known in (self.history, self.ratings, self.reviews)
         )
-        return Session(self.user, history, ratings, reviews, targets, self.time, self.hidden)
+        others = tuple(target for target in self.targets if target not in targets) if targets else ()
+        return Session(self.user, history, ratings, reviews, targets, self.time, self.past, others)
 
 
 @dataclasses.dataclass

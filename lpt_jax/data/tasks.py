@@ -13,6 +13,7 @@ sentences are ours (prompts.KNOWLEDGE). An item reads as the words of its code, 
 for some. Before a sentence stand the places of a personal prompt, where there is one.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -44,34 +45,43 @@ class User(NamedTuple):
 
     id: str
     items: list[int]
-    stars: list[float] | None
+    stars: list[float | None] | None
     reviews: list[str] | None
 
 
-def users_of(data: Dataset) -> list[User]:
-    """The training interactions of every user who has two or more."""
+def users_of(data: Dataset, reviews: bool = False) -> list[User]:
+    """The training interactions of every user who has two or more; reviews: they are read too. InputError if there is nobody."""
     known, rows = data.rows, np.flatnonzero(data.part == 0)
     starts = np.flatnonzero(np.r_[True, np.diff(known.user[rows]) != 0][: len(rows)])
-    reviews = known.review(rows) if known.review else None
-    reviews = None if reviews is None or not any(reviews) else reviews
+    said = known.review(rows) if reviews and known.review else None
+    said = None if said is None or not any(said) else said
     found = []
-    for places in np.split(np.arange(len(rows)), starts[1:]):
+    for places in filter(len, np.split(np.arange(len(rows)), starts[1:])):
         of_user = rows[places]
-        stars = None if known.rating is None else [float(known.rating[row]) for row in of_user]
-        texts = None if reviews is None else [text or "" for text in reviews[places]]
+        stars = None if known.rating is None else [none_or_float(known.rating[row]) for row in of_user]
+        texts = None if said is None else [text or "" for text in said[places]]
         found.append(User(known.user_ids[known.user[of_user[0]]], known.item[of_user].tolist(), stars, texts))
-    return [user for user in found if len(user.items) > 1]
+    found = [user for user in found if len(user.items) > 1]
+    if not found:
+        raise InputError("No user has two training interactions, of which one is to follow the other: give more data.")
+    return found
+
+
+def none_or_float(value) -> float | None:
+    """A rating; None where there is none."""
+    return None if value is None or value != value else float(value)
 
 
 class Tasks:
     """Makes examples of a catalogue's items, with the words of a tokenizer and codes beside them."""
 
     def __init__(
-        self, data: Dataset, codes: Codes, tokenizer, vocab: int, settings, titles: list[str], places: int = 0
+        self, users: list[User], codes: Codes, tokenizer, vocab: int, config, titles: list[str], places: int = 0
     ):
-        """vocab: ids from there on are code words; settings: config.tasks; titles: the items', as they are read; places: of a
-        personal prompt, whose ids follow the code words'."""
-        self.users, self.codes, self.tokenizer, self.settings = users_of(data), codes, tokenizer, settings
+        """users: who trains; vocab: ids from there on are code words; titles: the items', as they are read; places: of a personal
+        prompt, whose ids follow the code words'."""
+        self.users, self.codes, self.tokenizer, self.settings = users, codes, tokenizer, config.tasks
+        self.scale, settings = config.data.best_rating / len(STARS), config.tasks
         levels = codes.digits.shape[1]
         self.code_words = (vocab + np.arange(levels) * codes.width + codes.digits).tolist()
         first = vocab + levels * codes.width
@@ -83,10 +93,9 @@ class Tasks:
         self.end = tokenizer.eos_token_id
         self.sentinels = sentinels(tokenizer)
         self.stars, self.either = (self._answers(answers) for answers in (STARS, EITHER))
-        kind = {"kind": data.kind}
         self.pieces = {
             task: [
-                piece if number % 2 else self.words(piece.format(**kind))
+                piece if number % 2 else self.words(piece)
                 for number, piece in enumerate(re.split(r"\{(\w+)\}", sentence))
             ]
             for task, sentence in prompts.KNOWLEDGE.items()
@@ -106,9 +115,8 @@ class Tasks:
 
     def weights(self) -> dict[str, float]:
         """How often each task is drawn: settings.weights, those that lack their data left out, the rest scaled to 1."""
-        lacking = set() if self.users[0].stars else {"rating"}
-        lacking |= set() if self.settings.title_words else {"hidden_words"}
-        lacking |= set() if self.users[0].reviews else {"explanation"}
+        lacking = {task for task in ("rating", "explanation") if not self.eligible[task]}
+        lacking |= set() if self.settings.title_words and self.settings.hidden_words else {"hidden_words"}
         found = {task: self.settings.weights[task] for task in TASKS if task not in lacking}
         total = sum(found.values())
         if not total:
@@ -121,8 +129,19 @@ class Tasks:
 
     def item(self, item: int, stars: float | None = None) -> list[int]:
         """An item's words: its code, its title, and its stars."""
-        rated = [] if stars is None else [self.stars[int(np.clip(round(stars), 1, 5)) - 1]]
-        return self.code_words[item] + self.titles[item] + rated
+        return self.code_words[item] + self.titles[item] + ([] if stars is None else [self.star(stars)])
+
+    def star(self, rating: float) -> int:
+        """The word of a rating, whose scale ends at config.data.best_rating: one of five."""
+        return self.stars[int(np.clip(np.floor(rating / self.scale + 0.5), 1, len(STARS))) - 1]
+
+    @functools.cached_property
+    def eligible(self) -> dict[str, list[tuple[int, int]]]:
+        """(user's number, place of an item that is asked for) of the tasks that not all items have the data for."""
+        at = [(number, place) for number, user in enumerate(self.users) for place in range(1, len(user.items))]
+        rated = [(n, place) for n, place in at if self.users[n].stars and self.users[n].stars[place] is not None]
+        said = [(n, place) for n, place in at if self.users[n].reviews and self.users[n].reviews[place].strip()]
+        return {"rating": rated, "explanation": said}
 
     def fill(self, task: str, **parts: list[list[int]]) -> list[int]:
         """A task's sentence with parts, lists of items' words, for its places; the first items are dropped where all is too long."""
@@ -162,8 +181,12 @@ class Tasks:
     def draw(self, task: str, rng: np.random.Generator) -> Example:
         """One example of a task, of a randomly drawn user."""
         for _ in range(TRIES):
-            number = int(rng.integers(len(self.users)))
-            found = getattr(self, f"_{task}")(self.users[number], self.known[number], rng)
+            if task in self.eligible:
+                number, at = self.eligible[task][int(rng.integers(len(self.eligible[task])))]
+            else:
+                number = int(rng.integers(len(self.users)))
+                at = self._split(self.users[number], rng)
+            found = getattr(self, f"_{task}")(self.users[number], at, self.known[number], rng)
             if found:
                 return found
         raise InputError(f"No user has what the task {task} needs: set --config.tasks.weights.{task}=0.")
@@ -187,34 +210,32 @@ class Tasks:
                 found.append(item)
         return found
 
-    def _retrieval(self, user, known, rng):
-        at = self._split(user, rng)
+    def _retrieval(self, user, at, known, rng):
         return Example(self.retrieval(user.items[:at]), self._code(user.items[at]), about=self._about(user, at))
 
-    def _ranking(self, user, known, rng):
-        at = self._split(user, rng)
+    def _ranking(self, user, at, known, rng):
         candidates = [user.items[at], *self._others(known, self.settings.candidates - 1, rng)]
         shown = [self.item(candidates[place]) for place in rng.permutation(len(candidates))]
         read = self.fill("ranking", items=self.history(user.items[:at]), candidates=shown)
         return Example(read, self._code(user.items[at]), about=self._about(user, at))
 
-    def _rating(self, user, known, rng):
-        at = self._split(user, rng)
-        star = self.stars[int(np.clip(round(user.stars[at]), 1, 5)) - 1]
+    def _rating(self, user, at, known, rng):
         read = self.rating(user.items[:at], user.stars[:at], user.items[at])
-        return Example(read, words=[star, self.end], about=self._about(user, at))
+        return Example(read, words=[self.star(user.stars[at]), self.end], about=self._about(user, at))
 
-    def _hidden_item(self, user, known, rng):
+    def _hidden_item(self, user, at, known, rng):
         last = self.settings.history_items
         start = int(rng.integers(0, max(len(user.items) - last, 0) + 1))
         stretch = user.items[start : start + last]
         hidden = int(rng.integers(len(stretch)))
         shown = [[self.sentinels[0]] if place == hidden else self.item(item) for place, item in enumerate(stretch)]
-        others = (*stretch[:hidden], *stretch[hidden + 1 :])
-        return Example(self.fill("hidden_item", items=shown), self._code(stretch[hidden]), about=(user.id, others))
+        others, read = (*stretch[:hidden], *stretch[hidden + 1 :]), self.fill("hidden_item", items=shown)
+        if self.sentinels[0] not in read:  # dropped with what was too long
+            return None
+        return Example(read, self._code(stretch[hidden]), about=(user.id, others))
 
-    def _hidden_words(self, user, known, rng):
-        stretch = user.items[-self.settings.history_items :]
+    def _hidden_words(self, user, at, known, rng):
+        stretch = user.items[max(at - self.settings.history_items, 0) : at]
         shown, asked, spans = [], [], 0
         for item in stretch:
             title, words = self.titles[item], []
@@ -235,8 +256,8 @@ class Tasks:
         gone = [s for s in asked if s in self.sentinels and s not in read]  # dropped with what was too long
         return None if gone else Example(read, words=[*asked, self.end], about=(user.id, tuple(stretch)))
 
-    def _preference(self, user, known, rng):
-        at, others = self._split(user, rng), self._others(known, 1, rng)
+    def _preference(self, user, at, known, rng):
+        others = self._others(known, 1, rng)
         if not others:
             return None
         first = int(rng.integers(2))
@@ -246,8 +267,7 @@ class Tasks:
             self.fill("preference", **parts), words=[self.either[first], self.end], about=self._about(user, at)
         )
 
-    def _explanation(self, user, known, rng):
-        at = self._split(user, rng)
+    def _explanation(self, user, at, known, rng):
         words = self.said(user.reviews[at])
         if not words:
             return None

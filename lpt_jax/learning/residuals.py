@@ -101,7 +101,7 @@ class ResidualsPhase(Phase):
         self.sessions = r.training(sessions.more(r.data, r.config.data, s.windows, s.targets))
         self.vectors, _ = r.embedder.embed_profiles(self.embedder, self.texts(self, self.sessions))
         last = r.config.prompt.history_items
-        self.recent = padded([u.hidden[-last:] for u in self.sessions], last)
+        self.recent = padded([u.past[-last:] for u in self.sessions], last)
         self.hidden = padded([u.hidden for u in self.sessions])
         self.targets = padded([u.targets for u in self.sessions], s.targets)
         self.validation = self.texts(self, r.sessions["validation"])

@@ -3,7 +3,7 @@
 code  = a few digits for each item                         # alike where items are (data/codes.py)
 text  = a sentence with codes, titles, stars               # data/tasks.py
 for each step:
-    task = retrieval | ranking | rating | hidden item | hidden words | preference     # drawn by weight
+    task = retrieval | ranking | rating | hidden item | hidden words | preference | explanation     # drawn by weight
     lm   = update(−mean log p(the code's digits, or the words | text))                # learning/tasks.py
 list  = beam over the trie of codes, the history hidden    # search.py
 """
@@ -31,8 +31,6 @@ from lpt_jax.run import Run
 
 TRAINS, STEPS = {"tasks": "lm"}, {"tasks": "tasks"}  # phase -> the part that it trains, and its name in results
 SAME = ("data", "lm", "codes", "tasks.titles", "embedder.source")  # of begin_from
-CARD = """from transformers import AutoTokenizer, T5ForConditionalGeneration
-tokenizer, model = AutoTokenizer.from_pretrained("lm"), T5ForConditionalGeneration.from_pretrained("lm")"""
 
 
 def build(run: Run) -> ItemWriter:
@@ -77,12 +75,10 @@ def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> st
 def tell(system, config, workdir: Path, user: str, rate: str = "", explain: str = "") -> str:
     """How many stars a user would give an item, or why the user would choose it; InputError where the run has not learned to."""
     r, state, _ = train.ready(system, Run(config, workdir))
-    task, (items, notes) = (
-        "rating" if rate else "explanation",
-        recommend_lib.find_items(rate or explain, r.data.catalogue),
-    )
-    if len(items) != 1:
-        raise InputError(f"--{'rate' if rate else 'explain'} takes one item, and {len(items)} are given.")
+    task, flag = ("rating", "rate") if rate else ("explanation", "explain")
+    items, notes = recommend_lib.find_items(rate or explain, r.data.catalogue, flag)
+    if len(items) != 1 or rate and explain:
+        raise InputError(f"Give one item, to --rate or to --explain; here are {len(items) + bool(rate and explain)}.")
     if task not in r.tasks.weights():
         raise InputError(
             f"This run has not learned the task {task}: it needs data with {'stars' if rate else 'reviews'}, and "

@@ -1,5 +1,7 @@
 """Text tasks: what is read and asked for, no leak, packing that changes nothing, losses against NumPy, gradients, a mix that learns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +108,9 @@ def test_hidden_words_give_the_titles_back(r):
         filled = [x for i in example.tokens for x in (spans[i] if i in spans else [i])]
         text = read(r, filled)
         assert any(
-            text == read(r, r.tasks.fill("hidden_words", items=r.tasks.history(user.items))) for user in r.tasks.users
+            text == read(r, r.tasks.fill("hidden_words", items=r.tasks.history(user.items[:at])))
+            for user in r.tasks.users
+            for at in range(1, len(user.items))
         )
 
 
@@ -128,15 +132,41 @@ def test_preferences_are_of_a_next_item_and_one_that_the_user_has_not(r):
 
 
 def test_no_example_knows_what_comes_after_training(r):
-    """A marker item that only validation and test have is in no example."""
-    trained = {i for user in r.tasks.users for i in user.items}
-    held = {i for split in ("validation", "test") for s in r.sessions[split] for i in s.targets} - trained
-    pairs = {(s.user, s.targets) for split in ("validation", "test") for s in r.sessions[split]}
-    rows, part = r.data.rows, r.data.part
-    assert pairs and all(part[i] == 0 for i in np.flatnonzero(part == 0)) and len(held) >= 0
-    users = {rows.user_ids[u] for u in rows.user[part == 0]}
-    assert not users & {user for user, _ in pairs}  # by time: they are other people
-    assert len(r.tasks.users) == len(users)
+    """Of every task: whom it is about trains, and what is read and asked for are that user's training items, or negatives."""
+    users = {user.id: user for user in r.tasks.users}
+    held = {session.user for split in ("validation", "test") for session in r.sessions[split]}
+    assert not held & users.keys()
+    code = {tuple(digits): number for number, digits in enumerate(r.codes.digits.tolist())}
+    for task in r.tasks.weights():
+        for example in examples(r, task, 15):
+            name, items = example.about
+            assert set(items) <= set(users[name].items)
+            if example.digits:
+                assert code[example.digits] in users[name].items and code[example.digits] not in items
+
+
+def test_ratings_that_lack_and_other_scales(r):
+    tasks_of = r.tasks
+    assert (
+        tasks.none_or_float(None) is None
+        and tasks.none_or_float(float("nan")) is None
+        and tasks.none_or_float(3) == 3.0
+    )
+    words = [read(r, [tasks_of.star(rating)]) for rating in (0.2, 1.4, 2.5, 5.0, 9.0)]
+    assert words == ["1", "1", "3", "5", "5"]
+    of_ten = tasks.Tasks(
+        [tasks.User("a", [1, 2, 3], [None, 10.0, None], None)], r.codes, r.lm.tokenizer, r.lm.spec.vocab, config_of({"data.best_rating": 10.0}), r.data.catalogue.titles
+    )  # fmt: skip
+    assert [read(r, [of_ten.star(rating)]) for rating in (2.0, 5.0, 10.0)] == ["1", "3", "5"]
+    assert of_ten.eligible == {"rating": [(0, 1)], "explanation": []}
+    example = of_ten.draw("rating", np.random.default_rng(0))
+    assert read(r, example.words) == "5 </s>" and example.about == ("a", (1,))
+
+
+def test_nobody_to_learn_from_gets_a_sentence(r):
+    data = dataclasses.replace(r.data, part=np.full_like(r.data.part, 2))
+    with pytest.raises(InputError, match="No user has two training interactions"):
+        tasks.users_of(data)
 
 
 def test_weights_of_tasks_without_data_are_spread(r):
@@ -243,7 +273,9 @@ def test_a_tokenizer_without_marks_gets_a_sentence():
 
 
 def test_codes_of_every_kind(r):
-    for kind in ("together", "shuffled", "ordered"):
-        found = ItemWriter(Run(config_of({"codes.kind": kind}), r.run.workdir)).codes
-        assert len(np.unique(found.digits, axis=0)) == r.run.count
+    for kind in ("together", "shuffled", "ordered", "text"):
+        writer = ItemWriter(Run(config_of({"codes.kind": kind}), r.run.workdir / kind))
+        assert len(np.unique(writer.codes.digits, axis=0)) == r.run.count
+        again = ItemWriter(Run(config_of({"codes.kind": kind, "seed": 5}), r.run.workdir / kind))
+        np.testing.assert_array_equal(again.codes.digits, writer.codes.digits)  # those of the workdir
     assert layers.masters(r.fresh("lm"))["codes"]["table"].shape == (16, 32)

@@ -69,7 +69,9 @@ def test_a_journey_is_trained_with_the_next_items_that_are_most_like_it(r):
             if targets:
                 trained = next(train_sessions)
                 assert trained.targets == tuple(targets) and trained.history == part.history
-                assert trained.hidden == session.history and trained.user == session.user
+                assert trained.past == session.history and trained.user == session.user
+                assert set(trained.others) == set(session.targets) - set(targets)
+                assert trained.hidden == trained.past + trained.others
     assert next(train_sessions, None) is None
     assert len(r.prompts["train"]) == len(r.sessions["train"]) > len(r.run.sessions["train"])
 
