@@ -111,7 +111,8 @@ def test_recommend_export_and_evaluate(learned, tmp_path, capsys):
     run = trec.read_run(workdir / "trec/tasks.run")
     sessions = r.sessions["test"]
     ranks, counts = trec.ranks_of_run(run, trec.queries(sessions), sessions, r.data.catalogue.ids)
-    np.testing.assert_array_equal(ranks, r.ranks(r.weights(state, "lm"), sessions))
+    ours = r.ranks(r.weights(state, "lm"), sessions)
+    np.testing.assert_array_equal(ranks, np.minimum(ours, r.run.count))  # there what is not listed is last
     assert counts["test sessions without a query"] == 0 and capsys.readouterr().out
 
 
