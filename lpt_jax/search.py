@@ -1,6 +1,6 @@
 """Which items a language model names next: a beam over the trie of their codes, and the likelihood of given candidates.
 
-A model is what models/t5.py has: encode, decode, begin, step, logits and code_logits. The probability of a code is the product of its digits', each a softmax over that digit's words.
+A model is what models/t5.py has: encode, decode, begin, step, and its logits. The probability of a code is the product of its digits', each a softmax over that digit's words.
 """
 
 import functools
@@ -33,7 +33,7 @@ def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidde
     for level, table in enumerate(next_of):
         state, caches = lm.step(caches, mask, token, jnp.int32(level))
         after = table[node]  # [B, beams, width]
-        chances = jax.nn.log_softmax(digit_logits(lm, state, level))
+        chances = jax.nn.log_softmax(lm.digit_logits(state, level))
         there = after >= 0
         if level == levels - 1:
             there &= ~jnp.any(after[..., None] == hidden[:, None, None, :], -1)
@@ -69,11 +69,6 @@ def chances(lm, text, mask, digits, dropout: float = 0.0, key=None) -> jax.Array
     scores = lm.code_logits(lm.decode(text, mask, written, dropout, key))
     chosen = jnp.take_along_axis(scores, digits[..., None], -1)[..., 0]
     return chosen - jax.nn.logsumexp(scores, -1)
-
-
-def digit_logits(lm, state: jax.Array, level: int) -> jax.Array:
-    """The states [B, G, D] before a code's digit to logits of its words [B, G, digits]."""
-    return lm.code_head(state).reshape(*state.shape[:2], -1, lm.spec.digits)[:, :, level]
 
 
 @functools.partial(jax.jit, static_argnames="graph")

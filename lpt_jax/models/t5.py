@@ -296,11 +296,13 @@ class T5(nnx.Module):
         x = x * self.spec.width**-0.5 if self.spec.scaled else x
         return self.head(x, self.embed.table[...].T if self.spec.tied else None)
 
+    def digit_logits(self, x: jax.Array, level: int) -> jax.Array:
+        """The decoder's states [..., D] before a code's digit to logits of its words, [..., digits]."""
+        return self.code_head(x).reshape(*x.shape[:-1], -1, self.spec.digits)[..., level, :]
+
     def code_logits(self, x: jax.Array) -> jax.Array:
         """The decoder's states [..., levels, D] before each digit to logits of its words, [..., levels, digits]."""
-        levels, digits = x.shape[-2], self.spec.digits
-        scores = self.code_head(x).reshape(*x.shape[:-1], -1, digits)
-        return jnp.stack([scores[..., level, level, :] for level in range(levels)], -2)
+        return jnp.stack([self.digit_logits(x[..., level, :], level) for level in range(x.shape[-2])], -2)
 
 
 def only(seen: jax.Array) -> jax.Array:
