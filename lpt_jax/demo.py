@@ -24,7 +24,7 @@ from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.journeys import in_common
-from lpt_jax.recommender import ProfileRecommender, read_lines
+from lpt_jax.recommender import ProfileRecommender, mean_and_covariance, read_lines
 from lpt_jax.run import Run
 
 K, TOP, PARTS = 10, 20, 12  # items of a list, items whose attributes are counted, parts of a profile
@@ -74,15 +74,6 @@ def best(profile, items, base, base_items, hidden, k: int, valid: int):
     ids, scores = ranking.top_k(profile, items, hidden, k, valid)
     ranks = ranking.ranks(ranking.score(base, base_items), ids, hidden, valid)
     return ids[0], scores[0], ranks[0], items[ids[0], :-1]
-
-
-@functools.partial(jax.jit, static_argnames="count")
-def mean_and_covariance(items, count: int):
-    """Of the first `count` items' embeddings: mean [D] and covariance [D, D], and so of any text's cosines to them."""
-    items = items[:count, :-1]
-    mean = items.mean(0)
-    apart = items - mean
-    return mean, apart.T @ apart / count
 
 
 class Desk:

@@ -52,7 +52,7 @@ def baseline_rows(r: ProfileRecommender, untrained: dict, of=None):
     """
     sessions, counts = r.sessions["test"], r.data.popularity
     sequences = functools.cache(lambda: training_items(r.data))
-    texts = functools.cache(lambda: r.catalogue(untrained)[:, :-1])
+    texts = functools.cache(lambda: r.raw_catalogue(untrained)[:, :-1])
     history = functools.cache(lambda split: r.embedder.embed_profiles(untrained, r.history_texts(split))[0])
     mean = functools.cache(lambda split, last: simple.items_mean(r.sessions[split], texts(), last))
     decayed = functools.cache(lambda split, decay: simple.decayed_mean(r.sessions[split], texts(), decay))

@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int | None:
             "judge": lambda: mode.judged(*run, f.tasks, f.judge, f.judge_model, f.judge_price),
             "study": lambda: mode.studied(*run, f.tasks, f.answers),
             "write_profiles": lambda: mode.write_profiles(*run, Path(f.output or workdir / "profiles.jsonl"), f.split),
-            "recommend": lambda: print(mode.run(*run, *asked, f.k, f.history_weight, f.rate, f.explain)),
+            "recommend": lambda: print(mode.run(*run, *asked, f.k, f.history_weight, (f.rate or "", f.explain or ""))),
             "demo": lambda: mode.run(*run, f.host, f.port),
             "export": lambda: mode.main(*run, Path(f.export_to or workdir / "export")),
         }[f.mode]()

@@ -123,7 +123,7 @@ def recommend(r, state, kind: str, text: str, k: int, write=None, weight: float 
     queries = r.with_history(r.queries(weights, [profile])[0], items, [session.history if session else ()], weight)
     ids, scores = devices.fetch(ranking.top_k(queries, items, hidden, k, r.run.count))
     of_items, several = table(catalogue, ids[0], scores[0]), queries.ndim == 3
-    if several and session:
+    if r.by_journey and session:
         notes += named_journeys(r, session)
     lines, rejected = read_lines(profile.split("\n"), "", bool(r.config.score.rejected))
     if rejected:
@@ -189,19 +189,17 @@ def kept(r, state, step: int, session: Session) -> str:
     return profile
 
 
-def run(
-    system, config, workdir, kind: str, text: str, k: int, weight: float = 0.0, rate: str = "", explain: str = ""
-) -> str:
+def run(system, config, workdir, kind: str, text: str, k: int, weight: float = 0.0, of=("", "")) -> str:
     """recommend() with the models and data of the run in `workdir`, or what another system has for it.
 
-    rate, explain: an item, of which stars or reasons are told by a system that has tell().
+    of: an item whose stars, and one of which reasons are told, by a system that has tell().
     """
-    if rate or explain:
+    if any(of):
         if not hasattr(system, "tell") or kind != "user":
             raise InputError(
                 "--rate and --explain are for --user, and for systems that learn to: knowledge and peapod."
             )
-        return system.tell(system, config, workdir, text, rate, explain)
+        return system.tell(system, config, workdir, text, *of)
     if hasattr(system, "recommend"):
         if weight:
             raise InputError("--history_weight is for profiles: this system ranks by the history alone.")

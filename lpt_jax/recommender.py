@@ -111,6 +111,15 @@ def _mean_items(items, recent):
     return jnp.sum(found, 1) / jnp.maximum(exists.sum(1, keepdims=True), 1)
 
 
+@functools.partial(jax.jit, static_argnames="count")
+def mean_and_covariance(items, count: int):
+    """Of the first `count` items' embeddings: mean [D] and covariance [D, D], and so of any text's cosines to them."""
+    items = items[:count, :-1]
+    mean = items.mean(0)
+    apart = items - mean
+    return mean, apart.T @ apart / count
+
+
 def read_lines(lines: list[str], neutral: str, rejects: bool) -> tuple[dict[int, str], list[str]]:
     """What each of a profile's lines affirms, by its number, or a neutral sentence; and what all of them reject.
 
@@ -141,6 +150,7 @@ class ProfileRecommender:
         self.run, self._lm, self._embedder, self.begin_residuals = run, lm, embedder, None
         self._kept = {}  # id of a session -> the session, and how many items its prompt shows
         self._parts = {}  # id of a session -> the session, and its journeys
+        self._compared = None, None, None  # the last weights, items less their mean, and their covariance
         self._greedy = None, "", [], {}  # the last greedy profiles: their weights, split, texts, and which ended
         self.config, self.data = run.config, run.data
 
@@ -385,8 +395,21 @@ class ProfileRecommender:
         return (self.config.score.popularity * np.log(counts / counts.max())).astype(np.float32)
 
     def catalogue(self, weights: dict, keep: bool = False) -> jax.Array:
-        """ItemEmbeddings [N, D + 1], the bias in the last column (Embedder.catalogue)."""
+        """ItemEmbeddings [N, D + 1], the bias in the last column (Embedder.catalogue); by journey less their mean, which changes
+        what single queries rank by a constant."""
+        return self._centred(weights, keep)[0] if self.by_journey else self.raw_catalogue(weights, keep)
+
+    def raw_catalogue(self, weights: dict, keep: bool = False) -> jax.Array:
+        """ItemEmbeddings [N, D + 1] as they are."""
         return self.embedder.catalogue(weights, self.data.catalogue.texts, self.bias, keep)
+
+    def _centred(self, weights: dict, keep: bool = False) -> tuple[jax.Array, np.ndarray]:
+        """ItemEmbeddings [N, D + 1] less their mean, and their covariance [D, D]: what makes the scores of several queries alike."""
+        if self._compared[0] is not weights:
+            items = self.raw_catalogue(weights, keep)
+            mean, covariance = devices.fetch(mean_and_covariance(items, self.run.count))
+            self._compared = weights, items - np.append(mean, np.float32(0)), covariance
+        return self._compared[1:]
 
     def with_terms(self, items: jax.Array, terms: dict) -> jax.Array:
         """ItemEmbeddings with what the residuals phase learned of them: residuals, and biases (learning/residuals.py)."""
@@ -415,8 +438,9 @@ class ProfileRecommender:
 
         score = cos(what the profile affirms, item) − w × Σ cos(a thing that it rejects, item) + bias, w = score.rejected
         (prompts.clauses; w = 0 or rejects=False, as texts are no profiles: cos(text, item) + bias). With profile.per=journey
-        each line is a query, the best of which counts: Float[n, J, D + 1]; a line's cosine counts × score.decay for each line
-        after it, and × loud[n][line] where that is given.
+        each line is a query, the best of which counts: Float[n, J, D + 1]. Their scores are made alike in mean and s.d. over the catalogue,
+        else one line outdoes the others everywhere; then a line counts × score.decay for each line after it, and × loud[n][line]
+        where that is given.
         """
         against_it, split = self.config.score.rejected if rejects else 0.0, self.by_journey and rejects
         neutral = prompts.NEUTRAL["train"][0].format(kind=self.config.data.kind)
@@ -436,6 +460,7 @@ class ProfileRecommender:
             if len(affirmed) > 1 or loud:
                 quiet = self.config.score.decay ** np.arange(len(affirmed) - 1, -1, -1.0)
                 quiet *= [loud[row][line] for line in affirmed] if loud else 1.0
+                quiet *= self._alike(weights, own)
                 own = own * quiet[:, None].astype(np.float32)
             if of_one:
                 own = own - against_it * np.sum([against[thing] for thing in of_one], 0)
@@ -443,6 +468,11 @@ class ProfileRecommender:
         if rejects:  # what is rejected makes a text longer, too
             counts &= np.array([self.length(text) <= self.embedder.profile_limit for text in texts], bool)
         return queries if width > 1 else queries[:, 0], counts
+
+    def _alike(self, weights: dict, queries: np.ndarray) -> np.ndarray:
+        """Factors [J] that give a profile's queries [J, D] the same s.d. of scores over the catalogue, that of their mean."""
+        spread = np.sqrt(np.einsum("jd,de,je->j", queries, self._centred(weights)[1], queries))
+        return spread.mean() / np.maximum(spread, 1e-12)
 
     def scored(self, weights: dict, texts: list[str], items: jax.Array | None = None, cut: bool = False) -> tuple:
         """What to rank by: Embeddings of the profiles, ItemEmbeddings, and Bool[n]: the profile counts.

@@ -110,6 +110,7 @@ def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
         lm=SimpleNamespace(write=lambda weights, sessions, rows, key: [write(sessions[0])]),
         embedder=embedder,
         length=embedder.length,
+        by_journey=False,
         parts=lambda session: [session],
         line=str,
         prompt=lambda session: (session, 1),

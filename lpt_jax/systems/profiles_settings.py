@@ -95,7 +95,7 @@ def settings() -> ConfigDict:
         popularity=0.05,  # × log of the item's training interactions, relative to the most popular's
         rejected=0.4,  # − this × the cosine of what the profile rejects
         history=1.0,  # in the rows that say so, + this × the mean of the latest items: where the residuals phase has run
-        decay=0.95,  # γ: a line's cosine counts × this for each line after it, where profile.per is journey
+        decay=0.95,  # γ: a line's score counts × this for each line after it, where profile.per is journey
     )
     c.prompt = group(
         max_tokens=1024,  # template and history together; the oldest items are dropped to fit

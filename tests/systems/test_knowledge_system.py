@@ -82,7 +82,7 @@ def test_recommend_export_and_evaluate(learned, tmp_path, capsys):
     )
     with pytest.raises(InputError, match="this one reads items; give --user or --history"):
         recommend.run(knowledge, config, workdir, "profile", "space", 5)
-    told = recommend.run(knowledge, config, workdir, "user", "user0095", 5, rate="item0003")
+    told = recommend.run(knowledge, config, workdir, "user", "user0095", 5, of=("item0003", ""))
     assert re.fullmatch(r".+: [1-5]\.\d\d stars \(1: .+, 5: \d\.\d\d\)", told)
     shares = [float(share) for share in re.findall(r"\d: (\d\.\d\d)", told)]
     assert sum(shares) == pytest.approx(1, abs=0.03) and "stars" in told
@@ -91,11 +91,11 @@ def test_recommend_export_and_evaluate(learned, tmp_path, capsys):
         ("nothing at all", "--rate: .* is no item"),
     ):
         with pytest.raises(InputError, match=words):
-            recommend.run(knowledge, config, workdir, "user", "user0095", 5, rate=given)
+            recommend.run(knowledge, config, workdir, "user", "user0095", 5, of=(given, ""))
     with pytest.raises(InputError, match="has not learned the task explanation: it needs data with reviews"):
-        recommend.run(knowledge, config, workdir, "user", "user0095", 5, explain="item0003")
+        recommend.run(knowledge, config, workdir, "user", "user0095", 5, of=("", "item0003"))
     with pytest.raises(InputError, match="--rate and --explain are for --user"):
-        recommend.run(knowledge, config, workdir, "history", "item0003", 5, rate="item0004")
+        recommend.run(knowledge, config, workdir, "history", "item0003", 5, of=("item0004", ""))
     knowledge.export(knowledge, config, workdir, tmp_path / "out")
     codes = json.loads((tmp_path / "out/codes.json").read_text())
     assert len(codes["digits"]) == 60 and codes["width"] == 8

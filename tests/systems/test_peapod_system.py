@@ -126,7 +126,7 @@ def test_explanations_name_the_items_genre(learned):
 def test_recommend_and_export(learned, tmp_path):
     config, workdir, _ = learned
     assert len(recommend.run(peapod, config, workdir, "user", "user0095", 4).strip().splitlines()) == 5
-    told = recommend.run(peapod, config, workdir, "user", "user0095", 4, explain="item0003")
+    told = recommend.run(peapod, config, workdir, "user", "user0095", 4, of=("", "item0003"))
     assert told.endswith("film .") and told.count(": ") == 1
     peapod.export(peapod, config, workdir, tmp_path / "out")
     spec = json.loads((tmp_path / "out/personal_prompt/personal_prompt.json").read_text())

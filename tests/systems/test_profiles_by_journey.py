@@ -82,13 +82,20 @@ def test_each_line_is_a_query_and_what_is_rejected_is_so_for_all(r):
     queries, valid = r.queries(weights, ["space aliens\nwestern sheriff\nNo horror.", "space aliens", "No horror.", ""])
     assert queries.shape == (4, 2, len(a) + 1) and valid.tolist() == [True, True, True, False]
     against = r.config.score.rejected * horror
-    np.testing.assert_allclose(queries[0, :, :-1], [0.5 * a - against, b - against], atol=1e-6)
+    items = np.asarray(r.embedder.catalogue(weights, r.data.catalogue.texts))[: r.run.count, :-1]
+    spread = (np.stack([a, b]) @ items.T).std(1)
+    louder, quieter = spread.mean() / spread
+    np.testing.assert_allclose(queries[0, :, :-1], [0.5 * louder * a - against, quieter * b - against], atol=1e-4)
+    plain, _ = r.queries(weights, ["space aliens\nwestern sheriff"], loud=[[2.0, 1.0]])  # against γ
+    scores = plain[0, :, :-1] @ np.asarray(r.catalogue(weights))[: r.run.count, :-1].T
+    np.testing.assert_allclose(scores.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(scores.std(1), spread.mean(), rtol=1e-3)
     np.testing.assert_allclose(queries[1, :, :-1], [a, a], atol=1e-6)
     assert (queries[..., -1] == 1).all()
     alone, _ = r.queries(weights, ["space aliens"])
     np.testing.assert_allclose(alone[0], queries[1, 0], atol=1e-6)
     loud, _ = r.queries(weights, ["space aliens\nwestern sheriff"], loud=[[2.0, 0.0]])
-    np.testing.assert_allclose(loud[0, :, :-1], [a, 0 * b], atol=1e-6)
+    np.testing.assert_allclose(loud[0, :, :-1], [louder * a, 0 * b], atol=1e-4)
     whole, _ = r.queries(weights, ["space aliens\nwestern sheriff"], rejects=False)
     assert whole.shape == (1, len(a) + 1)
     assert read_lines(["", "a"], "x", False) == ({1: "a"}, []) and read_lines([""], "x", True) == ({0: ""}, [])
