@@ -2,8 +2,8 @@
 
     python -m lpt_jax.main --config=configs/peapod.py
 
-Data, split and hardware as in configs/knowledge.py. --config.personal.kind says what the prompt is made of. Explanations are learned where
-the data have reviews; the benchmark's sequence files have none. The variant :tiny takes a minute and downloads nothing.
+Data and split as in configs/knowledge.py. --config.personal.kind says what the prompt is made of. Explanations are learned where
+the data have reviews; the benchmark's sequence files have none. Hardware: 2 CPU cores. The variant :tiny takes a minute and downloads nothing.
 """
 
 from lpt_jax.config import choose, default

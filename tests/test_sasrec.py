@@ -28,7 +28,7 @@ def weights(items=9, seed=0, **changes):
 
 
 def session(history, targets=(0,), user="u"):
-    return SimpleNamespace(history=history, targets=targets, user=user)
+    return SimpleNamespace(history=history, hidden=history, targets=targets, user=user)
 
 
 def by_hand(w, items, heads):

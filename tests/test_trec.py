@@ -42,7 +42,10 @@ def test_rankings_with_ties_agree_with_trec_eval_by_way_of_files(tmp_path):
     pytrec_eval = pytest.importorskip("pytrec_eval", reason="needs pytrec_eval-terrier")
     rng, ids = np.random.default_rng(0), [f"item:{i} ü%/" for i in range(50)]
     found = [rng.permutation(50)[:6].tolist() for _ in range(40)]
-    found = [SimpleNamespace(history=items[:4], targets=items[4:], user=f"u {i // 2}") for i, items in enumerate(found)]
+    found = [
+        SimpleNamespace(history=items[:4], hidden=items[:4], targets=items[4:], user=f"u {i // 2}")
+        for i, items in enumerate(found)
+    ]
     scores = rng.integers(0, 6, (40, 50)).astype(np.float32)
     queries = [f"{s.user}:{i % 2 + 1}" for i, s in enumerate(found)]
     best = ranking.session_best(scores, None, found, 50, batch=16)

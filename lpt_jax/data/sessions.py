@@ -91,10 +91,10 @@ class Dataset:
 
 def prepare(data_config) -> Dataset:
     """Reads or makes up the source, and makes the dataset."""
-    made = data_config.source == "made_up"
-    raw = (
-        made_up.world(seed=0, reviews="review" in data_config.prompt_fields) if made else reviews_lib.read(data_config)
-    )
+    if data_config.source != "made_up":
+        raw = reviews_lib.read(data_config)
+    else:
+        raw = made_up.world(seed=0, **({"reviews": True} if "review" in data_config.prompt_fields else {}))
     return dataclasses.replace(from_raw(raw, data_config), people=raw.people)
 
 
