@@ -43,8 +43,9 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 def rows(results: dict, names: list[str]) -> str:
     found = results["rows"]
-    lines = [[label(name), *(number(found[name][m]) for m in METRICS)] for name in names or found]
-    return table(["ranked by", *METRICS.values()], lines)
+    told = {name: words for name, words in METRICS.items() if all(name in found[row] for row in names or found)}
+    lines = [[label(name), *(number(found[name][m]) for m in told)] for name in names or found]
+    return table(["ranked by", *told.values()], lines)
 
 
 def interval(row: dict, digits: int = 4) -> str:
@@ -57,7 +58,8 @@ def gains(results: dict, names: list[str]) -> str:
         row = results["gains"][name]
         value = number(row["mean"], sign=True)
         lines.append([label(name), f"**{value}**" if row["low"] > 0 else value, interval(row)])
-    return table(["step", "gain in NDCG", "95 % interval"], lines)
+    metric = next(iter(results["gains"].values())).get("metric", "ndcg")
+    return table(["step", f"gain in {metric.upper()}", "95 % interval"], lines)
 
 
 def seeds(results: dict, names: list[str]) -> str:
