@@ -83,7 +83,7 @@ def label(name: str) -> str:
 def _known(name: str) -> str:
     """A row's name in words; what items learned and the history are told behind those of the row without them."""
     for suffix, words in SUFFIXES.items():
-        if name.endswith(suffix):
+        if name.endswith(suffix) and name not in LABELS:
             text = re.sub("^Profile after | by rules$", "", _known(name.removesuffix(suffix)))
             return text[:1].upper() + text[1:] + words
     steps = name.split("_")
