@@ -39,7 +39,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"bm25": "BM25 on the raw text", "sasrec": "SASRec on item ids", "ease": "EASE on item ids"},
     **{"items_popularity": "Items’ mean + popularity", "history_popularity": "Raw text + popularity"},
     **{
-        "decayed_items": "Items’ decayed mean + popularity",
+        "decayed_items": "Decayed mean + popularity",
         "every_item": "Nearest of all items",
         "joined_profiles": "All lines as one",
     },
