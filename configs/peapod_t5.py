@@ -6,23 +6,13 @@ Reads reviews_Beauty_5.json.gz and meta_Beauty.json.gz as configs/beauty.py does
 number of updates is some 30 epochs. Hardware: an accelerator of 16 GB. Run as :tiny only, not trained at full size here.
 """
 
-from lpt_jax.config import choose, default
+from lpt_jax.config import BEAUTY, LAST_ITEM, choose, default
 
 
 def get_config(variant: str = ""):
     c = default("peapod")
     c.name = "peapod_t5"
-    c.data.update(
-        source="amazon",
-        year=2014,
-        name="Beauty",
-        kind="beauty products",
-        item_fields="title,brand,categories",
-        split="leave_last",
-        min_history=2,
-        windows=1,
-        catalogue="all",
-    )
+    c.data.update(**BEAUTY, **LAST_ITEM)
     c.lm.update(source="google-t5/t5-small", dtype="auto", dropout=0.1)
     c.tasks.update(
         steps=56_000, batch=64, title_words=8, max_tokens=512, max_words=21, history_items=21, candidates=20,

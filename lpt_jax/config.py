@@ -83,6 +83,8 @@ def default(system: str = "profiles") -> ml_collections.ConfigDict:
         bootstrap=10000,  # resamples of users for the gains' intervals
         samples=4,  # users shown before and after in the report
     )
+    rows = lists_of(system)["evaluation.baselines"]
+    c.evaluation.baselines = ",".join(name for name in listed(c.evaluation.baselines) if name in rows)
     c.audit = _dict(  # of what profiles' words do (lpt_jax/audit.py)
         profiles=48,  # test profiles that are edited, a fixed sample; 0: no audit
         attributes=20,  # that edits name, the most frequent
@@ -133,7 +135,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     SYSTEMS[config.system].tiny(config)
     config.evaluation.update(max_users=16, max_test_sessions=32, samples=2, bootstrap=200)
     config.audit.profiles = 4
-    config.evaluation.baselines = ",".join(BASELINES)
+    config.evaluation.baselines = ",".join(lists_of(config.system)["evaluation.baselines"])
     config.sasrec.update(width=16, blocks=1, max_items=8, epochs=2, evaluate_every=1)
     config.checkpoint.update(every=1)
     config.iterations = 1
@@ -147,6 +149,10 @@ def choose(config: ml_collections.ConfigDict, variant: str, **known) -> ml_colle
         raise InputError(f"This config has no variant {variant!r}; known are: {', '.join(filter(None, known))}.")
     return known[variant](config)
 
+
+# config.data of several recipes: Amazon Beauty, and the benchmark's split, which tests each user's last item
+BEAUTY = dict(source="amazon", year=2014, name="Beauty", kind="beauty products", item_fields="title,brand,categories")
+LAST_ITEM = dict(split="leave_last", min_history=2, windows=1, catalogue="all")
 
 CHOICES = {
     "system": tuple(SYSTEMS),
@@ -168,6 +174,11 @@ LISTS = {  # comma-separated settings: what they may name
     "trackers": ("tensorboard", "wandb", "trackio"),
     "evaluation.baselines": BASELINES,
 }
+
+
+def lists_of(system: str) -> dict[str, tuple]:
+    """What the comma-separated settings of a system may name."""
+    return LISTS | SYSTEMS[system].LISTS
 
 
 def get(config, dotted: str, defaults=None):
@@ -288,12 +299,12 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     for name, choices in choices_of.items():
         if get(config, name) not in choices:
             wrong(name, "one of " + ", ".join(map(str, choices)))
-    for name, choices in (LISTS | system.LISTS).items():
+    for name, choices in lists_of(config.system).items():
         chosen = listed(get(config, name))
         if set(chosen) - set(choices) or len(set(chosen)) < len(chosen):
             wrong(name, "a comma-separated list of " + ", ".join(choices) + ", each once at most")
     for name, choices in system.LISTS.items():
-        if not listed(get(config, name)):
+        if name not in LISTS and not listed(get(config, name)):
             wrong(name, f"{', '.join(choices)}, or several with commas between them")
     if config.data.validation_share + config.data.test_share >= 1:
         wrong("data.test_share", "such that it and data.validation_share are together below 1")

@@ -22,7 +22,6 @@ from lpt_jax.run import used_sessions
 from lpt_jax.trec import queries, ranks_of_run, read_run, write_best, write_qrels
 
 UNTRAINED = "items_popularity"  # the row that trains nothing over which gains are stated too
-COUNTED = ("popularity", "transitions", "item_knn", "ease", "sasrec")  # rows that read no text
 SHUFFLED = "shuffled_profiles"  # the last stage's, each given to another user: what the profile itself adds
 LAST, POPULARITY, PENALTIES, DECAYS = (
     (3, 6, 12),
@@ -45,11 +44,8 @@ class Row(NamedTuple):
     ended: list[bool] | None = None
 
 
-def baseline_rows(r: ProfileRecommender, untrained: dict, of=None):
-    """The rows of config.evaluation.baselines that have a ranking; untrained: the embedder's weights as loaded.
-
-    of: only those of these names, COUNTED ones for a system that reads no texts.
-    """
+def baseline_rows(r, untrained: dict):
+    """The rows of config.evaluation.baselines that have a ranking; untrained: the embedder's weights as loaded."""
     sessions, counts = r.sessions["test"], r.data.popularity
     sequences = functools.cache(lambda: training_items(r.data))
     texts = functools.cache(lambda: r.raw_catalogue(untrained)[:, :-1])
@@ -89,8 +85,6 @@ def baseline_rows(r: ProfileRecommender, untrained: dict, of=None):
         "sasrec": lambda: by_ids(r, sessions),
     }
     for name in config_lib.listed(r.config.evaluation.baselines):
-        if of is not None and name not in of:
-            continue
         if name == "ease" and r.run.count > count.DENSE:
             print(f"lpt_jax: the row ease is left out: it inverts a matrix of items × items, here of {r.run.count:,}.")
         elif name in make:

@@ -1,6 +1,5 @@
 """How well a model that names items by codes does, beside what only counts: next items, candidates, stars, preferences."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +47,7 @@ def told_by(listed: int) -> list[str]:
 
 def ranks_of_rows(r: ItemWriter, weights: dict) -> dict[str, np.ndarray]:
     """The ranks of the test's targets by every row."""
-    found = {row.name: r.rank("test", *row.scored) for row in evaluate.baseline_rows(r, {}, evaluate.COUNTED)}
+    found = {row.name: r.rank("test", *row.scored) for row in evaluate.baseline_rows(r, {})}
     numbers = np.array([int(i) if i.isdecimal() else -1 for i in r.data.catalogue.ids])
     if (numbers >= 0).all():
         found["next_ids"] = next_ids(r.sessions["test"], numbers)
@@ -67,7 +66,7 @@ def next_ids(sessions, numbers: np.ndarray) -> np.ndarray:
     [[2, 2]]
     """
     width = max(len(session.targets) for session in sessions)
-    ranks, count = np.zeros((len(sessions), width), np.int64), len(numbers)
+    ranks = np.zeros((len(sessions), width), np.int64)
     for line, session in zip(ranks, sessions, strict=True):
         ahead = np.where(numbers > numbers[list(session.history)].max(), numbers, numbers + numbers.max() + 1)
         for place, target in enumerate(session.targets):
@@ -75,7 +74,6 @@ def next_ids(sessions, numbers: np.ndarray) -> np.ndarray:
             left[list(session.history)] = False
             left[[other for other in session.targets if other != target]] = False
             line[place] = 1 + left.sum()
-    assert ranks.max() <= count
     return ranks
 
 
@@ -286,14 +284,10 @@ def blocks(to, results: dict, curves: list[dict]):
     if picture := report.curves_picture(curves, "tasks", MAIN):
         yield to.heading(2, "Learning curves")
         yield to.picture("tasks", picture, "Learning curves")
-    spent = ", ".join(f"{name} {s / 60:.1f} min" for name, s in results["seconds_of_phases"].items())
-    yield to.heading(2, "How it was run")
-    yield to.paragraph(f"Seed {results['seed']}. Time on {results['devices']}: {spent or 'no training'}.")
-    yield to.code("All settings", json.dumps(files.plain(results["config"]), indent=1, ensure_ascii=False))
+    yield from report.how_blocks(to, results)
 
 
 def write_report(workdir: Path, results: dict) -> None:
     """Writes report.html and its twin report.md into the workdir."""
     curves = files.read_jsonl(Path(workdir) / "metrics.jsonl")
-    for to, name in ((report.Html(), "report.html"), (report.Markdown(Path(workdir)), "report.md")):
-        files.write_file(Path(workdir) / name, to.page("lpt_jax report", list(blocks(to, results, curves))))
+    report.write_pages(workdir, lambda to: blocks(to, results, curves))

@@ -15,7 +15,10 @@ CHOICES = {
     "tasks.optimiser": ("adamw", "unit_sgd"),
     "tasks.schedule": ("constant", "linear"),
 }
-LISTS = {"phases": PHASES}
+LISTS = {  # comma-separated settings: what they may name; baselines: those that read no text
+    "phases": PHASES,
+    "evaluation.baselines": ("popularity", "transitions", "item_knn", "ease", "sasrec"),
+}
 MAY_BE_ZERO = [
     *("lm.dropout", "tasks.steps", "tasks.warmup", "tasks.weight_decay", "tasks.title_words", "tasks.hidden_words"),
     *(f"tasks.weights.{task}" for task in TASKS),

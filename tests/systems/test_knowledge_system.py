@@ -99,6 +99,8 @@ def test_recommend_export_and_evaluate(learned, tmp_path, capsys):
     knowledge.export(knowledge, config, workdir, tmp_path / "out")
     codes = json.loads((tmp_path / "out/codes.json").read_text())
     assert len(codes["digits"]) == 60 and codes["width"] == 8
+    card = (tmp_path / "out/README.md").read_text()
+    assert 'T5.load("lm", levels=2, digits=8)' in card and "library_name" in card
     lm = T5.load(tmp_path / "out/lm", levels=2, digits=8)
     r, state, _ = train.ready(knowledge, Run(config, workdir))
     np.testing.assert_array_equal(lm.codes.table[...], np.asarray(r.weights(state, "lm")["codes"]["table"]))
@@ -174,6 +176,10 @@ def test_modes_that_it_has_not(mode, capsys):
             r"codes\.kind='random' won't do: it must be one of text, together, shuffled, ordered",
         ),
         ({"tasks__candidates": 1}, r"tasks\.candidates=1 won't do: it must be at least 2"),
+        (
+            {"evaluation__baselines": "bm25"},
+            r"evaluation\.baselines='bm25' won't do: it must be a comma-separated list of popularity, trans",
+        ),
         ({"lm__dropout": 1.0}, r"lm\.dropout=1\.0 won't do: it must be a share below 1"),
     ],
 )
