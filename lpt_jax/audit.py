@@ -112,20 +112,21 @@ def muted(r: ProfileRecommender, by: Audited, profiles: list[str], histories: li
     spoken: the line's share of the TOP items; gone: the share of these that are not listed any more; kept: the share of the
     others that still are; each with its interval over profiles.
     """
-    several = [(text, history) for text, history in zip(profiles, histories, strict=True) if "\n" in text]
+    neutral, found, quieter, spoken = "", {"spoken": [], "gone": [], "kept": []}, [], []
+    read = [prompts.read_lines(text.split("\n"), neutral, bool(r.config.score.rejected))[0] for text in profiles]
+    several = [row for row, affirmed in enumerate(read) if len(affirmed) > 1]
     if not several:
         return {"profiles": 0}
-    profiles, histories = [text.split("\n") for text, _ in several], [history for _, history in several]
-    before = listed(r, by, r.queries(by.weights, [text for text, _ in several])[0], histories).items
-    found, quieter, spoken = {"spoken": [], "gone": [], "kept": []}, [], []
-    for lines, history, best in zip(profiles, histories, before, strict=True):
-        loud = [[float(i == line) for i in range(len(lines))] for line in range(len(lines))]
-        queries = r.queries(by.weights, ["\n".join(lines)] * len(lines), loud=loud)[0]
-        queries = r.with_history(queries, by.items, [history] * len(lines), by.history)
-        speaks = devices.fetch(ranking.score(queries, by.items))[:, best].argmax(0)
+    profiles, histories, read = ([rows[row] for row in several] for rows in (profiles, histories, read))
+    queries = r.queries(by.weights, profiles)[0]
+    before = listed(r, by, queries, histories).items
+    queries = r.with_history(queries, by.items, histories, by.history)
+    for text, affirmed, of_lines, best in zip(profiles, read, queries, before, strict=True):
+        scores = devices.fetch(ranking.score(of_lines[: len(affirmed)], by.items))
+        speaks = np.array(list(affirmed))[scores[:, best].argmax(0)]  # the lines' numbers
         loudest = np.bincount(speaks).argmax()
         spoken.append(speaks == loudest)
-        quieter.append("\n".join(line for number, line in enumerate(lines) if number != loudest))
+        quieter.append("\n".join(line for number, line in enumerate(text.split("\n")) if number != loudest))
     after = listed(r, by, r.queries(by.weights, quieter)[0], histories).items
     for best, now, own in zip(before, after, spoken, strict=True):
         stays = np.isin(best, now)

@@ -24,7 +24,7 @@ from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.journeys import in_common
-from lpt_jax.recommender import ProfileRecommender, mean_and_covariance, read_lines
+from lpt_jax.recommender import ProfileRecommender
 from lpt_jax.run import Run
 
 K, TOP, PARTS = 10, 20, 12  # items of a list, items whose attributes are counted, parts of a profile
@@ -88,7 +88,7 @@ class Desk:
         if "residuals" in state:
             self.items["after"] = r.with_terms(self.items["after"], state["residuals"].weights)
         self.usual = {
-            name: devices.fetch(mean_and_covariance(items, r.run.count)) for name, items in self.items.items()
+            name: devices.fetch(ranking.mean_and_covariance(items, r.run.count)) for name, items in self.items.items()
         }
         self.width = 1 << int(np.bincount(r.data.rows.user).max()).bit_length()  # of the hidden items: one shape again
         self.users = list(dict.fromkeys(s.user for s in r.sessions["test"]))[:USERS]
@@ -160,7 +160,7 @@ class Desk:
         own = Ranking(query, items, tuple(i for i in ids[:TOP].tolist() if i >= 0))
         ids, scores, before, vectors = ids[:k], scores[:k], before[:k], vectors[:k]
         if journeys:
-            lines, _ = read_lines(profile.split("\n"), "", bool(self.config.score.rejected))
+            lines, _ = prompts.read_lines(profile.split("\n"), "", bool(self.config.score.rejected))
             names = [journeys[number][0] for number in lines] or [""]
             speaks = (query.reshape(-1, query.shape[-1])[:, :-1] @ vectors.T).argmax(0)
             rows = zip(
@@ -201,7 +201,7 @@ class Desk:
 
     def read_html(self, profile: str, before: Ranking | None, now: Ranking) -> str:
         """How a profile is read, and what an edit did, in words."""
-        affirmed, rejected = read_lines(profile.split("\n"), "", True)
+        affirmed, rejected = prompts.read_lines(profile.split("\n"), "", True)
         affirmed = "\n".join(affirmed.values())
         names = [
             name for name in self.catalogue.attributes.names if re.search(rf"\b{re.escape(name)}\b", affirmed, re.I)

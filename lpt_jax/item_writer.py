@@ -12,10 +12,10 @@ from flax import nnx
 
 from lpt_jax import devices, files, metrics, ranking, search
 from lpt_jax.baselines import counts
+from lpt_jax.data import batches, prompts, tasks
 from lpt_jax.data import codes as codes_lib
-from lpt_jax.data import prompts, tasks
 from lpt_jax.data.sessions import training_items
-from lpt_jax.learning.tasks import STEP, in_batches, padded
+from lpt_jax.learning.tasks import STEP
 from lpt_jax.models import layers
 from lpt_jax.models.t5 import T5, T5Spec
 from lpt_jax.models.weights import Source
@@ -189,7 +189,7 @@ class ItemWriter:
 
     def _read(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Texts' tokens and mask, of one of a few static lengths."""
-        return padded(rows, -(-max(map(len, rows)) // STEP) * STEP)
+        return batches.pad_right(rows, -(-max(map(len, rows)) // STEP) * STEP)
 
     def who(self, people: list[tuple], task: str) -> dict | None:
         """What a personal prompt reads of (user's id, items) each; None, as there is none (systems/peapod.py has one)."""
@@ -212,7 +212,7 @@ class ItemWriter:
         order = np.argsort([len(row) for row in read], kind="stable")
         hidden = ranking.padded([session.history for session in sessions])
         ids, scores = np.full((len(sessions), k), -1, np.int64), np.full((len(sessions), k), -np.inf)
-        for batch, new in in_batches(len(sessions), self.config.search.batch):
+        for batch, new in batches.in_batches(len(sessions), self.config.search.batch):
             rows = order[batch]
             people = [about(sessions[row]) for row in rows]
             *texts, seen, who = self._put([read[row] for row in rows], people, "retrieval", hidden[rows])
@@ -240,7 +240,7 @@ class ItemWriter:
     def likelihoods(self, weights: dict, sessions: list, candidates: np.ndarray) -> np.ndarray:
         """log p(item | history), Float[S, G], of candidates Int[S, G] for each session."""
         found = np.empty(candidates.shape)
-        for rows, new in in_batches(len(sessions), self.config.search.batch):
+        for rows, new in batches.in_batches(len(sessions), self.config.search.batch):
             read = [self.tasks.retrieval(sessions[row].history) for row in rows]
             digits = self.codes.digits[candidates[rows]].astype(np.int32)
             *put, who = self._put(read, [about(sessions[row]) for row in rows], "retrieval", digits)
@@ -250,7 +250,7 @@ class ItemWriter:
     def stars(self, weights: dict, asked: list[tuple]) -> np.ndarray:
         """p(1 star) … p(5 stars), Float[n, 5], for (session, item) each."""
         found, words = np.empty((len(asked), len(tasks.STARS))), jnp.asarray(self.tasks.stars)
-        for rows, new in in_batches(len(asked), self.config.search.batch):
+        for rows, new in batches.in_batches(len(asked), self.config.search.batch):
             chosen = [asked[row] for row in rows]
             read = [self.tasks.rating(session.history, session.ratings, item) for session, item in chosen]
             *put, who = self._put(read, [about(session) for session, _ in chosen], "rating")
@@ -260,7 +260,7 @@ class ItemWriter:
     def explain(self, weights: dict, asked: list[tuple]) -> list[str]:
         """Why, in words, for (session, item) each."""
         texts, most = [], self.config.tasks.max_words
-        for rows, new in in_batches(len(asked), self.config.search.batch):
+        for rows, new in batches.in_batches(len(asked), self.config.search.batch):
             chosen = [asked[row] for row in rows]
             read = [self.tasks.explanation(item) for _, item in chosen]
             *put, who = self._put(read, [about(session) for session, _ in chosen], "explanation")

@@ -1,10 +1,8 @@
 """The report of interest journeys: tables, people's timelines coloured by journey, and what was written."""
 
-import json
 from pathlib import Path
 
-from lpt_jax.files import plain, write_file
-from lpt_jax.report import FAINT, INK, Html, Markdown, axes_of, curves_picture, gains_picture, new_figure, png
+from lpt_jax.report import FAINT, INK, axes_of, curves_picture, gains_picture, how_blocks, new_figure, png, write_pages
 
 LABELS = {
     **{
@@ -197,13 +195,9 @@ def blocks(to, results: dict, curves: list[dict]):
             if row not in ("titles", "random_name")
         ]
         yield to.table(["", "Name"], lines)
-    spent = ", ".join(f"{name} {s / 60:.1f} min" for name, s in results["seconds_of_phases"].items())
-    yield to.heading(2, "How it was run")
-    yield to.paragraph(f"Seed {results['seed']}. Time on {results['devices']}: {spent or 'no training'}.")
-    yield to.code("All settings", json.dumps(plain(results["config"]), indent=1, ensure_ascii=False))
+    yield from how_blocks(to, results)
 
 
 def write(workdir: Path, results: dict, curves: list[dict]) -> None:
     """Writes report.html and its twin report.md into the workdir."""
-    for to, name in ((Html(), "report.html"), (Markdown(Path(workdir)), "report.md")):
-        write_file(Path(workdir) / name, to.page("lpt_jax report", list(blocks(to, results, curves))))
+    write_pages(workdir, lambda to: blocks(to, results, curves))

@@ -138,6 +138,15 @@ def top_k(profiles: Embeddings, items: ItemEmbeddings | None, hidden: HiddenItem
     return jnp.where(best == -jnp.inf, -1, ids), best
 
 
+@partial(jax.jit, static_argnames="count")
+def mean_and_covariance(items, count: int):
+    """Of the first `count` items' embeddings: mean [D] and covariance [D, D], and so of any text's cosines to them."""
+    items = items[:count, :-1]
+    mean = items.mean(0)
+    apart = items - mean
+    return mean, apart.T @ apart / count
+
+
 class Several:
     """Scores of several queries for each session, the best of them counting: profiles[rows] of session_ranks, for items None."""
 

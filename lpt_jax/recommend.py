@@ -11,10 +11,10 @@ import textwrap
 import numpy as np
 
 from lpt_jax import devices, files, ranking, train
+from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session, known_session
 from lpt_jax.errors import InputError
 from lpt_jax.journeys import in_common
-from lpt_jax.recommender import read_lines
 from lpt_jax.run import Run
 
 
@@ -125,7 +125,7 @@ def recommend(r, state, kind: str, text: str, k: int, write=None, weight: float 
     of_items, several = table(catalogue, ids[0], scores[0]), queries.ndim == 3
     if r.by_journey and session:
         notes += named_journeys(r, session)
-    lines, rejected = read_lines(profile.split("\n"), "", bool(r.config.score.rejected))
+    lines, rejected = prompts.read_lines(profile.split("\n"), "", bool(r.config.score.rejected))
     if rejected:
         notes.append(f"Read as rejected: {', '.join(rejected)}.")
     shown = "\n".join(textwrap.fill(line, 100) for line in profile.splitlines()) or "(empty)"

@@ -111,33 +111,6 @@ def _mean_items(items, recent):
     return jnp.sum(found, 1) / jnp.maximum(exists.sum(1, keepdims=True), 1)
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def mean_and_covariance(items, count: int):
-    """Of the first `count` items' embeddings: mean [D] and covariance [D, D], and so of any text's cosines to them."""
-    items = items[:count, :-1]
-    mean = items.mean(0)
-    apart = items - mean
-    return mean, apart.T @ apart / count
-
-
-def read_lines(lines: list[str], neutral: str, rejects: bool) -> tuple[dict[int, str], list[str]]:
-    """What each of a profile's lines affirms, by its number, or a neutral sentence; and what all of them reject.
-
-    >>> read_lines(["Likes war films.", "No horror!"], "Anyone.", rejects=True)
-    ({0: 'Likes war films.'}, ['horror'])
-    """
-    if not rejects:
-        return {number: line for number, line in enumerate(lines) if line.strip()} or {0: lines[0]}, []
-    read = [prompts.clauses(line) for line in lines]
-    things = list(itertools.chain(*(of_line for _, of_line in read)))
-    affirmed = {
-        number: text if of_line else line
-        for number, (line, (text, of_line)) in enumerate(zip(lines, read, strict=True))
-        if text
-    }
-    return affirmed or {0: neutral if things else ""}, things
-
-
 class ProfileRecommender:
     """Prompt → profile → rank: a run, its language model and its embedder.
 
@@ -407,7 +380,7 @@ class ProfileRecommender:
         """ItemEmbeddings [N, D + 1] less their mean, and their covariance [D, D]: what makes the scores of several queries alike."""
         if self._compared[0] is not weights:
             items = self.raw_catalogue(weights, keep)
-            mean, covariance = devices.fetch(mean_and_covariance(items, self.run.count))
+            mean, covariance = devices.fetch(ranking.mean_and_covariance(items, self.run.count))
             self._compared = weights, items - np.append(mean, np.float32(0)), covariance
         return self._compared[1:]
 
@@ -444,7 +417,7 @@ class ProfileRecommender:
         """
         against_it, split = self.config.score.rejected if rejects else 0.0, self.by_journey and rejects
         neutral = prompts.NEUTRAL["train"][0].format(kind=self.config.data.kind)
-        read = [read_lines(text.split("\n") if split else [text], neutral, bool(against_it)) for text in texts]
+        read = [prompts.read_lines(text.split("\n") if split else [text], neutral, bool(against_it)) for text in texts]
         of_texts = list(itertools.chain(*(affirmed.values() for affirmed, _ in read)))
         things = list(dict.fromkeys(thing for _, of_one in read for thing in of_one))
         vectors, valid = self.embedder.embed_profiles(
@@ -454,25 +427,24 @@ class ProfileRecommender:
         width = max(len(affirmed) for affirmed, _ in read) if texts else 1
         width = 1 << (width - 1).bit_length()  # few shapes compile
         queries, counts = np.ones((len(texts), width, vectors.shape[1] + 1), np.float32), np.ones(len(texts), bool)
+        spread = self._spread(weights, vectors) if width > 1 else None
         for row, (affirmed, of_one) in enumerate(read):
             at, start = slice(start, start + len(affirmed)), start + len(affirmed)
             own, counts[row] = vectors[at], valid[at].all()
-            if len(affirmed) > 1 or loud:
-                quiet = self.config.score.decay ** np.arange(len(affirmed) - 1, -1, -1.0)
-                quiet *= [loud[row][line] for line in affirmed] if loud else 1.0
-                quiet *= self._alike(weights, own)
-                own = own * quiet[:, None].astype(np.float32)
-            if of_one:
+            if len(affirmed) > 1:
+                later = np.arange(len(affirmed) - 1, -1, -1.0)
+                own = own * (self.config.score.decay**later * spread[at].mean() / spread[at])[:, None]
+            if loud:
+                own = own * np.array([loud[row][line] for line in affirmed])[:, None]
+            if of_one:  # what is rejected makes a text longer, too
                 own = own - against_it * np.sum([against[thing] for thing in of_one], 0)
+                counts[row] &= self.length(texts[row]) <= self.embedder.profile_limit
             queries[row, : len(own), :-1], queries[row, len(own) :, :-1] = own, own[-1]
-        if rejects:  # what is rejected makes a text longer, too
-            counts &= np.array([self.length(text) <= self.embedder.profile_limit for text in texts], bool)
         return queries if width > 1 else queries[:, 0], counts
 
-    def _alike(self, weights: dict, queries: np.ndarray) -> np.ndarray:
-        """Factors [J] that give a profile's queries [J, D] the same s.d. of scores over the catalogue, that of their mean."""
-        spread = np.sqrt(np.einsum("jd,de,je->j", queries, self._centred(weights)[1], queries))
-        return spread.mean() / np.maximum(spread, 1e-12)
+    def _spread(self, weights: dict, queries: np.ndarray) -> np.ndarray:
+        """The s.d. of each query's scores over the catalogue, Float[n], of queries [n, D]."""
+        return np.sqrt(np.maximum(np.sum(queries @ self._centred(weights)[1] * queries, 1), 1e-12))
 
     def scored(self, weights: dict, texts: list[str], items: jax.Array | None = None, cut: bool = False) -> tuple:
         """What to rank by: Embeddings of the profiles, ItemEmbeddings, and Bool[n]: the profile counts.

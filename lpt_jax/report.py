@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -404,13 +405,18 @@ def _blocks(to, results, curves):
         yield to.table(["Next item", "Rank before", "Rank after"], lines)
         texts = {f"Profile {w}": sample[w]["profile"] or "(empty)" for w in ("before", "after")}
         yield to.quotes(texts)
+    yield from how_blocks(to, results)
+
+
+def how_blocks(to, results: dict):
+    """How a run was made: seed, time, versions, settings; made by `to`, an Html or a Markdown."""
     yield to.heading(2, "How it was run")
     versions = ", ".join(f"{name} {v}" for name, v in results.get("versions", {}).items())
     each = results.get("seconds_of_phases") or {"in all": results.get("seconds") or 0}
     spent = ", ".join(f"{name} {s / 60:.1f} min" for name, s in each.items())
     where = f" on {results['devices']}" if "devices" in results else ""
     yield to.paragraph(f"Seed {results.get('seed')}. Time{where}: {spent}. Versions: {versions}.")
-    yield to.code("All settings", json.dumps(plain(config), indent=1, ensure_ascii=False))
+    yield to.code("All settings", json.dumps(plain(results.get("config", {})), indent=1, ensure_ascii=False))
 
 
 def write(workdir, results: dict, curves: list[dict]) -> None:
@@ -419,9 +425,13 @@ def write(workdir, results: dict, curves: list[dict]) -> None:
     `results` is results.json's content and `curves` are metrics.jsonl's records. One of the results' "samples" is {"user",
     "history": [{"title", "rating"}], "targets": [title], "before" and "after": {"profile", "ranks"}}, a rank for each target.
     """
+    write_pages(workdir, lambda to: _blocks(to, results, curves))
+
+
+def write_pages(workdir, blocks: Callable) -> None:
+    """Writes report.html and report.md of what blocks(to) yields, made by `to`, an Html or a Markdown."""
     for to, name in ((Html(), "report.html"), (Markdown(Path(workdir)), "report.md")):
-        page = to.page("lpt_jax report", list(_blocks(to, results, curves)))
-        write_file(Path(workdir) / name, page)
+        write_file(Path(workdir) / name, to.page("lpt_jax report", list(blocks(to))))
 
 
 def write_results(workdir, results: dict, per_user: dict[str, tuple]) -> None:

@@ -21,6 +21,20 @@ def pad_left(rows: Sequence[Sequence[int]], length: int, pad_id: int):
     return tokens, mask
 
 
+def pad_right(rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids with zeros after them, Int32[B, length], and what of them is real."""
+    tokens = np.zeros((len(rows), length), np.int32)
+    for line, row in zip(tokens, rows, strict=True):
+        line[: len(row)] = row
+    return tokens, np.arange(length) < np.array([[len(row)] for row in rows])
+
+
+def in_batches(count: int, size: int):
+    """Rows Int[size] of so many, batch by batch, the last filled up with the first; and how many of them are new."""
+    for start in range(0, count, size):
+        yield np.arange(start, start + size) % count, min(size, count - start)
+
+
 def packed(lengths: Sequence[int], room: int, most: int) -> list[list[int]]:
     """Which texts share a line of `room` tokens, at most `most` of them: the longest left, then what still fits, longest first.
 

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import re
 
 import jinja2
@@ -409,6 +410,24 @@ def clauses(text: str) -> tuple[str, list[str]]:
             kept += (before if kept else "") + clause
         start, before = joint and joint.end(), joint and joint[0]
     return kept.strip(), rejected
+
+
+def read_lines(lines: list[str], neutral: str, rejects: bool) -> tuple[dict[int, str], list[str]]:
+    """What each of a profile's lines affirms, by its number, or a neutral sentence; and what all of them reject.
+
+    >>> read_lines(["Likes war films.", "No horror!"], "Anyone.", rejects=True)
+    ({0: 'Likes war films.'}, ['horror'])
+    """
+    if not rejects:
+        return {number: line for number, line in enumerate(lines) if line.strip()} or {0: lines[0]}, []
+    read = [clauses(line) for line in lines]
+    things = list(itertools.chain(*(of_line for _, of_line in read)))
+    affirmed = {
+        number: text if of_line else line
+        for number, (line, (text, of_line)) in enumerate(zip(lines, read, strict=True))
+        if text
+    }
+    return affirmed or {0: neutral if things else ""}, things
 
 
 def rejected_thing(clause: str) -> str:

@@ -98,14 +98,6 @@ def arrays(examples: list[Example], room: int, words: int = 0, who: dict | None 
     return found | {name: answers.reshape(-1, MOST, length)}
 
 
-def padded(rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids with zeros after them, Int32[B, length], and what of them is real."""
-    tokens = np.zeros((len(rows), length), np.int32)
-    for line, row in zip(tokens, rows, strict=True):
-        line[: len(row)] = row
-    return tokens, np.arange(length) < np.array([[len(row)] for row in rows])
-
-
 class TasksPhase(Phase):
     """Learns a mix of tasks; judged by how well the next item is found."""
 
@@ -143,9 +135,3 @@ class TasksPhase(Phase):
         r = self.r
         ranks = r.ranks(state["lm"].weights, r.sessions["validation"])
         return r.validation(ranks)
-
-
-def in_batches(count: int, size: int):
-    """Rows Int[size] of so many, batch by batch, the last filled up with the first; and how many of them are new."""
-    for start in range(0, count, size):
-        yield np.arange(start, start + size) % count, min(size, count - start)

@@ -44,7 +44,7 @@ class T5Spec:
 
 def spec_from_hf(config: dict, tied: bool, levels: int = 0, digits: int = 0) -> T5Spec:
     """Spec from a config.json; InputError on what is unsupported. tied: the files have no head of its own."""
-    if config.get("model_type") not in ("t5", "mt5"):
+    if config.get("model_type") != "t5":
         raise InputError(f"config.json: model_type {config.get('model_type')!r} is no T5, which is what is asked for")
     projection = config.get("feed_forward_proj", "relu")
     if projection not in ("relu", "gated-gelu"):

@@ -115,7 +115,6 @@ ENCODER_SETTINGS = {  # EncoderSpec field: config.json key
     "types": "type_vocab_size",
 }
 BERT = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
-T5_FAMILIES = ("t5", "mt5")
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 ENCODER_FILES = (
     "modules.json",
@@ -272,7 +271,7 @@ def _json(path: pathlib.Path):
 
 def filled(config: dict, where) -> dict:
     """A config with what it leaves out filled in by transformers' class for it, if it is one we support."""
-    if config.get("model_type") not in (*FAMILIES, *T5_FAMILIES, "bert"):
+    if config.get("model_type") not in (*FAMILIES, "t5", "bert"):
         return config
     if config["model_type"] == "bert" and all(
         isinstance(config.get(k), int | float) for k in ENCODER_SETTINGS.values()

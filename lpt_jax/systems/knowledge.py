@@ -33,6 +33,11 @@ TRAINS, STEPS = {"tasks": "lm"}, {"tasks": "tasks"}  # phase -> the part that it
 SAME = ("data", "lm", "codes", "tasks.titles", "embedder.source")  # of begin_from
 
 
+CARD = """from lpt_jax.models.t5 import T5  # transformers reads the folder too, without the codes' words
+lm = T5.load("lm", levels={levels}, digits={width})  # an item's code: codes.json
+logits = lm.code_logits(lm.decode(lm.encode(tokens, mask), mask, written))  # of the next item's digits"""
+
+
 def build(run: Run) -> ItemWriter:
     """The model of a run, as its config names it; it is loaded when it is needed."""
     return ItemWriter(run)
@@ -107,6 +112,11 @@ def export(system, config, workdir: Path, folder: Path) -> None:
             weights_lib.save_personal(part / "personal_prompt", personal)
         items = dict(zip(r.data.catalogue.ids, r.codes.digits.tolist(), strict=True))
         text = json.dumps({"width": r.codes.width, "digits": items}, ensure_ascii=False)
+        to, code = report.Markdown(part), CARD.format(**config.codes)
+        head = {"library_name": "transformers", "pipeline_tag": "text2text-generation"}
+        words = f"Names the next item by its code. Trained from {export_lib.named(config.lm.source)} by lpt_jax"
+        card = to.page("", export_lib.opening(to, config, "lm", head, words, code))
+        files.write_file(part / "README.md", card)
         files.write_file(part / "codes.json", text + "\n")
         os.rename(part, folder)
     print(f"lpt_jax: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")

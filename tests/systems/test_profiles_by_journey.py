@@ -9,10 +9,9 @@ import pytest
 
 from lpt_jax import audit, demo, files, ranking, recommend, train
 from lpt_jax.config import default, finish, tiny
-from lpt_jax.data import made_up
+from lpt_jax.data import made_up, prompts
 from lpt_jax.errors import InputError
 from lpt_jax.learning import optimisers, policy
-from lpt_jax.recommender import read_lines
 from lpt_jax.systems import profiles
 from tests.systems.tiny_run import SMALL, recommender, small_world
 
@@ -98,7 +97,10 @@ def test_each_line_is_a_query_and_what_is_rejected_is_so_for_all(r):
     np.testing.assert_allclose(loud[0, :, :-1], [louder * a, 0 * b], atol=1e-4)
     whole, _ = r.queries(weights, ["space aliens\nwestern sheriff"], rejects=False)
     assert whole.shape == (1, len(a) + 1)
-    assert read_lines(["", "a"], "x", False) == ({1: "a"}, []) and read_lines([""], "x", True) == ({0: ""}, [])
+    assert prompts.read_lines(["", "a"], "x", False) == ({1: "a"}, []) and prompts.read_lines([""], "x", True) == (
+        {0: ""},
+        [],
+    )
 
 
 def test_the_best_line_ranks_an_item(r):
