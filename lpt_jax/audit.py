@@ -112,8 +112,8 @@ def muted(r: ProfileRecommender, by: Audited, profiles: list[str], histories: li
     spoken: the line's share of the TOP items; gone: the share of these that are not listed any more; kept: the share of the
     others that still are; each with its interval over profiles.
     """
-    neutral, found, quieter, spoken = "", {"spoken": [], "gone": [], "kept": []}, [], []
-    read = [prompts.read_lines(text.split("\n"), neutral, bool(r.config.score.rejected))[0] for text in profiles]
+    found, quieter, spoken = {"spoken": [], "gone": [], "kept": []}, [], []
+    read = [prompts.read_lines(text.split("\n"), "", bool(r.config.score.rejected))[0] for text in profiles]
     several = [row for row, affirmed in enumerate(read) if len(affirmed) > 1]
     if not several:
         return {"profiles": 0}
@@ -121,9 +121,9 @@ def muted(r: ProfileRecommender, by: Audited, profiles: list[str], histories: li
     queries = r.queries(by.weights, profiles)[0]
     before = listed(r, by, queries, histories).items
     queries = r.with_history(queries, by.items, histories, by.history)
-    for text, affirmed, of_lines, best in zip(profiles, read, queries, before, strict=True):
-        scores = devices.fetch(ranking.score(of_lines[: len(affirmed)], by.items))
-        speaks = np.array(list(affirmed))[scores[:, best].argmax(0)]  # the lines' numbers
+    scores = np.einsum("njd,nkd->njk", queries, devices.fetch(by.items[np.maximum(before, 0)]))
+    for text, affirmed, of_lines in zip(profiles, read, scores, strict=True):
+        speaks = np.array(list(affirmed))[of_lines[: len(affirmed)].argmax(0)]  # the lines' numbers
         loudest = np.bincount(speaks).argmax()
         spoken.append(speaks == loudest)
         quieter.append("\n".join(line for number, line in enumerate(text.split("\n")) if number != loudest))

@@ -372,8 +372,7 @@ class Page:
         """A stage's list, or why there is none, and what others are compared with."""
         try:
             names = [name for name, _ in self.desk.journeys(session)]
-            said = [(name, 1.0) for name, line in zip(names, self.lines(profile)) if line.strip()]
-            rows, base = self.desk.rank(stage, profile, session.history, journeys=said)
+            rows, base = self.desk.rank(stage, profile, session.history, journeys=[(name, 1.0) for name in names])
         except InputError as error:
             return sentence(error), None
         return self.desk.list_html(rows, False), base

@@ -18,10 +18,8 @@ from lpt_jax.data import batches
 from lpt_jax.data.tasks import Example
 from lpt_jax.learning.loop import Part, Phase, Report
 
-STEP, LINES = (
-    32,
-    8,
-)  # texts' lengths, where each has a line, and a batch's lines are multiples of these: few shapes compile
+STEP = 32  # texts' lengths are multiples of this where each has a line: few shapes compile
+LINES = 8  # and so are a batch's lines of this, where several texts share one
 MOST = 8  # texts in a line
 
 

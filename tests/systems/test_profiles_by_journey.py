@@ -222,6 +222,8 @@ def test_the_page_has_a_card_for_each_journey(r, of_two, monkeypatch):
     (first, _), (second, _) = journeys
     if first != second:
         assert f"<q>{first}</q>" not in quiet[page.ranked] and f"<q>{second}</q>" in quiet[page.ranked]
+    gap, _ = page.listed("after", "space aliens\n", of_two)  # the model wrote nothing of one journey
+    assert f"<q>{first}</q>" in gap and "<q></q>" not in gap
     nothing = page.rank(kept, 0.0, "space aliens", "western sheriff", True, True, 1.0, 1.0)
     assert "profile is empty" in nothing[page.notice]
     back = page.restore(kept)
