@@ -64,19 +64,21 @@ def build(run: Run) -> ProfileRecommender:
 # ---- the phases
 
 
-def profiles_and_summaries(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str]]:
+def texts_of_cl(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str]]:
     """What CL reads of the training sessions, and of the validation sessions, as contrastive.texts says.
 
-    profiles: fresh ones, several a session if the config says so; summaries: one for each of those. Validation is by
-    profiles if CL reads any.
+    profiles: fresh ones, several a session if the config says so; summaries and raw histories: one for each of those.
+    Validation is by the first of the three that CL reads.
     """
     r, place, settings = phase.r, phase.place, phase.settings
     lm, folder, texts, copies = r.weights(state, "lm"), r.run.workdir / "profiles", [], settings.profiles_per_session
     kinds = config_lib.listed(settings.texts)
+    if "histories" in kinds:
+        texts += r.history_texts("train") * copies
     if "summaries" in kinds:
         texts += [text for copy in range(copies) for text in r.summaries("train", copy + 1)]
     if "profiles" not in kinds:
-        return texts, r.summaries("validation")
+        return texts, (r.summaries if "summaries" in kinds else r.history_texts)("validation")
     for copy in range(copies):
         file = folder / f"{place}-train-{copy}.jsonl"
         texts += r.write(lm, "train", file, place, settings.sampling_temperature, copy)
@@ -139,7 +141,8 @@ def schedule(r: ProfileRecommender) -> list[Phase]:
     for iteration in range(config.iterations):
         for name in names:
             if name == "contrastive":
-                phase = ContrastivePhase(r, name, "embedder", cl, profiles_and_summaries)
+                raw = config_lib.listed(config.contrastive.texts) == ["histories"]
+                phase = ContrastivePhase(r, name, "embedder", cl, texts_of_cl, cut=raw)
             elif name == "imitation":
                 phase = ImitationPhase(r, of_lm[name], to_imitate)
             elif name == "policy":

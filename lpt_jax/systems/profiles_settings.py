@@ -30,7 +30,7 @@ CHOICES = MODELS | {
 }
 LISTS = {  # comma-separated settings, none of them empty: what they may name
     "phases": PHASES,
-    "contrastive.texts": ("profiles", "summaries"),
+    "contrastive.texts": ("profiles", "summaries", "histories"),
     "imitation.texts": ("summaries", "best", "file"),
 }
 MAY_BE_ZERO = """
@@ -120,7 +120,7 @@ def settings() -> ConfigDict:
         **optimiser(learning_rate=1e-5, warmup=10),
         popularity_correction=False,  # subtract log sampling probability (logQ): popularity is then learned, not score.popularity's
         edits=0.25,  # share of a batch that are edits: a like or dislike said of an attribute ↔ an item (data/edits.py)
-        texts="profiles,summaries",  # of profiles, summaries: what is read beside edits; summaries are made of the items' fields
+        texts="profiles,summaries",  # of profiles, summaries (by rules, of the items' fields), histories (raw): what is read beside edits
         hard_negatives=0,  # further catalogue items per batch, drawn evenly, as negatives for all
         profiles_per_session=1,  # different sampled profiles of one training session
         sampling_temperature=1.0,  # of the training profiles; 0 = greedy

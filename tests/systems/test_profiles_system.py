@@ -240,12 +240,29 @@ def test_a_contrastive_phase_alone(r):
     """begin, step and validate need no loop, and the same step from the same state gives the same numbers."""
     results = []
     for _ in range(2):
-        phase, state = contrastive_phase(r, profiles.profiles_and_summaries)
+        phase, state = contrastive_phase(r, profiles.texts_of_cl)
         phase.begin(state)
         state, report = phase.step(state, 1)
         results.append(({n: float(v) for n, v in report.metrics.items()}, phase.validate(state)))
     assert results[0] == results[1] and set(results[0][0]) == {"loss", "accuracy", "grad_norm"}
     assert 0 < results[0][1]["val/ndcg"] < 1
+
+
+def test_contrastive_learning_reads_raw_histories_too(r):
+    """Alone they are cut and count, as the control's do, and nobody edits them; beside summaries these validate."""
+    histories = r.history_texts("train"), r.history_texts("validation")
+    r.config = small_config(
+        {"phases": "contrastive", "contrastive.texts": "histories", "evaluation.baselines": "random"}
+    )
+    (alone,) = profiles.schedule(r)
+    state = {}
+    assert alone.cut and alone.texts(alone, state) == histories
+    r.config = small_config(
+        {"phases": "contrastive", "contrastive.texts": "summaries,histories", "evaluation.baselines": "random"}
+    )
+    (both,) = profiles.schedule(r)
+    texts, validation = both.texts(both, state)
+    assert not both.cut and texts == histories[0] + r.summaries("train", 1) and validation == r.summaries("validation")
 
 
 def test_a_policy_phase_alone(r):
