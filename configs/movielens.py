@@ -39,7 +39,7 @@ def get_config(variant: str = ""):
         style="taste",
         system="Be brief.",  # SmolLM2's template would add a longer one of its own
     )
-    c.profile.update(max_tokens=48, batch=96)
+    c.profile.update(max_tokens=48, batch=96, samples=8)
     c.imitation.update(steps=40, evaluate_every=40, schedule="linear")
     c.contrastive.update(
         steps=128,

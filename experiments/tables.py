@@ -7,7 +7,7 @@ A table stands between two comments, and the first says what it is, of which fil
     <!-- rows docs/movielens_results.json popularity,summary -->
     <!-- end -->
 
-Kinds: rows, gains, seeds (the gains over several), edits (the audit of edits), texts (how profiles read), given_away (what is predicted of users), samples
+Kinds: rows, cold (rows of items without interactions), gains, seeds (the gains over several), edits (the audit of edits), texts (how profiles read), given_away (what is predicted of users), samples
 (profiles before and after); of interest journeys: journeys (a part of the results), beside (the gains) and named (what was written).
 """
 
@@ -46,6 +46,21 @@ def rows(results: dict, names: list[str]) -> str:
     told = {name: words for name, words in METRICS.items() if all(name in found[row] for row in names or found)}
     lines = [[label(name), *(number(found[name][m]) for m in told)] for name in names or found]
     return table(["ranked by", *told.values()], lines)
+
+
+def cold(results: dict, names: list[str]) -> str:
+    """The rows for targets without a training interaction, their mean rank too, and NDCG over all targets beside them."""
+    found, told = results["rows_of_cold_items"], {name: f"{words}, cold" for name, words in METRICS.items()}
+    lines = [
+        [
+            label(name),
+            *(number(found[name][m]) for m in told),
+            f"{found[name]['mean_rank']:.0f}",
+            number(results["rows"][name]["ndcg"]),
+        ]
+        for name in names or found
+    ]
+    return table(["ranked by", *told.values(), "mean rank, cold", "NDCG, all targets"], lines)
 
 
 def interval(row: dict, digits: int = 4) -> str:
@@ -163,7 +178,8 @@ def named(results: dict, ways: list[str]) -> str:
 
 
 KINDS = {
-    made.__name__: made for made in (rows, gains, seeds, edits, texts, given_away, samples, journeys, beside, named)
+    made.__name__: made
+    for made in (rows, cold, gains, seeds, edits, texts, given_away, samples, journeys, beside, named)
 }
 
 

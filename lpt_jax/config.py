@@ -169,7 +169,13 @@ BASELINES = (
     *("random", "popularity", "last_item", "items_popularity", "bm25", "history_text", "history_popularity"),
     *("decayed_items", "every_item", "transitions", "item_knn", "ease", "history_trained", "sasrec"),
 )
-LATER = ("trackers", "names.by")  # settings that may differ from those a workdir was made with
+LATER = (
+    "trackers",
+    "names.by",
+    "profile.samples",
+    "profile.temperature",
+    "profile.best_by",
+)  # settings that may differ from those a workdir was made with
 LISTS = {  # comma-separated settings: what they may name
     "trackers": ("tensorboard", "wandb", "trackio"),
     "evaluation.baselines": BASELINES,

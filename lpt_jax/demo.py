@@ -121,10 +121,13 @@ class Desk:
         return recommend.known_session(self.r.data, str(user).strip()), []
 
     def write(self, stage: str, session: Session):
-        """The profile by a stage's language model, ever longer; that of each journey is a line."""
-        done = []
+        """The profile by a stage's language model, ever longer, or the best of several; that of each journey is a line."""
+        weights, done = self.stages[stage], []
+        if self.config.profile.samples > 1:
+            yield recommend.written(self.r, weights, session)
+            return
         for part in self.r.parts(session):
-            for words in self.r.lm.grow(self.stages[stage]["lm"], self.r.prompt(part)[0], self.r.run.key):
+            for words in self.r.lm.grow(weights["lm"], self.r.prompt(part)[0], self.r.run.key):
                 yield "\n".join([*done, line := self.r.line(words)])
             done.append(line)
 

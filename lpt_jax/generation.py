@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,20 @@ class Sampling:
     temperature: float = 0.0  # 0 is greedy (log-probabilities are then those of temperature 1)
     keep_hidden: bool = False  # for learning: the states after the frozen layers
 
+
+class Draws(NamedTuple):
+    """How many texts are drawn for a prompt, at which temperature (0: greedy), and which of them is kept.
+
+    choose(rows, texts [B][G], ended Bool[B, G]) gives Int[B], for the prompts `rows`. at_once: prompts, 0: config.profile.batch.
+    """
+
+    temperature: float = 0.0
+    samples: int = 1
+    choose: Callable = lambda rows, texts, ended: np.zeros(len(rows), int)
+    at_once: int = 0
+
+
+GREEDY = Draws()
 
 # ---- one token
 
@@ -294,34 +310,33 @@ class LanguageModel:
             ((text,),), _ = self.texts(Profiles(state["tokens"], state["mask"], state["log_probs"]))
             yield text.rstrip("\ufffd")  # a letter whose last bytes are still to come
 
-    def write(self, weights, prompts, numbers, key, temperature=0.0, what="", known=None, keep=None) -> list[str]:
+    def write(self, weights, prompts, numbers, key, draws=GREEDY, what="", known=None, keep=None) -> list[str]:
         """One profile per prompt, in the prompts' order.
 
-        numbers, key: as in sample; what: the progress bar's name ("": none).
+        numbers, key: as in sample; draws: Draws; what: the progress bar's name ("": none).
         known: texts by row that an earlier, interrupted call has written; only batches with others are written, and
         the batches are always the same ones. keep(rows, texts, tokens, ended) is called after each.
         """
-        texts, how = dict(known or {}), self.how(1, temperature)
+        texts, how = dict(known or {}), self.how(draws.samples, draws.temperature)
         there = sum(row in texts for row in range(len(prompts)))  # no part of the rate and of the time left
         bar = tqdm(total=len(prompts), desc=what, unit="text", initial=there, disable=not (what and devices.first()))
         with bar:
-            for rows in self._batches(prompts):
+            for rows in self._batches(prompts, draws.at_once or self.settings.batch):
                 missing = [row for row in dict.fromkeys(rows.tolist()) if row not in texts]
                 if not missing:
                     continue
                 profiles, _ = self.sample(weights, [prompts[i] for i in rows], np.asarray(numbers)[rows], key, how)
                 written, unended = self.texts(profiles)
-                counts = devices.fetch(profiles.mask).sum(-1)[:, 0]
-                places = [rows.tolist().index(row) for row in missing]
-                texts |= {row: written[at][0] for row, at in zip(missing, places)}
+                counts, best = devices.fetch(profiles.mask).sum(-1), draws.choose(rows, written, ~unended)
+                at = [rows.tolist().index(row) for row in missing]
+                texts |= {row: written[place][best[place]] for row, place in zip(missing, at)}
                 if keep:
-                    keep(missing, [texts[row] for row in missing], counts[places], ~unended[places, 0])
+                    keep(missing, [texts[row] for row in missing], counts[at, best[at]], ~unended[at, best[at]])
                 bar.update(len(missing))
         return [texts[i] for i in range(len(prompts))]
 
-    def _batches(self, prompts):
-        """Rows Int[batch] of prompts of like lengths; the last batch repeats rows: one shape compiles."""
-        size = self.settings.batch
+    def _batches(self, prompts, size: int):
+        """Rows Int[size] of prompts of like lengths; the last batch repeats rows: one shape compiles."""
         order = np.argsort([len(p) for p in prompts], kind="stable")
         for start in range(0, len(prompts), size):
             yield np.resize(order[start : start + size], size)

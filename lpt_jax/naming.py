@@ -5,11 +5,10 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-from tqdm import tqdm
 
-from lpt_jax import devices, journeys
+from lpt_jax import journeys
 from lpt_jax.data import collections, prompts
-from lpt_jax.generation import LanguageModel
+from lpt_jax.generation import Draws, LanguageModel
 from lpt_jax.models import layers
 from lpt_jax.run import Run
 from lpt_jax.similarity import Embedder
@@ -153,23 +152,19 @@ class JourneyNamer:
 
     def best(self, part: str, weights: dict, groups: list[Group], what: str = "") -> list[str]:
         """For each group, of names.samples drawn names the one whose embedding is nearest to the mean of its items'."""
-        lm, s, names = self.lm(part), self.config.names, []
-        asked, how = [self.prompt(group, lm=lm) for group in groups], lm.how(s.samples, s.temperature)
-        shown = tqdm(
-            total=len(groups), desc=what, unit="text", disable=not (what and len(groups) > s.batch and devices.first())
-        )
-        with shown:
-            for start in range(0, len(groups), s.batch):
-                rows = np.arange(start, start + s.batch) % len(groups)  # full to the end: one shape compiles
-                numbers = [zlib.crc32(repr(groups[row]).encode()) for row in rows]  # its draws are always the same
-                drawn, _ = lm.sample(weights, [asked[row] for row in rows], numbers, self.run.key, how)
-                texts = lm.texts(drawn)[0][: len(groups) - start]
-                names += [self.nearest(of_group, group) for of_group, group in zip(texts, groups[start:])]
-                shown.update(len(texts))
-                self._asked_to_stop()
-        return names
+        lm, s, what = self.lm(part), self.config.names, what if len(groups) > self.config.names.batch else ""
+        asked = [self.prompt(group, lm=lm) for group in groups]
+        numbers = [zlib.crc32(repr(group).encode()) for group in groups]  # a group's draws are always the same
 
-    def nearest(self, texts: list[str], group: Group) -> str:
-        """Of written names the one that is nearest to a group's items; empty ones are none."""
-        names = list(dict.fromkeys(filter(None, map(prompts.written_name, texts)))) or [""]
-        return names[int(np.argmax(self.embed(names) @ journeys.mean(self.vectors[group])))]
+        def choose(rows, texts, ended):
+            return np.array([self.nearest(of_row, groups[row]) for row, of_row in zip(rows, texts)])
+
+        draws = Draws(s.temperature, s.samples, choose)
+        texts = lm.write(weights, asked, numbers, self.run.key, draws, what, keep=self._asked_to_stop)
+        return [prompts.written_name(text) for text in texts]
+
+    def nearest(self, texts: list[str], group: Group) -> int:
+        """Which of written names is nearest to a group's items; empty ones are none."""
+        names = [prompts.written_name(text) for text in texts]
+        near = self.embed(names) @ journeys.mean(self.vectors[group])
+        return int(np.argmax(np.where([name != "" for name in names], near, -np.inf)))

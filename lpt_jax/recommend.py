@@ -10,7 +10,7 @@ import textwrap
 
 import numpy as np
 
-from lpt_jax import devices, files, ranking, train
+from lpt_jax import devices, files, ranking, rewarder, train
 from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session, known_session
 from lpt_jax.errors import InputError
@@ -164,10 +164,10 @@ def too_long(length: int, limit: int) -> InputError:
     return InputError(f"The profile has {length} tokens and the embedder reads {limit}: shorten it.")
 
 
-def written(r, state, session: Session) -> str:
-    """A session's profile by the language model of a state."""
-    asked = [r.prompt(part)[0] for part in r.parts(session)]
-    texts = r.lm.write(r.weights(state, "lm"), asked, [0] * len(asked), r.run.key)
+def written(r, weights: dict, session: Session) -> str:
+    """A session's profile by the "lm" of such weights, as it is handed out; the "embedder" chooses where there are several."""
+    asked, draws = ([r.prompt(part)[0] for part in r.parts(session)], rewarder.draws(r, weights["embedder"], [session]))
+    texts = r.lm.write(weights["lm"], asked, [0] * len(asked), r.run.key, draws)
     return "\n".join(map(r.line, texts))
 
 
@@ -177,11 +177,12 @@ def kept(r, state, step: int, session: Session) -> str:
     step: the last of training; the same session at the same step has the same profile.
     """
     file = r.run.workdir / "profiles/recommend.jsonl"
-    name = hashlib.sha256(repr((step, session)).encode()).hexdigest()
+    how = [r.config.profile[name] for name in ("samples", "temperature", "best_by")]
+    name = hashlib.sha256(repr((step, session, how)).encode()).hexdigest()
     for line in files.read_jsonl(file):
         if line["session"] == name:
             return line["profile"]
-    profile = written(r, state, session)
+    profile = written(r, {part: r.weights(state, part) for part in ("lm", "embedder")}, session)
     if devices.first():
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "a", encoding="utf-8") as out:

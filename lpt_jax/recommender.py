@@ -17,7 +17,7 @@ from lpt_jax import devices, files, metrics, ranking
 from lpt_jax.data import batches, made_up, prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
-from lpt_jax.generation import LanguageModel, Profiles, Sampling
+from lpt_jax.generation import GREEDY, LanguageModel, Profiles, Sampling
 from lpt_jax.journeys import Journeys
 from lpt_jax.models import low_rank, soft_prompts
 from lpt_jax.models.decoder import Decoder, DecoderSpec, top_layers
@@ -279,17 +279,18 @@ class ProfileRecommender:
         return self.lm.sample(weights, asked, rows, key, how)
 
     def write(
-        self, weights: dict, split: str, file: Path | None = None, seed=0, temperature=0.0, copy=0, ended=None
+        self, weights: dict, split: str, file: Path | None = None, seed=0, draws=GREEDY, copy=0, ended=None
     ) -> list[str]:
         """One profile per session of a split, that of each of its journeys on a line; `file` keeps them, so a killed run goes on.
 
         Its lines: row (in the split), user, history (items), journey (0: the session's first), profile, tokens (of the
-        language model), ended (an end token came), empty, and over_long (for the embedder's window). copy: which of several of a session. ended: a dict
+        language model), ended (an end token came), empty, and over_long (for the embedder's window). draws: how each is drawn, and chosen of several; the
+        rows that are chosen for are numbers among all parts of the split. copy: which of several of a session. ended: a dict
         that gets, by row, which profiles the model ended itself. Greedy profiles without a file are remembered: two phases
         may validate the same weights one after the other.
         """
         known_weights, known_split, texts, by_itself = self._greedy
-        if file is None and not temperature and known_weights is weights and known_split == split:
+        if file is None and not draws.temperature and known_weights is weights and known_split == split:
             if ended is not None:
                 ended |= by_itself
             return texts
@@ -323,7 +324,7 @@ class ProfileRecommender:
 
         numbers, key = np.arange(len(places)) + copy * len(places), jax.random.fold_in(self.run.key, seed)
         what = f"{split} profiles"
-        written = self.lm.write(weights, self.prompts[split], numbers, key, temperature, what, known, keep)
+        written = self.lm.write(weights, self.prompts[split], numbers, key, draws, what, known, keep)
         lines, by_itself = [[] for _ in sessions], dict.fromkeys(range(len(sessions)), True)
         for number, ((row, _), text) in enumerate(zip(places, written, strict=True)):
             lines[row].append(self.line(text))
@@ -331,7 +332,7 @@ class ProfileRecommender:
         texts = ["\n".join(of_session) for of_session in lines]
         if ended is not None:
             ended |= by_itself
-        if file is None and not temperature:
+        if file is None and not draws.temperature:
             self._greedy = weights, split, texts, by_itself
         return texts
 

@@ -47,6 +47,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"next_ids": "Largest id + 1, + 2, …", "next_ids_shuffled": "The same, ids mixed", "tasks": "T5 after its tasks"},
     **{"user_knn": "The nearest people’s items"},
     **{"transitions": "Transition counts", "item_knn": "Item-kNN", "summary": "Summary by rules"},
+    "best": "Best of several profiles",
     "shuffled_profiles": "Another user’s profile",
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
     **{"start": "Profile at the start", "zero_shot": "Zero-shot profile"},
@@ -85,7 +86,7 @@ def _known(name: str) -> str:
     """A row's name in words; what items learned and the history are told behind those of the row without them."""
     for suffix, words in SUFFIXES.items():
         if name.endswith(suffix) and name not in LABELS:
-            text = re.sub("^Profile after | by rules$", "", _known(name.removesuffix(suffix)))
+            text = re.sub("^Profile after | by rules$| profiles$", "", _known(name.removesuffix(suffix)))
             return text[:1].upper() + text[1:] + words
     steps = name.split("_")
     if STEPS.keys() >= set(steps):

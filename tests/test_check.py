@@ -172,11 +172,11 @@ def test_embedding_and_ranking_are_a_run_s(both):
     phase.begin(both.state)
     earned = phase.earn([["Likes quiet films."] * samples] * users, r.sessions["train"][:users])
     vectors, items, targets, hidden, *_ = both.programs["ranking"].arguments
-    assert vectors.shape == (users * samples, phase.items.shape[1])
+    assert vectors.shape == (users * samples, phase.earn.items.shape[1])
     assert targets.shape == (users * samples, earned.ranks.shape[-1])
     assert hidden.shape[1] >= phase.longest
-    assert (items.shape[1], items.dtype) == (phase.items.shape[1], phase.items.dtype)
-    assert items.sharding.is_equivalent_to(phase.items.sharding, 2)
+    assert (items.shape[1], items.dtype) == (phase.earn.items.shape[1], phase.earn.items.dtype)
+    assert items.sharding.is_equivalent_to(phase.earn.items.sharding, 2)
 
 
 # ---- what a run holds

@@ -207,12 +207,36 @@ def test_a_mesh_samples_what_one_device_does():
     np.testing.assert_allclose(many.log_probs, one.log_probs, atol=1e-5)
 
 
+def test_of_several_draws_the_chosen_one_is_written():
+    """choose() gets every row's texts and ends, and what it says is kept, with its own number of tokens and its own end."""
+    (mine, weights), key, kept = writer(lengths=(16,), batch=4), jax.random.key(1), []
+
+    def longest(rows, texts, ended):
+        assert ended.shape == (4, 3) and [len(of_row) for of_row in texts] == [3] * 4
+        return np.array([np.argmax([len(text) for text in of_row]) for of_row in texts])
+
+    def keep(rows, texts, tokens, ended):
+        kept.extend(zip(rows, texts, tokens, ended, strict=True))
+
+    texts = mine.write(weights, PROMPTS[:6], range(6), key, generation.Draws(1.0, 3, longest), keep=keep)
+    profiles, _ = mine.sample(weights, PROMPTS[:6], range(6), key, mine.how(3, 1.0))
+    drawn, unended = mine.texts(profiles)
+    counts = np.asarray(profiles.mask).sum(-1)
+    assert texts == [max(of_row, key=len) for of_row in drawn] and len(set(sum(drawn, []))) > 6
+    for row, text, tokens, ended in kept:
+        best = drawn[row].index(text)
+        assert (text, tokens, ended) == (texts[row], counts[row, best], not unended[row, best])
+    assert sorted(row for row, *_ in kept) == list(range(6))
+
+
 def test_write_keeps_order_and_goes_on_where_it_stopped():
     (mine, weights), key, kept = writer(lengths=(16,), batch=4), jax.random.key(1), []
     numbers = np.arange(100, 111)
 
     def write(rows, temperature, **more):
-        return mine.write(weights, [PROMPTS[i] for i in rows], numbers[rows], key, temperature, **more)
+        return mine.write(
+            weights, [PROMPTS[i] for i in rows], numbers[rows], key, generation.Draws(temperature), **more
+        )
 
     def keep(rows, texts, tokens, ended):
         kept.extend(zip(rows, texts, tokens, ended, strict=True))

@@ -10,6 +10,7 @@ from lpt_jax import files, metrics, similarity, train
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.data import prompts
 from lpt_jax.errors import InputError
+from lpt_jax.generation import Draws
 from lpt_jax.learning.loop import Part
 from lpt_jax.recommender import ProfileRecommender
 from lpt_jax.run import Interrupt, Run, Stop
@@ -73,26 +74,28 @@ def test_a_run_of_the_first_version_is_no_start(tmp_path):
 def test_the_profiles_written_at_first_do_not_depend_on_the_batch(r, lm):
     """Greedy and sampled alike: rows in other batches, or written again, have the same texts."""
     for temperature in (0.0, 1.0):
-        all_at_once = r.write(lm, "validation", None, 3, temperature)
+        all_at_once = r.write(lm, "validation", None, 3, Draws(temperature))
         numbers = [4, 1]
         key = jax.random.fold_in(r.run.key, 3)
         chosen = [r.prompts["validation"][i] for i in numbers]
-        assert r.lm.write(lm, chosen, numbers, key, temperature) == [all_at_once[i] for i in numbers]
+        assert r.lm.write(lm, chosen, numbers, key, Draws(temperature)) == [all_at_once[i] for i in numbers]
     assert len(set(all_at_once)) > len(all_at_once) // 2
 
 
 def test_copies_of_a_session_are_sampled_apart(r, lm):
-    assert r.write(lm, "validation", None, 3, 1.0, copy=1) != r.write(lm, "validation", None, 3, 1.0, copy=0)
+    assert r.write(lm, "validation", None, 3, Draws(1.0), copy=1) != r.write(
+        lm, "validation", None, 3, Draws(1.0), copy=0
+    )
 
 
 def test_writing_goes_on_after_a_kill(r, lm, tmp_path):
     """The file holds 21 whole lines and half of one: only what is missing is written, to the same texts."""
     file = tmp_path / "sub" / "profiles.jsonl"
-    wanted = r.write(lm, "train", file, 1, 1.0)
+    wanted = r.write(lm, "train", file, 1, Draws(1.0))
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == len(wanted) == len(r.data.sessions["train"])
     file.write_text("".join(lines[:21]) + lines[21][:15])
-    assert r.write(lm, "train", file, 1, 1.0) == wanted
+    assert r.write(lm, "train", file, 1, Draws(1.0)) == wanted
     again = files.read_jsonl(file)
     assert sorted(line["row"] for line in again) == list(range(len(wanted)))
     assert [wanted[line["row"]] for line in again] == [line["profile"] for line in again]
@@ -103,7 +106,7 @@ def test_writing_stops_between_batches_when_asked(r, lm, tmp_path):
     r.run.interrupt = Interrupt()
     r.run.interrupt.asked = True
     with pytest.raises(Stop):
-        r.write(lm, "train", tmp_path / "p.jsonl", 1, 1.0)
+        r.write(lm, "train", tmp_path / "p.jsonl", 1, Draws(1.0))
     r.run.interrupt.close()
     r.run.interrupt = None
     assert len(files.read_jsonl(tmp_path / "p.jsonl")) == r.config.profile.batch

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
-from lpt_jax import devices, ranking, rewards, text_audit
+from lpt_jax import devices, ranking, rewards
 from lpt_jax.data import batches
 from lpt_jax.generation import Profiles
 from lpt_jax.learning.loop import Part, Phase, Report
 from lpt_jax.models.decoder import run
 from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.rewarder import Earned, Rewarder
 
 # ---- losses: all of (new and old log-probabilities [B, G, T], mask [B, G, T], rewards [B, G]); means over users
 # A profile whose mask is all False is left out.
@@ -185,21 +185,6 @@ class Laps:
         self.seconds[f"seconds/{name}"], self.clock = now - self.clock, now
 
 
-@dataclasses.dataclass
-class Earned:
-    """What profiles earned: the reward's parts and their sum "metric", each [B, G], which of them count [B, G], their
-    targets' ranks [B, G, M]."""
-
-    parts: dict[str, jax.Array]
-    valid: np.ndarray
-    ranks: np.ndarray
-
-    @property
-    def value(self) -> jax.Array:
-        """The sum."""
-        return self.parts["metric"]
-
-
 class PolicyPhase(Phase):
     """RLSO: sample G profiles per user, rank the whole catalogue by each, reward, several epochs of updates."""
 
@@ -214,8 +199,9 @@ class PolicyPhase(Phase):
 
     def begin(self, state):
         r = self.r
-        self.embedder = r.weights(state, "embedder")  # fixed in this phase
-        self.items = r.catalogue(self.embedder)
+        self.earn = Rewarder(
+            r, r.weights(state, "embedder"), self.settings.reward
+        )  # the embedder is fixed in this phase
         self.longest = ranking.padded([s.hidden for s in r.sessions["train"]]).shape[1]
 
     def step(self, state, step):
@@ -250,83 +236,6 @@ class PolicyPhase(Phase):
         if not self.settings.mask_unended:
             return mask
         return mask & devices.split_batch(~unended[..., None], self.r.run.mesh)
-
-    def best(self, state: dict[str, Part], samples: int) -> list[str]:
-        """For every training session the one of so many sampled profiles that earns most; "" where none counts."""
-        self.begin(state)
-        r, s, texts = self.r, self.settings, []
-        train, key = r.sessions["train"], jax.random.fold_in(r.run.key, 1 << 21)
-        with tqdm(total=len(train), desc="best profiles", unit="session", disable=not devices.first()) as bar:
-            for start in range(0, len(train), s.users):
-                rows = np.arange(start, start + s.users) % len(train)
-                weights, how = r.weights(state, "lm"), r.lm.how(samples, s.temperature)
-                sampled, unended = r.lm.texts(r.sample(weights, rows, key, how)[0])
-                sampled = [[r.line(text) for text in of_user] for of_user in sampled]
-                earned = self.earn(sampled, [train[row] for row in rows], self.longest, ~unended)
-                value = np.where(earned.valid, devices.fetch(earned.value), -np.inf)
-                chosen = [
-                    of_user[i] if ok else "" for of_user, i, ok in zip(sampled, value.argmax(1), earned.valid.any(1))
-                ]
-                texts += chosen[: len(train) - start]
-                bar.update(min(s.users, len(train) - start))
-        return texts
-
-    def earn(self, texts: list[list[str]], users: list, longest: int = 0, ended=None) -> Earned:
-        """What G texts of each user earn by the ranks that they give the user's targets in the whole catalogue.
-
-        longest: the padded length of the histories, 0: of these. ended: Bool [B, G], the model ended them (None: all).
-        """
-        r, samples, read = self.r, len(texts[0]), rewards.reads(self.settings.reward)
-        width = max(r.config.data.targets, r.config.data.eval_targets)
-        shape = (len(users), samples, width)
-        embedded, valid = r.queries(self.embedder, sum(texts, []))
-        targets, hidden = (
-            ranking.padded([u.targets for u in users], width),
-            ranking.padded([u.hidden for u in users], longest),
-        )
-        ranks = self.ranks(embedded, targets, hidden)
-        near = np.zeros(shape, np.float32)
-        if "similarities" in read:
-            cosines = ranking.score(devices.split_batch(embedded, r.run.mesh), self.items).reshape(*shape[:2], -1)
-            temperature = r.config.contrastive.temperature
-            near = devices.fetch(rewards.target_similarity(cosines, targets, hidden, temperature, r.run.count))
-        ended = np.ones(shape[:2], bool) if ended is None else np.asarray(ended)
-        rollout = rewards.Rollout(ranks, near, texts, r.run.count, ended, by_line=r.by_journey)
-        if "texts" in read:
-            rollout = rollout._replace(**self.shown(users))
-        if "history" in read:
-            last, shown, nothing = (
-                r.config.prompt.history_items,
-                [r.shown(u) for u in users],
-                np.full((len(users), 1), -1),
-            )
-            unseen = [
-                [i for i in u.history if i not in of_user][-last:] for u, of_user in zip(users, shown, strict=True)
-            ]
-            width = -(-max(map(len, shown)) // last) * last or last
-            items = {"shown_ranks": ranking.padded(shown, width), "unseen_ranks": ranking.padded(unseen, last)}
-            rollout = rollout._replace(**{k: self.ranks(embedded, rows, nothing) for k, rows in items.items()})
-        return Earned(rewards.earned(self.settings.reward, rollout), valid.reshape(shape[:2]), ranks)
-
-    def ranks(self, embedded: np.ndarray, targets: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-        """Ranks Int[B, G, M] of each user's targets [B, M] by G embedded profiles of each, without the hidden items [B, H]."""
-        samples = len(embedded) // len(targets)
-        rows = embedded, np.repeat(targets, samples, 0), np.repeat(hidden, samples, 0)
-        put = devices.split_batch(rows, self.r.run.mesh)
-        found = ranking.target_ranks(put[0], self.items, put[1], put[2], self.r.run.count)
-        return devices.fetch(found).reshape(len(targets), samples, -1)
-
-    def shown(self, users: list) -> dict:
-        """What the users' prompts showed, as a Rollout has it."""
-        catalogue, histories = self.r.data.catalogue, []
-        for user in users:
-            rated = dict(zip(user.history, user.ratings or [None] * len(user.history), strict=True))
-            histories.append([catalogue.fields[item] | {"rating": rated[item]} for item in self.r.shown(user)])
-        return {
-            "histories": histories,
-            "shown": [text_audit.shown(self.r.shown(user), catalogue) for user in users],
-            "names": text_audit.attribute_pattern(catalogue.attributes.names),
-        }
 
     def score(self, plan: Plan, weights: dict, rollout: tuple) -> jax.Array:
         return jax.block_until_ready(score(plan, self.r.lm.frozen, weights, *rollout))
@@ -383,7 +292,7 @@ class PolicyPhase(Phase):
     def validate(self, state):
         r, s, ended = self.r, self.settings, {}
         texts = r.write(state["lm"].weights, "validation", ended=ended)
-        measured = r.validation(r.rank("validation", *r.scored(self.embedder, texts, self.items)))
+        measured = r.validation(r.rank("validation", *r.scored(self.earn.embedder, texts, self.earn.items)))
         if not rewards.terms(s.reward).keys() <= {"ndcg", "mrr"}:  # those are among the metrics
             users, size, sums = r.sessions["validation"], s.users * s.samples, collections.Counter()
             for at in range(0, len(users), size):

@@ -14,14 +14,13 @@ recommender decoder) ranks the whole catalogue by it.
     loss of the policy phase = mean over pairs of a user's profiles ((Δᵢ − Δⱼ) − η (rᵢ − rⱼ))²     (learning/policy.py, rebel)
 """
 
-import json
-
 from lpt_jax import config as config_lib
-from lpt_jax import devices, evaluate, files
+from lpt_jax import devices, evaluate, files, rewarder
 from lpt_jax.audit import Audited
 from lpt_jax.data import prompts
 from lpt_jax.errors import InputError
 from lpt_jax.evaluate import Row
+from lpt_jax.generation import Draws
 from lpt_jax.learning import optimisers
 from lpt_jax.learning.contrastive import ContrastivePhase
 from lpt_jax.learning.loop import Part, Phase
@@ -45,7 +44,7 @@ SAME = (
     "policy.lora",
     "policy.soft_prompt",
 )  # of begin_from
-WRITES, WRITTEN_BY = "profiles", ()
+WRITES, WRITTEN_BY = "profiles", ("profile.samples", "profile.temperature", "profile.best_by")
 COLUMNS = dict.fromkeys(("row", "user", "history", "journey", "profile", "tokens"), "int64")
 COLUMNS |= dict.fromkeys(("user", "profile"), "string")
 COLUMNS |= dict.fromkeys(("ended", "empty", "over_long"), "bool")
@@ -81,7 +80,7 @@ def texts_of_cl(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[s
         return texts, (r.summaries if "summaries" in kinds else r.history_texts)("validation")
     for copy in range(copies):
         file = folder / f"{place}-train-{copy}.jsonl"
-        texts += r.write(lm, "train", file, place, settings.sampling_temperature, copy)
+        texts += r.write(lm, "train", file, place, Draws(settings.sampling_temperature), copy)
     return texts, r.write(lm, "validation", folder / f"{place}-validation.jsonl")
 
 
@@ -116,15 +115,11 @@ def best_profiles(phase: ImitationPhase, state: dict[str, Part]) -> list[str]:
 
     Kept in a file: a run that is resumed has another language model by then, and goes on with the same texts.
     """
-    r, file = phase.r, phase.r.run.workdir / f"profiles/{phase.place}-best.jsonl"
-    if devices.any_process(not file.exists()):
-        texts = PolicyPhase(r, phase.optimiser).best(state, phase.settings.samples)
-        if devices.first():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lines = ({"user": s.user, "profile": text} for s, text in zip(r.sessions["train"], texts, strict=True))
-            files.write_file(file, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        return texts
-    return [line["profile"] for line in files.read_jsonl(file)]
+    r, policy = phase.r, phase.r.config.policy
+    choose = rewarder.Rewarder(r, r.weights(state, "embedder"), policy.reward).chooser(r.sessions["train"])
+    draws = Draws(policy.temperature, phase.settings.samples, choose, policy.users)
+    file = r.run.workdir / f"profiles/{phase.place}-best.jsonl"
+    return r.write(r.weights(state, "lm"), "train", file, phase.place, draws)
 
 
 def summaries(phase: ResidualsPhase, sessions: list) -> list[str]:
@@ -179,17 +174,29 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
         texts, by_itself = written[id(lm)]
         yield from text_rows(r, name, weights, items, texts, by_itself, stage=True)
     learned = r.with_terms(items, weights["residuals"]) if "residuals" in state else items
-    others = of_others([session.user for session in r.sessions["test"]], texts)
-    yield Row("shuffled_profiles", r.scored(weights["embedder"], others, learned))
+    of_next = of_others([session.user for session in r.sessions["test"]], texts)
+    yield Row("shuffled_profiles", r.scored(weights["embedder"], of_next, learned))
     if r.by_journey:
         joined = [
             " ".join(text.split("\n")[::-1]) for text in texts
         ]  # the oldest journey last: it is what a window may cut
         yield Row("joined_profiles", (*r.scored(weights["embedder"], joined, learned)[:2], True))
-    for name in ["summary", "summary_items"][: 1 + ("residuals" in state)]:
-        yield from text_rows(r, name, weights, items, r.summaries("test"), [True] * len(texts))
+    others = {"summary": (r.summaries("test"), [True] * len(texts))}
+    if r.config.profile.samples > 1:
+        others["best"] = best(r, weights, note["global_step"])
+    for name, of_name in others.items():
+        for suffix in ["", "_items"][: 1 + ("residuals" in state)]:
+            yield from text_rows(r, name + suffix, weights, items, *of_name)
     if "control" in state:
         yield Row("history_trained", r.scored(state["control"].weights, r.history_texts("test"), cut=True))
+
+
+def best(r: ProfileRecommender, weights: dict, step: int) -> tuple[list[str], list[bool]]:
+    """The test users' profiles as they are handed out, the best of several (config.profile), and which the model ended."""
+    ended, file = {}, r.run.workdir / f"profiles/best-{step}-test.jsonl"
+    draws = rewarder.draws(r, weights["embedder"], r.sessions["test"])
+    texts = r.write(weights["lm"], "test", file, draws=draws, ended=ended)
+    return texts, [ended[row] for row in range(len(texts))]
 
 
 def test(
@@ -229,5 +236,6 @@ def text_rows(r, name: str, weights: dict, items, texts: list[str], ended: list[
 
 
 def write(r: ProfileRecommender, state: dict[str, Part], split: str, file) -> list[str]:
-    """One greedy profile per session of a split, kept in a file line by line (ProfileRecommender.write)."""
-    return r.write(r.weights(state, "lm"), split, file)
+    """One profile per session of a split, as they are handed out, kept in a file line by line (ProfileRecommender.write)."""
+    draws = rewarder.draws(r, r.weights(state, "embedder"), r.sessions[split])
+    return r.write(r.weights(state, "lm"), split, file, draws=draws)

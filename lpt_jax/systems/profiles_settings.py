@@ -110,6 +110,9 @@ def settings() -> ConfigDict:
         journeys=3,  # at most
         max_tokens=512,  # longest profile, or line of it, in the language model's tokens
         batch=16,  # users whose profiles are written at once
+        samples=1,  # drawn of each profile that is handed out, of which the best is kept; 1: a greedy one
+        temperature=0.5,  # of these
+        best_by="explains + clean + supported",  # a sum as policy.reward's, of parts that read no next item
     )
     c.journeys = journeys(join=0.1, fewest=1)  # found by the items' texts, where profile.per is journey
     c.imitation = imitation()
@@ -148,6 +151,7 @@ def tiny(config: ConfigDict) -> None:
     config.embedder.update(source="tiny", dtype="float32", max_profile_tokens=32, max_item_tokens=32, batch=64)
     config.prompt.update(max_tokens=96, history_items=6, style="tiny", system="", start="", buckets=1)
     config.profile.update(max_tokens=24 if "imitation" in config.phases else 8, batch=16)  # summaries are to fit
+    config.profile.samples = min(config.profile.samples, 2)
     config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
     config.imitation.update(steps=2, batch=16, evaluate_every=2, samples=2, warmup=1)
     config.residuals.update(steps=4, batch=16, windows=2, targets=2, evaluate_every=2, warmup=1)
@@ -181,22 +185,22 @@ def check(config: ConfigDict, wrong) -> None:
         re.compile(policy.lora.targets)
     except re.error as error:
         wrong("policy.lora.targets", f"a regular expression ({error})")
-    check_reward(policy.reward, wrong)
+    check_reward(config, "policy.reward", wrong)
+    check_reward(config, "profile.best_by", wrong, ("ndcg", "mrr", "dense", "likelihood"))  # of next items
 
 
-def check_reward(reward: str, wrong) -> None:
-    """A reward is a sum of the library's parts, and of functions that can be imported."""
+def check_reward(config: ConfigDict, name: str, wrong, left_out: tuple[str, ...] = ()) -> None:
+    """A reward is a sum of the library's parts, but those left out, and of functions that can be imported."""
     from lpt_jax.rewards import PARTS, terms  # here, as it starts jax
 
-    parts = terms(reward)
-    if not parts or not all(part in PARTS or importable(part) for part in parts):
-        wrong(
-            "policy.reward",
-            f'a sum of {", ".join(PARTS)}, or of importable "module:function"s, such as "ndcg + 0.2*ended"',
-        )
+    group, setting = name.split(".")
+    parts, known = terms(config[group][setting]), [part for part in PARTS if part not in left_out]
+    if not parts or not all(part in known or importable(name, part) for part in parts):
+        example = f"{known[0]} + 0.2*ended"
+        wrong(name, f'a sum of {", ".join(known)}, or of importable "module:function"s, such as "{example}"')
 
 
-def importable(name: str) -> bool:
+def importable(setting: str, name: str) -> bool:
     """Whether "module:function" is one."""
     module, _, function = name.partition(":")
     try:
@@ -204,6 +208,4 @@ def importable(name: str) -> bool:
     except (ImportError, ValueError):
         return False
     except Exception as error:  # of the user's own code
-        raise InputError(
-            f"--config.policy.reward: {module} can't be imported ({type(error).__name__}: {error})."
-        ) from None
+        raise InputError(f"--config.{setting}: {module} can't be imported ({type(error).__name__}: {error}).") from None

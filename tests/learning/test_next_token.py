@@ -112,7 +112,7 @@ def test_what_is_imitated(world, tmp_path):
     rl.begin(state)
     people = r.sessions["train"]
     earned = rl.earn([[text or "."] for text in best], people, rl.longest)
-    key = jax.random.fold_in(r.run.key, 1 << 21)
+    key = jax.random.fold_in(r.run.key, phase.place)
     size, how = r.config.policy.users, r.lm.how(phase.settings.samples, r.config.policy.temperature)
     sampled, _ = r.lm.texts(r.sample(state["lm"].weights, np.arange(size), key, how)[0])
     others = rl.earn(sampled, people[:size], rl.longest)

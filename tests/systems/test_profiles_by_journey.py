@@ -154,8 +154,8 @@ def test_rlso_ranks_a_journeys_targets_without_the_whole_history(r):
     phase.begin(state)
     users = r.sessions["train"][:3]
     earned = phase.earn([["space", "western"]] * 3, users, phase.longest)
-    vectors = r.embedder.embed_profiles(phase.embedder, ["space", "western"])[0]
-    scores = np.concatenate([vectors, np.ones((2, 1))], 1) @ np.asarray(phase.items)[: r.run.count].T
+    vectors = r.embedder.embed_profiles(phase.earn.embedder, ["space", "western"])[0]
+    scores = np.concatenate([vectors, np.ones((2, 1))], 1) @ np.asarray(phase.earn.items)[: r.run.count].T
     for user, ranks in zip(users, np.asarray(earned.ranks), strict=True):
         for of_sample, row in zip(ranks, scores, strict=True):
             for target, rank in zip(user.targets, of_sample):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from lpt_jax import files, recommend, trackers, train
+from lpt_jax import files, recommend, rewarder, trackers, train
 from lpt_jax.data import made_up
 from lpt_jax.errors import InputError
 from lpt_jax.generation import LanguageModel
@@ -263,6 +263,32 @@ def test_contrastive_learning_reads_raw_histories_too(r):
     (both,) = profiles.schedule(r)
     texts, validation = both.texts(both, state)
     assert not both.cut and texts == histories[0] + r.summaries("train", 1) and validation == r.summaries("validation")
+
+
+def test_profiles_that_are_handed_out_are_the_best_of_several(r, tmp_path):
+    """None of the other draws earns more; the row says so, and a user asked for alone gets as good a one."""
+    how = {"profile.samples": 4, "profile.temperature": 1.0, "profile.best_by": "explains + ended"}
+    r.config = small_config(how | {"evaluation.baselines": "random"})
+    state = train.initial_state(r, profiles.schedule(r))
+    written = profiles.write(r, state, "validation", tmp_path / "p.jsonl")
+    weights, earn = state["lm"].weights, rewarder.Rewarder(r, r.weights(state, "embedder"), "explains + ended")
+
+    def best(sessions, key):
+        """Of the same draws, all of them ranked here."""
+        asked = [r.prompt(session)[0] for session in sessions]
+        drawn, unended = r.lm.texts(r.lm.sample(weights, asked, range(len(asked)), key, r.lm.how(4, 1.0))[0])
+        earned = earn(drawn, sessions, ended=~unended)
+        places = np.where(earned.valid, np.asarray(earned.value), -np.inf).argmax(1)
+        return [of_row[place] for of_row, place in zip(drawn, places)], set(places)
+
+    texts, places = best(r.sessions["validation"], jax.random.fold_in(r.run.key, 0))
+    assert written == texts and len(places) > 1
+    one = r.sessions["validation"][:1]
+    assert [recommend.written(r, {"lm": weights, "embedder": earn.embedder}, one[0])] == best(one, r.run.key)[0]
+    texts, ended = profiles.best(r, {"lm": weights, "embedder": earn.embedder}, 7)
+    assert (
+        len(texts) == len(ended) == len(r.sessions["test"]) and (r.run.workdir / "profiles/best-7-test.jsonl").is_file()
+    )
 
 
 def test_a_policy_phase_alone(r):
