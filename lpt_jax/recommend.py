@@ -111,7 +111,7 @@ def recommend(r, state, kind: str, text: str, k: int, write=None, weight: float 
         session = Session("", history, None, None, (), float("nan"))
     profile = text
     if session:
-        profile = write(session) if write else written(r, state, session)
+        profile = write(session) if write else written(r, models(r, state), session)
     length, limit = r.length(profile), r.embedder.profile_limit
     if length > limit and not session:
         raise too_long(length, limit)
@@ -164,9 +164,15 @@ def too_long(length: int, limit: int) -> InputError:
     return InputError(f"The profile has {length} tokens and the embedder reads {limit}: shorten it.")
 
 
+def models(r, state) -> dict[str, dict]:
+    """The weights of both models in a state."""
+    return {part: r.weights(state, part) for part in ("lm", "embedder")}
+
+
 def written(r, weights: dict, session: Session) -> str:
     """A session's profile by the "lm" of such weights, as it is handed out; the "embedder" chooses where there are several."""
-    asked, draws = ([r.prompt(part)[0] for part in r.parts(session)], rewarder.draws(r, weights["embedder"], [session]))
+    asked = [r.prompt(part)[0] for part in r.parts(session)]
+    draws = rewarder.draws(r, weights["embedder"], [session])
     texts = r.lm.write(weights["lm"], asked, [0] * len(asked), r.run.key, draws)
     return "\n".join(map(r.line, texts))
 
@@ -182,7 +188,7 @@ def kept(r, state, step: int, session: Session) -> str:
     for line in files.read_jsonl(file):
         if line["session"] == name:
             return line["profile"]
-    profile = written(r, {part: r.weights(state, part) for part in ("lm", "embedder")}, session)
+    profile = written(r, models(r, state), session)
     if devices.first():
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "a", encoding="utf-8") as out:

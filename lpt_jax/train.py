@@ -7,6 +7,7 @@ WRITTEN_BY and COLUMNS: what write() writes, in words, the settings beside the m
 
 import collections.abc
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -116,8 +117,9 @@ def write_profiles(system, config, workdir: Path, output: Path, split: str) -> l
     r, state, step = ready(system, Run(config, workdir))
     if split == "all":
         r.sessions["all"] = everyone(r.data)
-    writers = [str(step), *(config_lib.get(config, name) for name in system.WRITTEN_BY)]
-    part = output.with_name(f"{output.name}.{split}-{'-'.join(writers)}.part")
+    writers = [str(config_lib.get(config, name)) for name in system.WRITTEN_BY]
+    how = re.sub(r"[^\w.]+", "_", "-".join([str(step), *writers]))
+    part = output.with_name(f"{output.name}.{split}-{how}.part")
     written = system.write(r, state, split, part)
     if devices.first() and output.suffix == ".parquet":
         files.write_parquet(output, part, system.COLUMNS)

@@ -107,7 +107,7 @@ def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
     r = SimpleNamespace(
         data=DATASET,
         run=SimpleNamespace(count=len(IDS), key=None),
-        lm=SimpleNamespace(write=lambda weights, sessions, rows, key: [write(sessions[0])]),
+        lm=SimpleNamespace(write=lambda weights, sessions, rows, key, draws: [write(sessions[0])]),
         embedder=embedder,
         length=embedder.length,
         by_journey=False,
@@ -118,7 +118,7 @@ def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
         catalogue=lambda weights, keep: items,
         queries=lambda weights, texts: (np.array([[1.0, 0.0]], np.float32), [True]),
         with_history=lambda queries, items, histories, weight: queries,
-        config=SimpleNamespace(score=SimpleNamespace(rejected=0.25)),
+        config=SimpleNamespace(score=SimpleNamespace(rejected=0.25), profile=SimpleNamespace(samples=1)),
     )
     return recommend.recommend(r, {}, kind, text, k)
 

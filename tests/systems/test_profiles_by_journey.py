@@ -208,7 +208,7 @@ def test_the_page_has_a_card_for_each_journey(r, of_two, monkeypatch):
     journeys = desk.journeys(of_two)
     assert len(journeys) == 2 and all(name in html for name, html in journeys)
     pieces = list(desk.write("after", of_two))
-    assert pieces[0].count("\n") == 0 and pieces[-1] == recommend.written(r, {}, of_two)
+    assert pieces[0].count("\n") == 0 and pieces[-1] == recommend.written(r, recommend.models(r, {}), of_two)
     page = demo.Page(desk)
     page.blocks()
     assert len(page.cards) == 2

@@ -415,10 +415,11 @@ def test_a_table_equals_the_lines_and_a_killed_call_goes_on(world, tmp_path, cap
         assert line["empty"] == (not line["profile"].strip())
         assert line["user"] == r.sessions["train"][line["row"]].user and (line["ended"] or line["tokens"] == 6)
     assert any(line["over_long"] for line in lines)
-    output, part = tmp_path / "out.parquet", tmp_path / "out.parquet.train-3.part"
+    output = tmp_path / "out.parquet"
     Sampling.calls, Sampling.dies_at = [], 3
     with pytest.raises(KeyboardInterrupt):
         train.write_profiles(system, config, tmp_path, output, "train")
+    (part,) = tmp_path.glob("out.parquet.train-3-*.part")
     assert files.read_jsonl(part) == lines[:32] and not output.exists()
     with open(part, "a", encoding="utf-8") as file:
         file.write('{"row": 3, "user": "us')
