@@ -85,10 +85,6 @@ def default(system: str = "profiles") -> ml_collections.ConfigDict:
     )
     rows = lists_of(system)["evaluation.baselines"]
     c.evaluation.baselines = ",".join(name for name in listed(c.evaluation.baselines) if name in rows)
-    c.audit = _dict(  # of what profiles' words do (lpt_jax/audit.py)
-        profiles=48,  # test profiles that are edited, a fixed sample; 0: no audit
-        attributes=20,  # that edits name, the most frequent
-    )
     c.sasrec = _dict(  # the baseline of item ids, where evaluation.baselines lists it
         width=64,
         blocks=2,
@@ -134,7 +130,6 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     )
     SYSTEMS[config.system].tiny(config)
     config.evaluation.update(max_users=16, max_test_sessions=32, samples=2, bootstrap=200)
-    config.audit.profiles = 4
     config.evaluation.baselines = ",".join(lists_of(config.system)["evaluation.baselines"])
     config.sasrec.update(width=16, blocks=1, max_items=8, epochs=2, evaluate_every=1)
     config.checkpoint.update(every=1)
@@ -163,7 +158,7 @@ CHOICES = {
     "data.year": (2014, 2018, 2023),
 }
 MAY_BE_ZERO = """
-    seed data.core data.cold_share data.max_users evaluation.max_users evaluation.max_test_sessions evaluation.samples audit.profiles sasrec.dropout
+    seed data.core data.cold_share data.max_users evaluation.max_users evaluation.max_test_sessions evaluation.samples sasrec.dropout
 """.split()  # all other numbers but the mesh's are greater
 BASELINES = (
     *("random", "popularity", "last_item", "items_popularity", "bm25", "history_text", "history_popularity"),

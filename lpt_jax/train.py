@@ -207,7 +207,12 @@ def begun(system, r, workdir: Path) -> dict[str, dict]:
         raise InputError(f"--config.begin_from={workdir} holds no finished run: name the workdir of one.")
     theirs, ours = json.loads((workdir / "config.json").read_text(encoding="utf-8")), r.config.to_dict()
     config_lib.refuse_old(theirs, f"--config.begin_from={workdir}", "name the workdir of a run of this version")
-    same = ("system", *system.SAME) + (("seed",) if "tiny" in (r.config.lm.source, r.config.embedder.source) else ())
+    shared = [
+        value
+        for name, value in config_lib.flat(ours).items()
+        if f"{name}.".startswith(tuple(f"{s}." for s in system.SAME))
+    ]
+    same = ("system", *system.SAME) + (("seed",) if {"tiny", "shuffled"} & set(shared) else ())  # made by the seed
     defaults = config_lib.default(r.config.system).to_dict()  # of settings that are newer than the other run
     for name in same:  # of other data, users who are tested here may have been trained on there
         if (there := config_lib.get(theirs, name, defaults)) != config_lib.get(ours, name):

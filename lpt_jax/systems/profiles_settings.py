@@ -35,7 +35,7 @@ LISTS = {  # comma-separated settings, none of them empty: what they may name
 }
 MAY_BE_ZERO = """
     imitation.steps imitation.warmup imitation.weight_decay contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
-    contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio journeys.vectors
+    contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio journeys.vectors audit.profiles
 """.split()  # all other numbers are greater
 MAY_BE_NEGATIVE = JOURNEYS
 
@@ -142,6 +142,10 @@ def settings() -> ConfigDict:
         keep_best=True,
     )
     c.policy = policy()
+    c.audit = group(  # of what profiles' words do (lpt_jax/audit.py)
+        profiles=48,  # test profiles that are edited, a fixed sample; 0: no audit
+        attributes=20,  # that edits name, the most frequent
+    )
     return c
 
 
@@ -158,6 +162,7 @@ def tiny(config: ConfigDict) -> None:
     config.policy.update(steps=2, users=8, samples=2, evaluate_every=2, epochs=2)
     config.policy.update(warmup=1, last_layers=1, minibatches=1)
     config.policy.lora.update(rank=4, alpha=8.0)
+    config.audit.profiles = 4
     config.journeys.update(vectors=0.0)  # random models' vectors say nothing
 
 

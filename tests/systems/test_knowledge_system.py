@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import jax
 import numpy as np
@@ -197,3 +198,19 @@ def test_another_family_gets_a_sentence(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(InputError, match="model_type 'llama' is no T5|no model.safetensors"):
         assert knowledge.build(Run(config_of(lm__source=str(tmp_path)), tmp_path / "run")).lm
+
+
+@pytest.mark.parametrize("shuffled", ["codes.kind", "tasks.titles"])
+def test_what_the_seed_shuffles_is_begun_from_with_the_same_seed(tmp_path, shuffled):
+    """Another seed's codes, or titles, are of other items; where nothing is shuffled the seeds may differ."""
+    changes = {"embedder__source": "some/encoder", shuffled.replace(".", "__"): "shuffled"}
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "config.json").write_text(config_of(**changes).to_json_best_effort())
+    r = types.SimpleNamespace(config=config_of(seed=1, **changes))
+    with pytest.raises(InputError, match="begin_from=.* has another seed"):
+        train.begun(knowledge, r, tmp_path)
+    plain = {"embedder__source": "some/encoder"}
+    (tmp_path / "config.json").write_text(config_of(**plain).to_json_best_effort())
+    r.config = config_of(seed=1, **plain)
+    with pytest.raises(InputError, match="results but not their models"):
+        train.begun(knowledge, r, tmp_path)
