@@ -1,15 +1,18 @@
 """How well a model that names items by codes does, beside what only counts: next items, candidates, stars, preferences."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 
 from lpt_jax import devices, evaluate, files, metrics, report, text_metrics, trec
+from lpt_jax.baselines.stars import fit, predict
 from lpt_jax.data.sessions import SPLITS
 from lpt_jax.data.tasks import STARS, none_or_float
 from lpt_jax.item_writer import ItemWriter
 
 MAIN, GOOD = "ndcg@10", 4  # of the gains; stars that AUC calls good
+FACTORS, PENALTIES = (4, 8, 16), (1.0, 3.0, 10.0, 30.0)  # of stars' baselines: what is tried on validation
 
 
 def test(r: ItemWriter, weights: dict, note: dict, trec_files: bool) -> tuple[dict, dict]:
@@ -120,41 +123,38 @@ def rated(r: ItemWriter, split: str) -> list[tuple]:
     ]
 
 
-def biases(r: ItemWriter, penalty: float) -> tuple[float, np.ndarray]:
-    """The mean of the training's stars, and each item's regularised difference from it."""
+def by_factors(r: ItemWriter, sizes: tuple[int, ...]) -> np.ndarray:
+    """The stars of the test's rated targets by biases with as many factors, and the penalty, as do best on validation's."""
     at = np.flatnonzero(r.data.part == 0)
-    given, items = np.asarray(r.data.rows.rating)[at].astype(float), r.data.rows.item[at]  # None is nan
-    given, items = given[~np.isnan(given)], items[~np.isnan(given)]
-    mean = float(given.mean())
-    sums, counts = (np.bincount(items, weights, r.run.count) for weights in (given - mean, np.ones(len(items))))
-    return mean, sums / (counts + penalty)
+    given = np.asarray(r.data.rows.rating)[at].astype(float)  # None is nan
+    at, given = at[~np.isnan(given)], given[~np.isnan(given)]
+    rows = r.data.rows.user[at], r.data.rows.item[at], given
 
+    def told(split, fitted, penalty):
+        asked = rated(r, split)
+        histories = [(session.history, session.ratings) for session, *_ in asked]
+        return predict(fitted, histories, [item for _, item, _ in asked], penalty), [stars for *_, stars in asked]
 
-def by_biases(r: ItemWriter, asked: list[tuple], penalty: float) -> np.ndarray:
-    """Mean + item's + user's bias, the user's being that of the history's stars: what rating must beat."""
-    mean, of_items = biases(r, penalty)
-    own = []
-    for session, *_ in asked:
-        apart = np.array(session.ratings, float) - mean - of_items[list(session.history)]
-        own.append(np.nansum(apart) / (np.sum(~np.isnan(apart)) + penalty))
-    return mean + of_items[[item for _, item, _ in asked]] + np.array(own)
+    best = np.inf, None, 0.0
+    for size, penalty in itertools.product(sizes, PENALTIES):
+        fitted = fit(*rows, r.run.count, size, penalty, r.config.seed)
+        error = np.mean(np.square(np.subtract(*told("validation", fitted, penalty))))
+        best = min(best, (error, fitted, penalty), key=lambda found: found[0])
+    return told("test", *best[1:])[0]
 
 
 def stars(r: ItemWriter, weights: dict) -> dict:
-    """RMSE, MAE and AUC (of GOOD stars or more) of the model's expected stars, of a constant, and of biases; {} without stars."""
+    """RMSE, MAE and AUC (of GOOD stars or more) of the model's expected stars, of a constant, of biases and of factors; {} without stars."""
     if "rating" not in r.tasks.weights():
         return {}
-    asked, tried = rated(r, "test"), rated(r, "validation")
+    asked = rated(r, "test")
     truth = np.array([of_target for *_, of_target in asked])
-
-    def error(penalty):
-        return np.mean((by_biases(r, tried, penalty) - np.array([of_target for *_, of_target in tried])) ** 2)
-
-    penalty = min((1.0, 3.0, 10.0, 30.0), key=error)
     chances = r.stars(weights, [(session, item) for session, item, _ in asked])
+    given = np.asarray(r.data.rows.rating)[r.data.part == 0].astype(float)
     rows = {
-        "constant": (np.full(len(asked), biases(r, penalty)[0]), None),
-        "biases": (by_biases(r, asked, penalty),) * 2,
+        "constant": (np.full(len(asked), np.nanmean(given)), None),
+        "biases": (by_factors(r, (0,)),) * 2,
+        "factors": (by_factors(r, FACTORS),) * 2,
         "tasks": (chances @ np.arange(1, len(STARS) + 1) * r.tasks.scale, chances[:, GOOD - 1 :].sum(1)),
     }
     return {
