@@ -117,7 +117,7 @@ def gain(before: list, after: list) -> dict:
 
 def collect(runs: dict[str, list[Order]]) -> dict:
     """What the finished runs show, by name: seeds, the rows' metrics by seed, each step's gain, how much more was gained
-    than by the first name (in all, or since `start`: the same CL, trained again elsewhere, is not quite the same), and how
+    than by the first name (in all, or since `start`, if all have one: the same CL, trained again elsewhere, is not quite the same), and how
     long the profiles and how far from the reference the policy were at the end of training.
     InputError where none has finished, or where they were tested differently.
     """
@@ -130,8 +130,7 @@ def collect(runs: dict[str, list[Order]]) -> dict:
         protocols |= {result["protocol"]: None for result in results}
         values = [dict(np.load(workdir / "per_user.npz", allow_pickle=False)) for workdir in done]
         of_row = {row: [arrays[f"{row}/ndcg"] for arrays in values] for row in results[0]["rows"]}
-        last, starts = of_row[list(of_row)[-1]], of_row.get("start", [0.0] * len(done))
-        users[name] = {r["seed"]: after - start for r, after, start in zip(results, last, starts, strict=True)}
+        users[name] = {r["seed"]: {row: of_row[row][i] for row in of_row} for i, r in enumerate(results)}
         records = [files.read_jsonl(workdir / "metrics.jsonl") for workdir in done]
         steps = [[r for r in of_run if "reward" in r] for of_run in records]  # of the policy phases, all iterations
         ends = {key: [[r[key] for r in of_run if key in r][-1:] for of_run in steps] for key in ENDS}
@@ -147,10 +146,19 @@ def collect(runs: dict[str, list[Order]]) -> dict:
         raise InputError("None of its runs has finished: start with --run.")
     if len(protocols) > 1:
         raise InputError("Its runs were tested in different ways: " + " / ".join(protocols))
+    since = all(
+        "start" in of_seed for of_run in users.values() for of_seed in of_run.values()
+    )  # else they began differently
+
+    def reached(rows: dict) -> np.ndarray:
+        return rows[list(rows)[-1]] - (rows["start"] if since else 0.0)
+
     base = users[next(iter(found))]
     for name in list(found)[1:]:
         if seeds := [seed for seed in users[name] if seed in base]:
-            found[name]["over"] = gain([base[seed] for seed in seeds], [users[name][seed] for seed in seeds])
+            found[name]["over"] = gain(
+                [reached(base[seed]) for seed in seeds], [reached(users[name][seed]) for seed in seeds]
+            )
     return {"protocol": next(iter(protocols)), "runs": found}
 
 

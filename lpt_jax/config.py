@@ -330,6 +330,12 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def digest(config, names: tuple[str, ...]) -> str:
+    """Eight letters that tell some settings from others of the same names."""
+    values = json.dumps([get(config, name) for name in names])
+    return hashlib.sha256(values.encode()).hexdigest()[:8]
+
+
 def differing(there: dict, ours: dict) -> list[str]:
     """The names by which two flat() configs make other runs; those of LATER change nothing of what is trained and tested."""
     found = sorted(there.keys() | ours.keys(), key=lambda name: (name not in there, name))

@@ -1,6 +1,6 @@
 """The page of a trained run: a person's items, the profile that the model writes of them, and a list that follows edits.
 
-The language model writes once, and its words are shown as they come. From then on only the embedder works: the edited
+The language model writes once, and its words are shown as they come, or at once where the best of several is chosen. From then on only the embedder works: the edited
 profile and its sentences are embedded in one packed call, and the catalogue is ranked anew.
 """
 
@@ -25,6 +25,7 @@ from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.journeys import in_common
 from lpt_jax.recommender import ProfileRecommender
+from lpt_jax.rewarder import BestOf
 from lpt_jax.run import Run
 
 K, TOP, PARTS = 10, 20, 12  # items of a list, items whose attributes are counted, parts of a profile
@@ -85,6 +86,9 @@ class Desk:
         after = {part: state[part].weights if part in state else fresh[part] for part in fresh}
         self.stages = {"before": fresh, "after": after}
         self.items = {name: r.catalogue(stage["embedder"], keep=name == "after") for name, stage in self.stages.items()}
+        self.best = {name: BestOf(r, stage["embedder"]) for name, stage in self.stages.items()}
+        for name, items in self.items.items():
+            self.best[name].items = items  # the next stage's would push them out, and they would be made again
         if "residuals" in state:
             self.items["after"] = r.with_terms(self.items["after"], state["residuals"].weights)
         self.usual = {
@@ -124,7 +128,7 @@ class Desk:
         """The profile by a stage's language model, ever longer, or the best of several; that of each journey is a line."""
         weights, done = self.stages[stage], []
         if self.config.profile.samples > 1:
-            yield recommend.written(self.r, weights, session)
+            yield recommend.written(self.r, weights, session, self.best[stage], self.width)
             return
         for part in self.r.parts(session):
             for words in self.r.lm.grow(weights["lm"], self.r.prompt(part)[0], self.r.run.key):

@@ -125,7 +125,7 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         ranks[row.name] = r.rank("test", *row.scored)
         if row.texts is not None:
             texts[row.name] = row.texts
-        if row.name == "best":
+        if row.name in ("best", "best_items"):
             handed_out = row.name, row.audited.texts
         if found := audits_of(row):
             audits[row.name] = found
@@ -189,8 +189,8 @@ def gains_of(values: dict[str, dict], stages: list[str], config) -> dict[str, di
         (UNTRAINED, stages[-1]),
         (SHUFFLED, stages[-1]),
     ]
+    pairs += [(UNTRAINED, "best"), ("summary", "best"), (text, "best"), (stages[-1], "best_items")]
     pairs += [*zip(stages, stages[1:]), (stages[0], stages[-1])]
-    pairs += [(text, "best"), ("summary", "best"), (UNTRAINED, "best")]
     return {
         f"{a}->{b}": metrics.paired_bootstrap(
             values[a][metric], values[b][metric], config.seed, config.evaluation.bootstrap, metric

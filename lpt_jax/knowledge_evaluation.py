@@ -123,24 +123,26 @@ def rated(r: ItemWriter, split: str) -> list[tuple]:
     ]
 
 
+def given_stars(r: ItemWriter) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Users, items and stars of the training interactions that have some."""
+    stars = np.asarray(r.data.rows.rating, float)  # None is nan
+    at = np.flatnonzero((r.data.part == 0) & ~np.isnan(stars))
+    return r.data.rows.user[at], r.data.rows.item[at], stars[at]
+
+
 def by_factors(r: ItemWriter, sizes: tuple[int, ...]) -> np.ndarray:
     """The stars of the test's rated targets by biases with as many factors, and the penalty, as do best on validation's."""
-    at = np.flatnonzero(r.data.part == 0)
-    given = np.asarray(r.data.rows.rating)[at].astype(float)  # None is nan
-    at, given = at[~np.isnan(given)], given[~np.isnan(given)]
-    rows = r.data.rows.user[at], r.data.rows.item[at], given
+    given, asked = given_stars(r), {split: rated(r, split) for split in ("validation", "test")}
+    truth = [stars for *_, stars in asked["validation"]]
 
-    def told(split, fitted, penalty):
-        asked = rated(r, split)
-        histories = [(session.history, session.ratings) for session, *_ in asked]
-        return predict(fitted, histories, [item for _, item, _ in asked], penalty), [stars for *_, stars in asked]
+    def told(split, size, penalty):
+        fitted = fit(*given, r.run.count, size, penalty, r.config.seed)
+        histories = [(session.history, session.ratings) for session, *_ in asked[split]]
+        return predict(fitted, histories, [item for _, item, _ in asked[split]], penalty)
 
-    best = np.inf, None, 0.0
-    for size, penalty in itertools.product(sizes, PENALTIES):
-        fitted = fit(*rows, r.run.count, size, penalty, r.config.seed)
-        error = np.mean(np.square(np.subtract(*told("validation", fitted, penalty))))
-        best = min(best, (error, fitted, penalty), key=lambda found: found[0])
-    return told("test", *best[1:])[0]
+    options = list(itertools.product(sizes, PENALTIES))
+    best = min(options, key=lambda option: np.sum((told("validation", *option) - truth) ** 2))
+    return told("test", *best)
 
 
 def stars(r: ItemWriter, weights: dict) -> dict:
@@ -150,9 +152,8 @@ def stars(r: ItemWriter, weights: dict) -> dict:
     asked = rated(r, "test")
     truth = np.array([of_target for *_, of_target in asked])
     chances = r.stars(weights, [(session, item) for session, item, _ in asked])
-    given = np.asarray(r.data.rows.rating)[r.data.part == 0].astype(float)
     rows = {
-        "constant": (np.full(len(asked), np.nanmean(given)), None),
+        "constant": (np.full(len(asked), given_stars(r)[2].mean()), None),
         "biases": (by_factors(r, (0,)),) * 2,
         "factors": (by_factors(r, FACTORS),) * 2,
         "tasks": (chances @ np.arange(1, len(STARS) + 1) * r.tasks.scale, chances[:, GOOD - 1 :].sum(1)),

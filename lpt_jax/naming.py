@@ -157,7 +157,9 @@ class JourneyNamer:
         numbers = [zlib.crc32(repr(group).encode()) for group in groups]  # a group's draws are always the same
 
         def choose(rows, texts, ended):
-            return np.array([self.nearest(of_row, groups[row]) for row, of_row in zip(rows, texts)])
+            texts_of = dict(zip(rows.tolist(), texts))  # the last batch repeats rows
+            near = {row: self.nearest(of_row, groups[row]) for row, of_row in texts_of.items()}
+            return np.array([near[row] for row in rows.tolist()])
 
         draws = Draws(s.temperature, s.samples, choose)
         texts = lm.write(weights, asked, numbers, self.run.key, draws, what, keep=self._asked_to_stop)

@@ -10,11 +10,12 @@ import textwrap
 
 import numpy as np
 
-from lpt_jax import devices, files, ranking, rewarder, train
+from lpt_jax import devices, files, ranking, train
 from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session, known_session
 from lpt_jax.errors import InputError
 from lpt_jax.journeys import in_common
+from lpt_jax.rewarder import BestOf
 from lpt_jax.run import Run
 
 
@@ -169,10 +170,13 @@ def models(r, state) -> dict[str, dict]:
     return {part: r.weights(state, part) for part in ("lm", "embedder")}
 
 
-def written(r, weights: dict, session: Session) -> str:
-    """A session's profile by the "lm" of such weights, as it is handed out; the "embedder" chooses where there are several."""
+def written(r, weights: dict, session: Session, best: BestOf | None = None, longest: int = 0) -> str:
+    """A session's profile by the "lm" of such weights, as it is handed out; the "embedder" chooses where there are several.
+
+    best: that with this embedder, if it is there already; longest: of the histories, so that few shapes compile.
+    """
     asked = [r.prompt(part)[0] for part in r.parts(session)]
-    draws = rewarder.draws(r, weights["embedder"], [session])
+    draws = (best or BestOf(r, weights["embedder"])).draws([session], longest)
     texts = r.lm.write(weights["lm"], asked, [0] * len(asked), r.run.key, draws)
     return "\n".join(map(r.line, texts))
 

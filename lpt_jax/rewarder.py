@@ -1,6 +1,8 @@
 """What texts earn in a run: they rank its catalogue, are read beside what was shown, and the best of several is chosen by that."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -28,19 +30,28 @@ class Earned:
 class Rewarder:
     """Gives profiles of sessions what a sum of rewards.PARTS says, by the ranks that an embedder's weights give."""
 
-    def __init__(self, r: ProfileRecommender, embedder: dict, reward: str):
-        self.r, self.embedder, self.reward, self.items = r, embedder, reward, r.catalogue(embedder)
+    def __init__(self, r: ProfileRecommender, embedder: dict, reward: str, keep: bool = False):
+        """keep: the catalogue's embeddings are kept in the workdir, or read from there (Embedder.catalogue)."""
+        self.r, self.embedder, self.reward, self.keep = r, embedder, reward, keep
 
-    def __call__(self, texts: list[list[str]], users: list, longest: int = 0, ended=None) -> Earned:
+    @functools.cached_property
+    def items(self) -> jax.Array:
+        """The catalogue by the embedder, without what the residuals phase learned: a text is to rank by what it says."""
+        return self.r.catalogue(self.embedder, self.keep)
+
+    def __call__(
+        self, texts: list[list[str]], users: list, longest: int = 0, ended=None, blind: bool = False
+    ) -> Earned:
         """What G texts of each user earn by the ranks that they give the user's targets in the whole catalogue.
 
-        longest: the padded length of the histories, 0: of these. ended: Bool [B, G], the model ended them (None: all).
+        longest: the padded length of the histories, 0: of these. ended: Bool [B, G], the model ended them (None: all). blind: as
+        if there were no targets.
         """
         r, samples, read = self.r, len(texts[0]), rewards.reads(self.reward)
         width = max(r.config.data.targets, r.config.data.eval_targets)
         shape = (len(users), samples, width)
         embedded, valid = r.queries(self.embedder, sum(texts, []))
-        targets = ranking.padded([u.targets for u in users], width)
+        targets = ranking.padded([() if blind else u.targets for u in users], width)
         hidden = ranking.padded([u.hidden for u in users], longest)
         ranks = self.ranks(embedded, targets, hidden)
         near = np.zeros(shape, np.float32)
@@ -87,29 +98,30 @@ class Rewarder:
             "names": text_audit.attribute_pattern(catalogue.attributes.names),
         }
 
-    def chooser(self, sessions: list):
+    def chooser(self, sessions: list, longest: int = 0, blind: bool = False) -> Callable:
         """What chooses the best of several texts (generation.Draws) of sessions, by their numbers; the first where none counts."""
-
-        longest = ranking.padded([session.hidden for session in sessions]).shape[1]
+        longest = max(longest, ranking.padded([session.hidden for session in sessions]).shape[1])
 
         def choose(rows, texts: list[list[str]], ended: np.ndarray) -> np.ndarray:
             texts = [[self.r.line(text) for text in of_row] for of_row in texts]
-            earned = self(texts, [sessions[row] for row in rows], longest, ended)
+            earned = self(texts, [sessions[row] for row in rows], longest, ended, blind)
             return np.where(earned.valid, devices.fetch(earned.value), -np.inf).argmax(1)
 
         return choose
 
 
-def draws(r: ProfileRecommender, embedder: dict, sessions: list) -> Draws:
-    """How the profiles of sessions that are handed out are drawn, and the best chosen, as config.profile says.
+class BestOf(Rewarder):
+    """Chooses the profiles that are handed out, as config.profile says, by an embedder's weights."""
 
-    embedder: the weights that rank. A profile of journeys is chosen line by line.
-    """
-    settings = r.config.profile
-    if settings.samples == 1:
-        return GREEDY
-    parts = [part for session in sessions for part in r.parts(session)]
-    ways = devices.ways(r.run.mesh)
-    at_once = max(settings.batch // settings.samples // ways, 1) * ways
-    choose = Rewarder(r, embedder, settings.best_by).chooser(parts)
-    return Draws(settings.temperature, settings.samples, choose, at_once)
+    def __init__(self, r: ProfileRecommender, embedder: dict):
+        super().__init__(r, embedder, r.config.profile.best_by, keep=True)
+
+    def draws(self, sessions: list, longest: int = 0) -> Draws:
+        """How the sessions' profiles are drawn, and the best chosen: that of journeys line by line. Next items are not read."""
+        r, settings = self.r, self.r.config.profile
+        if settings.samples == 1:
+            return GREEDY
+        parts = [part for session in sessions for part in r.parts(session)]
+        ways = devices.ways(r.run.mesh)
+        at_once = max(min(settings.batch // settings.samples, len(parts)) // ways, 1) * ways
+        return Draws(settings.temperature, settings.samples, self.chooser(parts, longest, blind=True), at_once)

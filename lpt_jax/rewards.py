@@ -192,7 +192,7 @@ def _checked(name: str, values, ranks) -> Rewards:
     values = jnp.asarray(values, jnp.float32)
     if values.shape != ranks.shape[:2] or not bool(jnp.all(jnp.isfinite(values))):
         wanted = f"finite numbers of shape {ranks.shape[:2]}, not of {values.shape}"
-        raise InputError(f"policy.reward={name} must return {wanted}, users by profiles.")
+        raise InputError(f"The reward {name} must return {wanted}, users by profiles.")
     return values
 
 

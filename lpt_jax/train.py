@@ -7,7 +7,6 @@ WRITTEN_BY and COLUMNS: what write() writes, in words, the settings beside the m
 
 import collections.abc
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -76,7 +75,9 @@ def questions(system, config, workdir: Path, count: int) -> list[judge.Task]:
     r.prepare()
     rows = system.rows(r, stages(system, r, phases, state), state, note)
     texts = {row.name: row.audited.texts for row in rows if row.ended is not None}
-    names = sorted(texts, key=lambda name: name != "summary")  # first, as others are compared with the last stage
+    names = sorted(
+        texts, key=lambda name: name not in ("summary", "best")
+    )  # these first: others are compared with the last stage
     different = {tuple(texts[name]): name for name in reversed(names)}  # of stages with one text the first
     return judge.tasks(r, {name: texts[name] for name in names if name in different.values()}, count)
 
@@ -117,9 +118,8 @@ def write_profiles(system, config, workdir: Path, output: Path, split: str) -> l
     r, state, step = ready(system, Run(config, workdir))
     if split == "all":
         r.sessions["all"] = everyone(r.data)
-    writers = [str(config_lib.get(config, name)) for name in system.WRITTEN_BY]
-    how = re.sub(r"[^\w.]+", "_", "-".join([str(step), *writers]))
-    part = output.with_name(f"{output.name}.{split}-{how}.part")
+    how = config_lib.digest(config, system.WRITTEN_BY)
+    part = output.with_name(f"{output.name}.{split}-{step}-{how}.part")
     written = system.write(r, state, split, part)
     if devices.first() and output.suffix == ".parquet":
         files.write_parquet(output, part, system.COLUMNS)

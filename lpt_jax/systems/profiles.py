@@ -15,7 +15,7 @@ recommender decoder) ranks the whole catalogue by it.
 """
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, evaluate, files, rewarder
+from lpt_jax import devices, evaluate, files
 from lpt_jax.audit import Audited
 from lpt_jax.data import prompts
 from lpt_jax.errors import InputError
@@ -28,6 +28,7 @@ from lpt_jax.learning.next_token import ImitationPhase
 from lpt_jax.learning.policy import PolicyPhase
 from lpt_jax.learning.residuals import ResidualsPhase
 from lpt_jax.recommender import ProfileRecommender, language_model, load_decoder, load_encoder
+from lpt_jax.rewarder import BestOf, Rewarder
 from lpt_jax.run import Run
 from lpt_jax.similarity import DualEncoder, Embedder
 from lpt_jax.systems.profiles_settings import settings as settings
@@ -66,18 +67,18 @@ def build(run: Run) -> ProfileRecommender:
 def texts_of_cl(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str]]:
     """What CL reads of the training sessions, and of the validation sessions, as contrastive.texts says.
 
-    profiles: fresh ones, several a session if the config says so; summaries and raw histories: one for each of those.
-    Validation is by the first of the three that CL reads.
+    profiles: fresh ones, several a session if the config says so; summaries: one for each of those; or raw histories.
+    Validation is by profiles if CL reads any.
     """
     r, place, settings = phase.r, phase.place, phase.settings
     lm, folder, texts, copies = r.weights(state, "lm"), r.run.workdir / "profiles", [], settings.profiles_per_session
     kinds = config_lib.listed(settings.texts)
     if "histories" in kinds:
-        texts += r.history_texts("train") * copies
+        return r.history_texts("train"), r.history_texts("validation")
     if "summaries" in kinds:
         texts += [text for copy in range(copies) for text in r.summaries("train", copy + 1)]
     if "profiles" not in kinds:
-        return texts, (r.summaries if "summaries" in kinds else r.history_texts)("validation")
+        return texts, r.summaries("validation")
     for copy in range(copies):
         file = folder / f"{place}-train-{copy}.jsonl"
         texts += r.write(lm, "train", file, place, Draws(settings.sampling_temperature), copy)
@@ -111,15 +112,16 @@ def to_imitate(phase: ImitationPhase, state: dict[str, Part]) -> list[tuple[int,
 
 
 def best_profiles(phase: ImitationPhase, state: dict[str, Part]) -> list[str]:
-    """The best of several sampled profiles of each training session.
+    """The best of several sampled profiles of each training session; "" where it is too long for the embedder.
 
     Kept in a file: a run that is resumed has another language model by then, and goes on with the same texts.
     """
     r, policy = phase.r, phase.r.config.policy
-    choose = rewarder.Rewarder(r, r.weights(state, "embedder"), policy.reward).chooser(r.sessions["train"])
+    choose = Rewarder(r, r.weights(state, "embedder"), policy.reward).chooser(r.sessions["train"])
     draws = Draws(policy.temperature, phase.settings.samples, choose, policy.users)
-    file = r.run.workdir / f"profiles/{phase.place}-best.jsonl"
-    return r.write(r.weights(state, "lm"), "train", file, phase.place, draws)
+    file = r.run.workdir / f"profiles/{phase.place}-train-best.jsonl"
+    texts = r.write(r.weights(state, "lm"), "train", file, phase.place, draws)
+    return [text if r.length(text) <= r.embedder.profile_limit else "" for text in texts]
 
 
 def summaries(phase: ResidualsPhase, sessions: list) -> list[str]:
@@ -136,7 +138,7 @@ def schedule(r: ProfileRecommender) -> list[Phase]:
     for iteration in range(config.iterations):
         for name in names:
             if name == "contrastive":
-                raw = config_lib.listed(config.contrastive.texts) == ["histories"]
+                raw = config.contrastive.texts == "histories"
                 phase = ContrastivePhase(r, name, "embedder", cl, texts_of_cl, cut=raw)
             elif name == "imitation":
                 phase = ImitationPhase(r, of_lm[name], to_imitate)
@@ -193,8 +195,9 @@ def rows(r: ProfileRecommender, stages: dict[str, dict], state: dict[str, Part],
 
 def best(r: ProfileRecommender, weights: dict, step: int) -> tuple[list[str], list[bool]]:
     """The test users' profiles as they are handed out, the best of several (config.profile), and which the model ended."""
-    ended, file = {}, r.run.workdir / f"profiles/best-{step}-test.jsonl"
-    draws = rewarder.draws(r, weights["embedder"], r.sessions["test"])
+    how = config_lib.digest(r.config, WRITTEN_BY)
+    ended, file = {}, r.run.workdir / f"profiles/best-{how}-{step}-test.jsonl"
+    draws = BestOf(r, weights["embedder"]).draws(r.sessions["test"])
     texts = r.write(weights["lm"], "test", file, draws=draws, ended=ended)
     return texts, [ended[row] for row in range(len(texts))]
 
@@ -237,5 +240,5 @@ def text_rows(r, name: str, weights: dict, items, texts: list[str], ended: list[
 
 def write(r: ProfileRecommender, state: dict[str, Part], split: str, file) -> list[str]:
     """One profile per session of a split, as they are handed out, kept in a file line by line (ProfileRecommender.write)."""
-    draws = rewarder.draws(r, r.weights(state, "embedder"), r.sessions[split])
+    draws = BestOf(r, r.weights(state, "embedder")).draws(r.sessions[split])
     return r.write(r.weights(state, "lm"), split, file, draws=draws)

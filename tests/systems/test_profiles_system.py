@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from lpt_jax import files, recommend, rewarder, trackers, train
+from lpt_jax import files, recommend, trackers, train
 from lpt_jax.data import made_up
 from lpt_jax.errors import InputError
 from lpt_jax.generation import LanguageModel
 from lpt_jax.learning import contrastive, optimisers, policy
 from lpt_jax.learning.loop import Loop
 from lpt_jax.models import layers
+from lpt_jax.rewarder import Rewarder
 from lpt_jax.run import Interrupt, Run, Stop
 from lpt_jax.systems import profiles
 from tests.systems.tiny_run import recommender, small_config, small_world
@@ -249,20 +250,15 @@ def test_a_contrastive_phase_alone(r):
 
 
 def test_contrastive_learning_reads_raw_histories_too(r):
-    """Alone they are cut and count, as the control's do, and nobody edits them; beside summaries these validate."""
-    histories = r.history_texts("train"), r.history_texts("validation")
+    """They are cut and count, as the control's do, and nobody edits them."""
     r.config = small_config(
         {"phases": "contrastive", "contrastive.texts": "histories", "evaluation.baselines": "random"}
     )
-    (alone,) = profiles.schedule(r)
-    state = {}
-    assert alone.cut and alone.texts(alone, state) == histories
-    r.config = small_config(
-        {"phases": "contrastive", "contrastive.texts": "summaries,histories", "evaluation.baselines": "random"}
-    )
-    (both,) = profiles.schedule(r)
-    texts, validation = both.texts(both, state)
-    assert not both.cut and texts == histories[0] + r.summaries("train", 1) and validation == r.summaries("validation")
+    (phase,) = profiles.schedule(r)
+    assert phase.cut and phase.texts(phase, {}) == (r.history_texts("train"), r.history_texts("validation"))
+    state = train.initial_state(r, [phase])
+    phase.begin(state)
+    assert phase.edits is None and "val/ndcg" in phase.validate(state)
 
 
 def test_profiles_that_are_handed_out_are_the_best_of_several(r, tmp_path):
@@ -271,7 +267,7 @@ def test_profiles_that_are_handed_out_are_the_best_of_several(r, tmp_path):
     r.config = small_config(how | {"evaluation.baselines": "random"})
     state = train.initial_state(r, profiles.schedule(r))
     written = profiles.write(r, state, "validation", tmp_path / "p.jsonl")
-    weights, earn = state["lm"].weights, rewarder.Rewarder(r, r.weights(state, "embedder"), "explains + ended")
+    weights, earn = state["lm"].weights, Rewarder(r, r.weights(state, "embedder"), "explains + ended")
 
     def best(sessions, key):
         """Of the same draws, all of them ranked here."""
@@ -285,10 +281,15 @@ def test_profiles_that_are_handed_out_are_the_best_of_several(r, tmp_path):
     assert written == texts and len(places) > 1
     one = r.sessions["validation"][:1]
     assert [recommend.written(r, {"lm": weights, "embedder": earn.embedder}, one[0])] == best(one, r.run.key)[0]
-    texts, ended = profiles.best(r, {"lm": weights, "embedder": earn.embedder}, 7)
-    assert (
-        len(texts) == len(ended) == len(r.sessions["test"]) and (r.run.workdir / "profiles/best-7-test.jsonl").is_file()
-    )
+    models = {"lm": weights, "embedder": earn.embedder}
+    texts, ended = profiles.best(r, models, 7)
+    assert len(texts) == len(ended) == len(r.sessions["test"])
+    with r.config.unlocked():
+        r.config.profile.best_by = (
+            "explains - ended"  # drawn alike, chosen otherwise: nothing of the first file is taken
+        )
+    assert profiles.best(r, models, 7)[0] != texts
+    assert len(list((r.run.workdir / "profiles").glob("best-*-7-test.jsonl"))) == 2
 
 
 def test_a_policy_phase_alone(r):
