@@ -2,8 +2,8 @@
 
 FILE.py asks a question in its docstring and answers it by runs: CONFIG (a config of configs/), SEEDS, CHANGES (settings
 of all runs, {"policy.steps": 40}), RUNS (name -> what it changes besides; the first is what the others are compared
-with); where all begin from the same models, FIRST (the settings of the runs that train those, one for each seed); and
-WORDS, what was learned.
+with); where all begin from the same models, FIRST (the settings of the runs that train those, one for each seed); ROW, if
+the last row is not what is compared; and WORDS, what was learned.
 Without a flag one command is printed for each run that can start now, for bash, xargs or a SLURM array: those of FIRST,
 and once they have finished the others. Runs that have finished are not repeated, and experiments that ask for the same
 run share it. Flags:"""
@@ -44,7 +44,9 @@ def read(file: Path) -> dict:
     """What an experiment's file says, in full; InputError naming what is missing."""
     if not file.is_file():
         raise InputError(f"There is no file {file}: name an experiment, such as experiments/reward.py.")
-    found = {"SEEDS": (0,), "CHANGES": {}, "FIRST": None, "WORDS": "", "__doc__": ""} | runpy.run_path(str(file))
+    found = {"SEEDS": (0,), "CHANGES": {}, "FIRST": None, "ROW": "", "WORDS": "", "__doc__": ""} | runpy.run_path(
+        str(file)
+    )
     if missing := [name for name in ("CONFIG", "RUNS") if not found.get(name)]:
         raise InputError(f"{file} has no {missing[0]}: python experiments/sweep.py --help says what it must have.")
     return found
@@ -115,9 +117,9 @@ def gain(before: list, after: list) -> dict:
     return metrics.paired_bootstrap(before, after, seed=0, metric="ndcg")
 
 
-def collect(runs: dict[str, list[Order]]) -> dict:
+def collect(runs: dict[str, list[Order]], row: str = "") -> dict:
     """What the finished runs show, by name: seeds, the rows' metrics by seed, each step's gain, how much more was gained
-    than by the first name (in all, or since `start`, if all have one: the same CL, trained again elsewhere, is not quite the same), and how
+    than by the first name (by a row; or by the last one, in all or since `start`, if all have one: the same CL, trained again elsewhere, is not quite the same), and how
     long the profiles and how far from the reference the policy were at the end of training.
     InputError where none has finished, or where they were tested differently.
     """
@@ -151,7 +153,7 @@ def collect(runs: dict[str, list[Order]]) -> dict:
     )  # else they began differently
 
     def reached(rows: dict) -> np.ndarray:
-        return rows[list(rows)[-1]] - (rows["start"] if since else 0.0)
+        return rows[row] if row else rows[list(rows)[-1]] - (rows["start"] if since else 0.0)
 
     base = users[next(iter(found))]
     for name in list(found)[1:]:
@@ -275,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
         if f.run:
             run(asked)
         if f.run or f.collect:
-            found = collect(runs)
+            found = collect(runs, experiment["ROW"])
             text = table(experiment, found, report.Markdown(file.parent))
             text += f"\n![Gains, and learning curves, means over seeds]({file.stem}.png)\n"
             files.write_file(file.with_suffix(".json"), json.dumps(files.plain(found), indent=1) + "\n")

@@ -44,7 +44,6 @@ SETTINGS = [
     ("a phase twice", "TINY --config.phases=policy,policy", r"phases='policy,policy' .* each once at most"),
     ("no column of users", "TINY --config.data.columns.user=", r"data\.columns\.user='' .* the name of a column"),
     ("one sample per user", "TINY --config.policy.samples=1", r"policy\.samples=1 .* at least 2"),
-    ("histories beside", "TINY --config.contrastive.texts=summaries,histories", r"contrastive\.texts='summaries,histories' .* histories alone"),
     ("best by next items", "TINY --config.profile.best_by=explains+ndcg", r"profile\.best_by='explains\+ndcg' .* explains, held_back"),
     ("unknown reward", "TINY --config.policy.reward=nosuch:f", r"policy\.reward='nosuch:f' .* importable"),
     ("unknown metric", "TINY --config.evaluation.metric=auc", r"evaluation\.metric='auc' .* ndcg, mrr"),

@@ -118,8 +118,8 @@ def update(plan: Plan, part: Part, batch: dict) -> tuple[Part, dict]:
 class ContrastivePhase(Phase):
     """CL: texts of all training sessions (fresh profiles or, for the control, raw histories) ↔ their next items.
 
-    texts(state) gives the training sessions' texts (a whole number of rounds of them) and the validation sessions';
-    `cut`: over-long ones are cut and count.
+    texts(phase, state) gives the training sessions' texts (a whole number of rounds of them), the validation sessions', and texts
+    of the training sessions, in rounds too, that edits are written into ([]: none are); `cut`: over-long ones are cut and count.
     """
 
     def __init__(self, r: ProfileRecommender, name: str, part: str, optimiser, texts: Callable, cut: bool = False):
@@ -134,7 +134,7 @@ class ContrastivePhase(Phase):
 
     def begin(self, state):
         r, settings, train = self.r, self.settings, self.r.sessions["train"]
-        texts, self.validation_texts = self.texts(self, state)
+        texts, self.validation_texts, self.edited = self.texts(self, state)
         prefix = r.embedder.spec.query_prefix
         self.rows, _ = batches.tokenise(r.embedder.tokenizer, [prefix + t for t in texts], r.embedder.profile_limit)
         self.pairs = [
@@ -147,10 +147,7 @@ class ContrastivePhase(Phase):
             raise InputError("Every training profile is empty: raise --config.profile.max_tokens.")
         frequency = np.bincount([t for _, t in self.pairs], minlength=r.run.count) / len(self.pairs)
         self.correction = log_sampling(frequency, settings.batch, settings.hard_negatives)
-        self.texts_of_sessions = texts
-        self.edits = None
-        if count_of_edits(settings) and not self.cut:
-            self.edits = self.found_edits()
+        self.edits = self.found_edits() if count_of_edits(settings) and self.edited else None
         self._choose_lines()
         self.plan = plan_of(r, self.optimiser, self.most)
 
@@ -214,8 +211,8 @@ class ContrastivePhase(Phase):
 
     def drawn(self, rng, count: int) -> list[Edit]:
         """Edits of randomly chosen sessions' profiles."""
-        train, rows = self.r.sessions["train"], rng.integers(0, len(self.texts_of_sessions), count)
-        of_rows = [(self.texts_of_sessions[row], train[row % len(train)]) for row in rows]
+        train, rows = self.r.sessions["train"], rng.integers(0, len(self.edited), count)
+        of_rows = [(self.edited[row], train[row % len(train)]) for row in rows]
         return [self.edits.draw(rng, number, *of_row) for number, of_row in enumerate(of_rows)]
 
     def rows_of(self, drawn: list[Edit]) -> list[list[int]]:

@@ -64,30 +64,33 @@ def build(run: Run) -> ProfileRecommender:
 # ---- the phases
 
 
-def texts_of_cl(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str]]:
-    """What CL reads of the training sessions, and of the validation sessions, as contrastive.texts says.
+def texts_of_cl(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str], list[str]]:
+    """What CL reads of the training sessions and of the validation sessions, as contrastive.texts says, and what edits are of.
 
-    profiles: fresh ones, several a session if the config says so; summaries: one for each of those; or raw histories.
-    Validation is by profiles if CL reads any.
+    profiles: fresh ones, several a session if the config says so; summaries, raw histories: one for each of those. Edits are
+    never written into raw histories, whose end may be cut, but into the others, else into summaries. Validation is by the
+    first of the three that CL reads.
     """
-    r, place, settings = phase.r, phase.place, phase.settings
-    lm, folder, texts, copies = r.weights(state, "lm"), r.run.workdir / "profiles", [], settings.profiles_per_session
-    kinds = config_lib.listed(settings.texts)
-    if "histories" in kinds:
-        return r.history_texts("train"), r.history_texts("validation")
+    r, settings, texts, folder = phase.r, phase.settings, [], phase.r.run.workdir / "profiles"
+    kinds, copies = config_lib.listed(settings.texts), settings.profiles_per_session
     if "summaries" in kinds:
         texts += [text for copy in range(copies) for text in r.summaries("train", copy + 1)]
-    if "profiles" not in kinds:
-        return texts, r.summaries("validation")
-    for copy in range(copies):
-        file = folder / f"{place}-train-{copy}.jsonl"
-        texts += r.write(lm, "train", file, place, Draws(settings.sampling_temperature), copy)
-    return texts, r.write(lm, "validation", folder / f"{place}-validation.jsonl")
+    if "profiles" in kinds:
+        lm, place = r.weights(state, "lm"), phase.place
+        for copy in range(copies):
+            file = folder / f"{place}-train-{copy}.jsonl"
+            texts += r.write(lm, "train", file, place, Draws(settings.sampling_temperature), copy)
+        validation = r.write(lm, "validation", folder / f"{place}-validation.jsonl")
+    else:
+        validation = (r.summaries if "summaries" in kinds else r.history_texts)("validation")
+    edited = texts or r.summaries("train", 1)
+    raw = r.history_texts("train") * copies if "histories" in kinds else []
+    return texts + raw, validation, edited
 
 
-def histories(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str]]:
-    """The raw texts of the training and the validation sessions' histories."""
-    return phase.r.history_texts("train"), phase.r.history_texts("validation")
+def histories(phase: ContrastivePhase, state: dict[str, Part]) -> tuple[list[str], list[str], list[str]]:
+    """The raw texts of the training and the validation sessions' histories, without edits."""
+    return phase.r.history_texts("train"), phase.r.history_texts("validation"), []
 
 
 def to_imitate(phase: ImitationPhase, state: dict[str, Part]) -> list[tuple[int, str]]:

@@ -123,7 +123,7 @@ def settings() -> ConfigDict:
         **optimiser(learning_rate=1e-5, warmup=10),
         popularity_correction=False,  # subtract log sampling probability (logQ): popularity is then learned, not score.popularity's
         edits=0.25,  # share of a batch that are edits: a like or dislike said of an attribute ↔ an item (data/edits.py)
-        texts="profiles,summaries",  # of profiles, summaries (by rules, of the items' fields): what is read beside edits; or histories (raw, no edits)
+        texts="profiles,summaries",  # of profiles, summaries (by rules, of the items' fields), histories (raw): what is read beside edits
         hard_negatives=0,  # further catalogue items per batch, drawn evenly, as negatives for all
         profiles_per_session=1,  # different sampled profiles of one training session
         sampling_temperature=1.0,  # of the training profiles; 0 = greedy
@@ -181,11 +181,6 @@ def check(config: ConfigDict, wrong) -> None:
         wrong("imitation.file", "a file of profiles if imitation.texts names file, else empty")
     if "file" in config.imitation.texts and config.profile.per == "journey":
         wrong("imitation.texts", "summaries, best: a file's texts are of users, not of journeys (profile.per)")
-    if "histories" in config.contrastive.texts and config.contrastive.texts != "histories":
-        wrong(
-            "contrastive.texts",
-            "histories alone, or without them: they are cut to fit, which an edit at their end would not survive",
-        )
     if config.score.decay > 1:
         wrong("score.decay", "at most 1")
     check_journeys(config, wrong)

@@ -221,7 +221,7 @@ def contrastive_phase(r, texts):
 
 def test_contrastive_phase_leaves_empty_profiles_out(r):
     def texts(phase, state):
-        return tuple(["", *["space"] * (len(r.sessions[split]) - 1)] for split in ("train", "validation"))
+        return tuple(["", *["space"] * (len(r.sessions[split]) - 1)] for split in ("train", "validation", "train"))
 
     phase, state = contrastive_phase(r, texts)
     phase.begin(state)
@@ -232,7 +232,7 @@ def test_contrastive_phase_leaves_empty_profiles_out(r):
     jax.tree.map(np.testing.assert_array_equal, before["lm"], state["lm"].weights)  # truly frozen
     word = state["embedder"].weights["encoder"]["word"]["table"]
     assert float(jnp.abs(word - before["embedder"]["encoder"]["word"]["table"]).max()) > 0
-    phase, _ = contrastive_phase(r, lambda phase, state: ([" "] * len(r.sessions["train"]), []))
+    phase, _ = contrastive_phase(r, lambda phase, state: ([" "] * len(r.sessions["train"]), [], []))
     with pytest.raises(InputError, match="Every training profile is empty"):
         phase.begin(state)
 
@@ -250,15 +250,24 @@ def test_a_contrastive_phase_alone(r):
 
 
 def test_contrastive_learning_reads_raw_histories_too(r):
-    """They are cut and count, as the control's do, and nobody edits them."""
+    """Alone they are cut and count, as the control's do; edits are written into summaries then, and never into what may be cut."""
+    raw, summaries = r.history_texts("train"), r.summaries("train", 1)
     r.config = small_config(
         {"phases": "contrastive", "contrastive.texts": "histories", "evaluation.baselines": "random"}
     )
     (phase,) = profiles.schedule(r)
-    assert phase.cut and phase.texts(phase, {}) == (r.history_texts("train"), r.history_texts("validation"))
+    assert phase.cut and phase.texts(phase, {}) == (raw, r.history_texts("validation"), summaries)
     state = train.initial_state(r, [phase])
     phase.begin(state)
-    assert phase.edits is None and "val/ndcg" in phase.validate(state)
+    edits = phase.drawn(np.random.default_rng(0), 8)
+    assert any(edit.text.startswith(text) for edit in edits for text in summaries)
+    state, _ = phase.step(state, 0)
+    assert "val/ndcg" in phase.validate(state)
+    r.config = small_config(
+        {"phases": "contrastive", "contrastive.texts": "histories,summaries", "evaluation.baselines": "random"}
+    )
+    (both,) = profiles.schedule(r)
+    assert not both.cut and both.texts(both, {}) == (summaries + raw, r.summaries("validation"), summaries)
 
 
 def test_profiles_that_are_handed_out_are_the_best_of_several(r, tmp_path):
