@@ -230,20 +230,22 @@ def table(experiment: dict, found: dict, to) -> str:
 
 
 def picture(found: dict) -> bytes:
-    """A PNG: each run's gain over the first (of one run alone, each step's), and the policy phase's curves."""
+    """A PNG: each run's gain over the first (of one run alone, each step's), and the policy phase's curves, if they have any."""
     runs, base = found["runs"], next(iter(found["runs"]))
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    axes = report.axes_of(figure, 1, len(CURVES) + 1, 1)
+    curves = {key: title for key, title in CURVES.items() if any(one["curves"][key][0] for one in runs.values())}
+    figure = Figure(figsize=(4 + 4 * len(curves), 3.4), layout="constrained")
+    axes = report.axes_of(figure, 1, len(curves) + 1, 1)
     gains = {name: one["over"] for name, one in runs.items() if "over" in one} or runs[base]["gains"]
     report.draw_gains(axes, gains)
     axes.set_title(f"NDCG over {base}" if len(runs) > 1 else "Gain in NDCG", fontsize=10, color=report.INK, loc="left")
-    for place, (key, title) in enumerate(CURVES.items(), 2):
-        axes = report.axes_of(figure, 1, len(CURVES) + 1, place)
+    for place, (key, title) in enumerate(curves.items(), 2):
+        axes = report.axes_of(figure, 1, len(curves) + 1, place)
         for name, one in runs.items():
             axes.plot(*one["curves"][key], label=name.replace("$", r"\$"), linewidth=1.5)
         axes.set_title(title, fontsize=10, color=report.INK, loc="left")
         axes.set_xlabel("step", fontsize=9, color=report.INK)
-    axes.legend(fontsize=8, frameon=False)
+    if curves:
+        axes.legend(fontsize=8, frameon=False)
     return report.png(figure)
 
 
