@@ -233,7 +233,7 @@ def picture(found: dict) -> bytes:
     """A PNG: each run's gain over the first (of one run alone, each step's), and the policy phase's curves, if they have any."""
     runs, base = found["runs"], next(iter(found["runs"]))
     curves = {key: title for key, title in CURVES.items() if any(one["curves"][key][0] for one in runs.values())}
-    figure = Figure(figsize=(4 + 4 * len(curves), 3.4), layout="constrained")
+    figure = Figure(figsize=(6 + 3 * len(curves), 3.4), layout="constrained")
     axes = report.axes_of(figure, 1, len(curves) + 1, 1)
     gains = {name: one["over"] for name, one in runs.items() if "over" in one} or runs[base]["gains"]
     report.draw_gains(axes, gains)
