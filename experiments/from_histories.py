@@ -20,5 +20,5 @@ ROW = "summary"  # of texts that are the same in both
 RUNS = {"128 of summaries": {"begin_from": ""}, "64 of raw histories, 64 of summaries": {"contrastive.steps": 64}}
 WORDS = """The start gains with every seed, and on validation (.2541, .2441, .2561 against .2385, .2232, .2447). But it has forgotten how to listen,
 and 64 steps, of which a quarter are edits, don't bring that back: a like appended to a summary changes its share by .15 to .19 (.74 to .76 without that
-start) and is right in .75 to .83 (1.00), a dislike in .59 to .65 (.83 to .86). So the quickstart doesn't begin so. Edits among the raw histories are the
-next thing to try (contrastive.texts=histories,summaries)."""
+start) and is right in .75 to .83 (1.00), a dislike in .59 to .65 (.83 to .86). So the quickstart doesn't begin so. With edits
+among the raw histories, too, control is whole and little of the gain is left (one seed; LOG.md): it is mostly what edits cost."""
