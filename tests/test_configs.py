@@ -56,10 +56,11 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
     assert all(r.get("loss") is not None for r in records(workdir) if r["step"])
     stages = ["zero_shot", "sft", "sft_cl", "sft_cl_rlso"] if first else ["zero_shot", "cl", "cl_rlso"]
     text = stages[-1]
-    expected = {*config_lib.BASELINES, *stages, "summary", "shuffled_profiles"}
+    others = ["summary", *["best"] * (results["config"]["profile"]["samples"] > 1)]  # texts of no stage
+    expected = {*config_lib.BASELINES, *stages, *others, "shuffled_profiles"}
     if "residuals" in results["config"]["phases"]:
         stages.append(f"{stages[-1]}_items")
-        expected |= {stages[-1], f"{stages[-1]}_history", "summary_items", "summary_items_history"}
+        expected |= {f"{row}{suffix}" for row in (text, *others) for suffix in ("_items", "_items_history")}
     last = stages[-1]
     assert set(results["rows"]) == expected
     gains = {f"{a}->{b}" for a, b in zip(stages, stages[1:])}
@@ -70,12 +71,14 @@ def test_tiny_takes_two_steps_of_each_phase(name, trained):
         f"items_popularity->{last}",
         f"shuffled_profiles->{last}",
     }
+    if "best" in others:
+        gains |= {f"{row}->best" for row in ("items_popularity", "summary", text)} | {f"{last}->best_items"}
     assert set(results["gains"]) == gains
     assert {*stages, "summary"} <= results["audit"].keys()
     of_cl = results["audit"][stages[-2]]
     assert {"like", "like_alone", "dislike", "avoid_alone", "replace", "kept"} <= of_cl.keys()
     texts = {name: audit["text"] for name, audit in results["audit"].items() if "text" in audit}
-    assert texts.keys() == {name for name in (*stages, "summary") if not name.endswith("_items")}
+    assert texts.keys() == {name for name in (*stages, *others) if not name.endswith("_items")}
     assert {"ended", "clean", "defects", "supported", "telling", "words", "distinct"} <= texts[stages[0]].keys()
     assert texts["summary"]["ended"]["mean"] == 1 and texts["summary"]["supported"]["profiles"]["mean"] > 0.9
     assert {"protocol", "seed", "config", "versions", "devices", "seconds"} <= set(results)

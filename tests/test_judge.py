@@ -357,7 +357,7 @@ def test_a_run_is_judged_and_studied(tmp_path, capsys):
     with Server() as server:
         assert main([*run, "--mode=judge", f"--judge={server.url}", "--judge_model=m", "--tasks=4"]) == 0
     found = json.loads((tmp_path / "judge/m.json").read_text())
-    assert {"summary", "zero_shot", "sft"} >= set(found["scores"]["describes"]) and found["last"] in (
+    assert {"summary", "best", "zero_shot", "sft"} >= set(found["scores"]["describes"]) and found["last"] in (
         "sft",
         "sft_cl_rlso",
     )

@@ -118,7 +118,9 @@ def answer(kind, text, k=2, limit=99, write=lambda session: "films in space"):
         catalogue=lambda weights, keep: items,
         queries=lambda weights, texts: (np.array([[1.0, 0.0]], np.float32), [True]),
         with_history=lambda queries, items, histories, weight: queries,
-        config=SimpleNamespace(score=SimpleNamespace(rejected=0.25), profile=SimpleNamespace(samples=1)),
+        config=SimpleNamespace(
+            score=SimpleNamespace(rejected=0.25), profile=SimpleNamespace(samples=1, best_by="explains")
+        ),
     )
     return recommend.recommend(r, {}, kind, text, k)
 
