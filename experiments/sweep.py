@@ -119,8 +119,8 @@ def gain(before: list, after: list) -> dict:
 
 def collect(runs: dict[str, list[Order]], row: str = "") -> dict:
     """What the finished runs show, by name: seeds, the rows' metrics by seed, each step's gain, how much more was gained
-    than by the first name (by a row; or by the last one, in all or since `start`, if all have one: the same CL, trained again elsewhere, is not quite the same), and how
-    long the profiles and how far from the reference the policy were at the end of training.
+    than by the first name (by a row; or by the last one, in all or since `start`, if all have one: the same CL, trained
+    again elsewhere, is not quite the same), and how long the profiles and how far from the reference the policy were at the end of training.
     InputError where none has finished, or where they were tested differently.
     """
     found, users, protocols = {}, {}, {}

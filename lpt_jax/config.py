@@ -164,13 +164,8 @@ BASELINES = (
     *("random", "popularity", "last_item", "items_popularity", "bm25", "history_text", "history_popularity"),
     *("decayed_items", "every_item", "transitions", "item_knn", "ease", "history_trained", "sasrec"),
 )
-LATER = (
-    "trackers",
-    "names.by",
-    "profile.samples",
-    "profile.temperature",
-    "profile.best_by",
-)  # settings that may differ from those a workdir was made with
+# settings that may differ from those a workdir was made with
+LATER = ("trackers", "names.by", *profiles_settings.HANDED_OUT)
 LISTS = {  # comma-separated settings: what they may name
     "trackers": ("tensorboard", "wandb", "trackio"),
     "evaluation.baselines": BASELINES,
@@ -337,7 +332,7 @@ def digest(config, names: tuple[str, ...]) -> str:
 
 
 def differing(there: dict, ours: dict) -> list[str]:
-    """The names by which two flat() configs make other runs; those of LATER change nothing of what is trained and tested."""
+    """The names by which two flat() configs make other runs; those of LATER change nothing of what is trained."""
     found = sorted(there.keys() | ours.keys(), key=lambda name: (name not in there, name))
     return [name for name in found if there.get(name) != ours.get(name) and name not in LATER]
 

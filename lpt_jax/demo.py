@@ -1,7 +1,7 @@
 """The page of a trained run: a person's items, the profile that the model writes of them, and a list that follows edits.
 
-The language model writes once, and its words are shown as they come, or at once where the best of several is chosen. From then on only the embedder works: the edited
-profile and its sentences are embedded in one packed call, and the catalogue is ranked anew.
+The language model writes once, and its words are shown as they come, or at once where the best of several is chosen. From then
+on only the embedder works: the edited profile and its sentences are embedded in one packed call, and the catalogue is ranked anew.
 """
 
 import contextlib

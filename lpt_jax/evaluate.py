@@ -113,7 +113,7 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
       what results.json holds.
     """
     sessions, config, workdir = r.sessions["test"], r.config, r.run.workdir
-    users, ranks, texts, audits, handed_out = [s.user for s in sessions], {}, {}, {}, ()
+    users, ranks, texts, audits, written = [s.user for s in sessions], {}, {}, {}, {}
     if trec and devices.first():
         (workdir / "trec").mkdir(exist_ok=True)
         relevant = [[r.data.catalogue.ids[i] for i in s.targets] for s in sessions]
@@ -125,8 +125,8 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         ranks[row.name] = r.rank("test", *row.scored)
         if row.texts is not None:
             texts[row.name] = row.texts
-        if row.name in ("best", "best_items"):
-            handed_out = row.name, row.audited.texts
+        if row.audited is not None:
+            written[row.name] = row.audited.texts
         if found := audits_of(row):
             audits[row.name] = found
         if trec:
@@ -144,8 +144,8 @@ def test(r: ProfileRecommender, rows, untrained: dict, note: dict, trec: bool = 
         "audit": audits,
         **about(r.run, note),
     }
-    after = handed_out or (names[-1], texts[names[-1]])
-    results["samples"] = samples(r, {"before": (names[0], texts[names[0]]), "after": after}, ranks)
+    after = next(name for name in ("best_items", "best", names[-1]) if name in written | texts)
+    results["samples"] = samples(r, {"before": names[0], "after": after}, written | texts, ranks)
     if devices.first():
         report.write_results(r.run.workdir, results, values)
         report.write(r.run.workdir, results, files.read_jsonl(r.run.workdir / "metrics.jsonl"))
@@ -307,11 +307,8 @@ def score_run(config, workdir: Path, file: str) -> dict:
     return results
 
 
-def samples(r: ProfileRecommender, sides: dict[str, tuple[str, list[str]]], ranks: dict) -> list[dict]:
-    """A few test sessions, drawn by the run's seed: history, profile before and after, targets and their ranks.
-
-    sides: by "before" and "after", a row's name and its texts.
-    """
+def samples(r: ProfileRecommender, sides: dict[str, str], texts: dict, ranks: dict) -> list[dict]:
+    """A few test sessions, drawn by the run's seed: history, profile before and after (sides: their rows), targets, ranks."""
     tested, titles = r.sessions["test"], r.data.catalogue.titles
     drawn = np.random.default_rng((r.config.seed, 12)).permutation(len(tested))
     rows = np.sort(drawn[: r.config.evaluation.samples])
@@ -320,8 +317,8 @@ def samples(r: ProfileRecommender, sides: dict[str, tuple[str, list[str]]], rank
         s, last = tested[i], r.config.prompt.history_items
         rated = [{"title": titles[item], "rating": s.ratings and s.ratings[j]} for j, item in enumerate(s.history)]
         told = {
-            side: {"profile": texts[i], "ranks": [int(rank) for rank in ranks[name][i] if rank]}
-            for side, (name, texts) in sides.items()
+            side: {"profile": texts[name][i], "ranks": [int(rank) for rank in ranks[name][i] if rank]}
+            for side, name in sides.items()
         }
         shown.append({"user": s.user, "history": rated[-last:], "targets": [titles[t] for t in s.targets]} | told)
     return shown

@@ -10,6 +10,7 @@ import textwrap
 
 import numpy as np
 
+from lpt_jax import config as config_lib
 from lpt_jax import devices, files, ranking, train
 from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session, known_session
@@ -17,6 +18,7 @@ from lpt_jax.errors import InputError
 from lpt_jax.journeys import in_common
 from lpt_jax.rewarder import BestOf
 from lpt_jax.run import Run
+from lpt_jax.systems.profiles_settings import HANDED_OUT
 
 
 def asked(user=None, history=None, profile=None, profile_file=None) -> tuple[str, str]:
@@ -187,7 +189,7 @@ def kept(r, state, step: int, session: Session) -> str:
     step: the last of training; the same session at the same step has the same profile.
     """
     file = r.run.workdir / "profiles/recommend.jsonl"
-    how = [r.config.profile[name] for name in ("samples", "temperature", "best_by")]
+    how = config_lib.digest(r.config, HANDED_OUT)
     name = hashlib.sha256(repr((step, session, how)).encode()).hexdigest()
     for line in files.read_jsonl(file):
         if line["session"] == name:

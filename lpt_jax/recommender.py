@@ -284,9 +284,9 @@ class ProfileRecommender:
         """One profile per session of a split, that of each of its journeys on a line; `file` keeps them, so a killed run goes on.
 
         Its lines: row (in the split), user, history (items), journey (0: the session's first), profile, tokens (of the
-        language model), ended (an end token came), empty, and over_long (for the embedder's window). draws: how each is drawn, and chosen of several; the
-        rows that are chosen for are numbers among all parts of the split. copy: which of several of a session. ended: a dict
-        that gets, by row, which profiles the model ended itself. Greedy profiles without a file are remembered: two phases
+        language model), ended (an end token came), empty, and over_long (for the embedder's window). draws: how each is drawn,
+        and chosen of several; the rows that are chosen for are numbers among all parts of the split. copy: which of several of
+        a session. ended: a dict that gets, by row, which profiles the model ended itself. Greedy profiles without a file are remembered: two phases
         may validate the same weights one after the other.
         """
         known_weights, known_split, texts, by_itself = self._greedy

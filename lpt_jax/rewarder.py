@@ -53,7 +53,7 @@ class Rewarder:
         embedded, valid = r.queries(self.embedder, sum(texts, []))
         targets = ranking.padded([() if blind else u.targets for u in users], width)
         hidden = ranking.padded([u.hidden for u in users], longest)
-        ranks = self.ranks(embedded, targets, hidden)
+        ranks = np.zeros(shape, np.int32) if blind else self.ranks(embedded, targets, hidden)
         near = np.zeros(shape, np.float32)
         if "similarities" in read:
             cosines = ranking.score(devices.split_batch(embedded, r.run.mesh), self.items).reshape(*shape[:2], -1)

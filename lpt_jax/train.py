@@ -75,9 +75,8 @@ def questions(system, config, workdir: Path, count: int) -> list[judge.Task]:
     r.prepare()
     rows = system.rows(r, stages(system, r, phases, state), state, note)
     texts = {row.name: row.audited.texts for row in rows if row.ended is not None}
-    names = sorted(
-        texts, key=lambda name: name not in ("summary", "best")
-    )  # these first: others are compared with the last stage
+    first = "summary", "best"  # no stages: all are compared with the last one
+    names = sorted(texts, key=lambda name: name not in first)
     different = {tuple(texts[name]): name for name in reversed(names)}  # of stages with one text the first
     return judge.tasks(r, {name: texts[name] for name in names if name in different.values()}, count)
 
@@ -207,11 +206,7 @@ def begun(system, r, workdir: Path) -> dict[str, dict]:
         raise InputError(f"--config.begin_from={workdir} holds no finished run: name the workdir of one.")
     theirs, ours = json.loads((workdir / "config.json").read_text(encoding="utf-8")), r.config.to_dict()
     config_lib.refuse_old(theirs, f"--config.begin_from={workdir}", "name the workdir of a run of this version")
-    shared = [
-        value
-        for name, value in config_lib.flat(ours).items()
-        if f"{name}.".startswith(tuple(f"{s}." for s in system.SAME))
-    ]
+    shared = config_lib.flat({name: config_lib.get(ours, name) for name in system.SAME}).values()
     same = ("system", *system.SAME) + (("seed",) if {"tiny", "shuffled"} & set(shared) else ())  # made by the seed
     defaults = config_lib.default(r.config.system).to_dict()  # of settings that are newer than the other run
     for name in same:  # of other data, users who are tested here may have been trained on there

@@ -31,6 +31,7 @@ from lpt_jax.recommender import ProfileRecommender, language_model, load_decoder
 from lpt_jax.rewarder import BestOf, Rewarder
 from lpt_jax.run import Run
 from lpt_jax.similarity import DualEncoder, Embedder
+from lpt_jax.systems.profiles_settings import HANDED_OUT
 from lpt_jax.systems.profiles_settings import settings as settings
 
 # phase -> the part that it trains, and its name in the results' rows
@@ -45,7 +46,7 @@ SAME = (
     "policy.lora",
     "policy.soft_prompt",
 )  # of begin_from
-WRITES, WRITTEN_BY = "profiles", ("profile.samples", "profile.temperature", "profile.best_by")
+WRITES, WRITTEN_BY = "profiles", HANDED_OUT
 COLUMNS = dict.fromkeys(("row", "user", "history", "journey", "profile", "tokens"), "int64")
 COLUMNS |= dict.fromkeys(("user", "profile"), "string")
 COLUMNS |= dict.fromkeys(("ended", "empty", "over_long"), "bool")

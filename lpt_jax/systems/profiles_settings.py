@@ -19,6 +19,7 @@ from lpt_jax.systems.shared_settings import (
     text_embedder,
 )
 
+HANDED_OUT = ("profile.samples", "profile.temperature", "profile.best_by")  # how profiles are drawn for people
 PHASES = ("imitation", "contrastive", "policy", "residuals")
 CHOICES = MODELS | {
     "profile.per": ("user", "journey"),

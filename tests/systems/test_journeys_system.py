@@ -316,8 +316,13 @@ def test_the_best_of_drawn_names_is_the_nearest_to_the_items():
     r.embed = lambda names: np.stack(
         [[np.cos(a), np.sin(a)] for a in ({"Up": 1.5, "Along": 0.2, "": 0.17}[name] for name in names)]
     )
-    assert naming.JourneyNamer.nearest(r, ["Up.", "Along", "", "Along"], [0, 1]) == 1
-    assert naming.JourneyNamer.nearest(r, ["", "Up", ""], [0, 1]) == 1  # though the empty one's vector is nearer
+
+    def chosen(names):
+        return prompts.written_name(names[naming.JourneyNamer.nearest(r, names, [0, 1])])
+
+    assert chosen(["Up.", "Along", "", "Along"]) == "Along"
+    assert chosen(["", " "]) == ""
+    assert chosen(["", "Up", ""]) == "Up"  # though the empty one's vector is nearer
 
 
 def test_journeys_count_less_with_age():
