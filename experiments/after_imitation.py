@@ -2,22 +2,28 @@
 
     python experiments/sweep.py experiments/after_imitation.py --run
 
-All begin from the same imitation and CL. The first three sample 14,080 profiles and use each once; the last samples 14,388, 11 of
-each training session, and imitates the best of each by the same reward, in as many steps. On an accelerator without a network:
-`python -m experiments.long_run`.
+All begin from the quickstart's imitation and CL. RLSO samples 1,536 profiles and uses each once, in 12 steps of one length; so REBEL and
+RLOO take the same steps (tests/learning/test_policy.py), and one run stands for both. The last samples 1,540, 11 of each of 140
+training sessions, and imitates the best of each by the same reward, twice.
 """
 
-CONFIG, SEEDS = "configs/movielens.py:long", (0, 1, 2)
+CONFIG, SEEDS = "configs/movielens.py", (0, 1, 2)
 FIRST = {"phases": "imitation,contrastive"}
-CHANGES = {"phases": "policy"}
+CHANGES = {
+    "phases": "policy",
+    "policy.evaluate_every": 6,
+    "evaluation.baselines": "items_popularity",
+    "profile.samples": 1,
+}
 RUNS = {
-    "REBEL": {},
-    "RLOO": {"policy.loss": "rloo"},
+    "REBEL, RLOO": {},
     "GRPO": {"policy.loss": "grpo"},
     "best of 11, imitated": {
         "phases": "imitation",
         "imitation.texts": "best",
         "imitation.samples": 11,
-        "imitation.steps": 110,
+        "imitation.sessions": 140,
+        "imitation.steps": 36,
+        "imitation.evaluate_every": 18,
     },
 }

@@ -2,7 +2,7 @@
 
     python -m experiments.long_run --pack=FOLDER                      # where there is a network: the models and data, in pieces
     python -m experiments.long_run --take=FOLDER                      # over there, for each piece that has arrived
-    python -m experiments.long_run experiments/after_imitation.py --minutes=9 --at_once=3 --out=FOLDER
+    python -m experiments.long_run experiments/after_imitation_long.py --minutes=9 --at_once=3 --out=FOLDER
 
 Pieces are of 48 MiB, so that they can be carried one by one where a transfer has a limit; --take keeps each, checks its hash and,
 when all are there, puts the folders together in the cache. The runs start seed by seed, `at_once` of them at a time (they share the

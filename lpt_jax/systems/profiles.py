@@ -14,6 +14,8 @@ recommender decoder) ranks the whole catalogue by it.
     loss of the policy phase = mean over pairs of a user's profiles ((Δᵢ − Δⱼ) − η (rᵢ − rⱼ))²     (learning/policy.py, rebel)
 """
 
+import numpy as np
+
 from lpt_jax import config as config_lib
 from lpt_jax import devices, evaluate, files
 from lpt_jax.audit import Audited
@@ -102,7 +104,7 @@ def to_imitate(phase: ImitationPhase, state: dict[str, Part]) -> list[tuple[int,
         for wording in range(len(prompts.SUMMARIES)):
             asked += enumerate(r.summaries("train", wording + 1))
     if "best" in kinds:
-        asked += enumerate(best_profiles(phase, state))
+        asked += best_profiles(phase, state)
     if "file" in kinds:
         texts = files.read_texts(settings.file, "--config.imitation.file")
         found = [texts.get((s.user, len(s.history)), texts.get((s.user, None))) for s in r.sessions["train"]]
@@ -115,17 +117,22 @@ def to_imitate(phase: ImitationPhase, state: dict[str, Part]) -> list[tuple[int,
     return asked
 
 
-def best_profiles(phase: ImitationPhase, state: dict[str, Part]) -> list[str]:
-    """The best of several sampled profiles of each training session; "" where it is too long for the embedder.
+def best_profiles(phase: ImitationPhase, state: dict[str, Part]) -> list[tuple[int, str]]:
+    """(row, text): the best of several sampled profiles of each training session, or of imitation.sessions of them; "" where it is
+    too long for the embedder.
 
     Kept in a file: a run that is resumed has another language model by then, and goes on with the same texts.
     """
-    r, policy = phase.r, phase.r.config.policy
-    choose = Rewarder(r, r.weights(state, "embedder"), policy.reward).chooser(r.sessions["train"])
-    draws = Draws(policy.temperature, phase.settings.samples, choose, policy.users)
+    r, settings, policy, split = phase.r, phase.settings, phase.r.config.policy, "best of train"
+    rows = np.random.default_rng((r.config.seed, 61)).permutation(len(r.sessions["train"]))
+    rows = sorted(rows[: settings.sessions or None].tolist())
+    r.sessions[split] = [r.sessions["train"][row] for row in rows]
+    r.prompts[split] = [r.prompt(part)[0] for session in r.sessions[split] for part in r.parts(session)]
+    choose = Rewarder(r, r.weights(state, "embedder"), policy.reward).chooser(r.sessions[split])
+    draws = Draws(policy.temperature, settings.samples, choose, policy.users)
     file = r.run.workdir / f"profiles/{phase.place}-train-best.jsonl"
-    texts = r.write(r.weights(state, "lm"), "train", file, phase.place, draws)
-    return [text if r.length(text) <= r.embedder.profile_limit else "" for text in texts]
+    texts = r.write(r.weights(state, "lm"), split, file, phase.place, draws)
+    return [(row, text if r.length(text) <= r.embedder.profile_limit else "") for row, text in zip(rows, texts)]
 
 
 def summaries(phase: ResidualsPhase, sessions: list) -> list[str]:

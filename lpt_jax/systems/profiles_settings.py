@@ -35,7 +35,7 @@ LISTS = {  # comma-separated settings, none of them empty: what they may name
     "imitation.texts": ("summaries", "best", "file"),
 }
 MAY_BE_ZERO = """
-    imitation.steps imitation.warmup imitation.weight_decay contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
+    imitation.steps imitation.sessions imitation.warmup imitation.weight_decay contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
     contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio journeys.vectors audit.profiles
 """.split()  # all other numbers are greater
 MAY_BE_NEGATIVE = JOURNEYS
@@ -49,6 +49,7 @@ def imitation() -> ConfigDict:
         texts="summaries",  # of summaries (made by rules, in several wordings), best (sampled, by reward), file
         file="",  # JSON lines or .parquet with user and profile, such as a larger model's --mode=write_profiles
         samples=8,  # of a session, of which the best by policy.reward is imitated
+        sessions=0,  # of which the best are imitated, drawn by the seed; 0: all training sessions
         **optimiser(learning_rate=2e-4, warmup=10),
         evaluate_every=120,
         keep_best=False,  # before contrastive learning the embedder knows little of what is a good profile

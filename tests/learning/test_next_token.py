@@ -121,6 +121,24 @@ def test_what_is_imitated(world, tmp_path):
     np.testing.assert_allclose(np.asarray(earned.value)[:size, 0][counts], highest[counts], atol=1e-6)
 
 
+def test_the_best_are_of_as_many_sessions_as_asked_for(world, tmp_path):
+    """Drawn by the seed; without a number of all, in order; each text stands beside its own session's row."""
+    found = {}
+    for seed, sessions in ((0, 0), (0, 7), (1, 7)):
+        asked = config(imitation__texts="best", imitation__sessions=sessions, imitation__samples=1, seed=seed)
+        r = recommender(asked, tmp_path / f"{seed}-{sessions}")
+        (phase,) = profiles.schedule(r)
+        found[seed, sessions] = phase.texts(phase, {})
+        drawn, prompts = r.sessions["best of train"], r.prompts["best of train"]
+        rows = [row for row, _ in found[seed, sessions]]
+        assert drawn == [r.sessions["train"][row] for row in rows]
+        assert prompts == [r.prompts["train"][row] for row in rows]
+    assert [row for row, _ in found[0, 0]] == list(range(len(found[0, 0])))
+    of_seeds = [[row for row, _ in found[seed, 7]] for seed in (0, 1)]
+    assert [len(set(rows)) for rows in of_seeds] == [7, 7]
+    assert of_seeds[0] != of_seeds[1]
+
+
 def test_a_resumed_run_goes_on_with_the_same_best_profiles(world, tmp_path):
     """They were sampled by the model before it imitated any: killed after two of four steps, the weights end the same."""
     asked = config(imitation__texts="best", imitation__steps=4, imitation__evaluate_every=2)

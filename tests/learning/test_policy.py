@@ -117,6 +117,16 @@ def test_rloo_starts_as_reinforce():
     np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-7)
 
 
+def test_rebel_begins_in_rloo_s_direction():
+    """At θ = old its gradient is RLOO's times 4 η, whatever is masked: with one epoch and unit steps they are one method."""
+    _, old, mask, rewards = rollout()
+    mask = mask & (np.arange(mask.shape[1]) != 1)[None, :, None]  # a profile of each user is left out
+    ours, other = (jax.grad(policy.LOSSES[name]) for name in ("rebel", "rloo"))
+    found, wanted = ours(old, old, mask, rewards, eta=0.7), other(old, old, mask, rewards)
+    assert np.abs(wanted).max() > 0.01
+    np.testing.assert_allclose(found, 2.8 * wanted, rtol=1e-4, atol=1e-6)
+
+
 # ---- what trains
 
 FILTERS = {"last_layers": top_layers, "lora": nnx.LoRAParam}
