@@ -50,9 +50,12 @@ def scratch_tokenizer(texts: list[str], size: int):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special, **more)
 
 
-def load_t5(config, texts: list[str]) -> T5:
-    """The language model of a config: read from its source, or random, of the shape that its settings give."""
-    settings, of_codes = config.lm, (config.codes.levels, config.codes.width)
+def load_t5(config, texts: list[str], of_codes: tuple[int, int]) -> T5:
+    """The language model of a config: read from its source, or random, of the shape that its settings give.
+
+    texts: whose words a random one knows; of_codes: digits of a code, and words of each.
+    """
+    settings = config.lm
     dtype = devices.product_type(settings.dtype)
     if settings.source != "scratch":
         return T5.load(settings.source, dtype, *of_codes)
@@ -90,7 +93,7 @@ class ItemWriter:
     def load(self) -> T5:
         """Reads or makes the model."""
         reviews = [text for user in self.users for text in user.reviews or ()]
-        return load_t5(self.config, self.data.catalogue.titles + reviews)
+        return load_t5(self.config, self.data.catalogue.titles + reviews, self.code_shape)
 
     @functools.cached_property
     def users(self) -> list[tasks.User]:
@@ -130,10 +133,16 @@ class ItemWriter:
 
     # ---- items' codes
 
+    @property
+    def code_shape(self) -> tuple[int, int]:
+        """A code's digits, and the words of each."""
+        levels, width = self.config.codes.levels, self.config.codes.width
+        return levels, width or codes_lib.needed(self.run.count, levels)
+
     @functools.cached_property
     def codes(self) -> codes_lib.Codes:
         """The items' codes, as config.codes says; kept in the workdir, as another machine's arithmetic may make others."""
-        file, width, ids = self.run.workdir / "codes.json", self.config.codes.width, self.data.catalogue.ids
+        file, (_, width), ids = self.run.workdir / "codes.json", self.code_shape, self.data.catalogue.ids
         if devices.any_process(not file.exists()):
             made = self._codes()
             if devices.first():
@@ -145,8 +154,7 @@ class ItemWriter:
         return codes_lib.Codes(np.array([digits[item] for item in ids]), width)
 
     def _codes(self) -> codes_lib.Codes:
-        settings, count = self.config.codes, self.run.count
-        size = settings.levels, settings.width
+        settings, count, size = self.config.codes, self.run.count, self.code_shape
         if settings.kind == "shuffled":
             return codes_lib.shuffled(count, *size, self.config.seed)
         if settings.kind == "ordered":

@@ -26,10 +26,9 @@ def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidde
     lm = nnx.merge(graph, weights)
     text = lm.encode(tokens, mask, who=who)
     levels, batch = len(next_of), len(text)
-    caches = lm.begin(text, beams, levels)
-    node = jnp.zeros((batch, beams), jnp.int32)
-    total = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf) + jnp.zeros((batch, 1))  # at first all beams are one
-    token = jnp.zeros((batch, beams), jnp.int32)  # the decoder's start
+    caches = lm.begin(text, 1, levels)  # one beam at first
+    node, total = jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch, 1))
+    token = jnp.zeros((batch, 1), jnp.int32)  # the decoder's start
     for level, table in enumerate(next_of):
         state, caches = lm.step(caches, mask, token, jnp.int32(level))
         after = table[node]  # [B, beams, width]
@@ -38,14 +37,17 @@ def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidde
         if level == levels - 1:
             there &= ~jnp.any(after[..., None] == hidden[:, None, None, :], -1)
         chances = jnp.where(there, chances, -jnp.inf) + total[..., None]
-        total, at = jax.lax.top_k(chances.reshape(batch, -1), beams)
+        chances = chances.reshape(batch, -1)
+        total, at = jax.lax.top_k(chances, min(beams, chances.shape[1]))
         width = table.shape[1]
         parent, digit = at // width, at % width
         node = jnp.maximum(jnp.take_along_axis(after.reshape(batch, -1), at, 1), 0)
         caches = caches | {"own": tuple(_of_parents(cache, parent) for cache in caches["own"])}
         token = lm.spec.vocab + level * width + digit
-    found = jnp.isfinite(total)
-    return jnp.where(found, node, -1), total
+    left = ((0, 0), (0, beams - node.shape[1]))
+    return jnp.pad(jnp.where(jnp.isfinite(total), node, -1), left, constant_values=-1), jnp.pad(
+        total, left, constant_values=-jnp.inf
+    )
 
 
 def _of_parents(cache: jax.Array, parent: jax.Array) -> jax.Array:
@@ -62,9 +64,9 @@ def likelihoods(graph, weights: dict, tokens: Tokens, mask: Mask, digits: jax.Ar
 
 
 def chances(lm, text, mask, digits, dropout: float = 0.0, key=None) -> jax.Array:
-    """log p of each digit [B, G, levels], given those before it."""
+    """log p of each digit [B, G, T] of one or more codes, one after the other, given those before it."""
     start = jnp.zeros_like(digits[..., :1])
-    words = lm.spec.vocab + jnp.arange(digits.shape[-1]) * lm.spec.digits + digits
+    words = lm.spec.vocab + jnp.arange(digits.shape[-1]) % lm.spec.levels * lm.spec.digits + digits
     written = jnp.concatenate([start, words[..., :-1]], -1)
     scores = lm.code_logits(lm.decode(text, mask, written, dropout, key))
     chosen = jnp.take_along_axis(scores, digits[..., None], -1)[..., 0]

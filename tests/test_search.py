@@ -1,5 +1,7 @@
 """The beam over a trie: all items scored one by one, transformers' constrained beam search, hidden items, padding."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,22 @@ def test_a_beam_of_all_is_scoring_one_by_one(lm, known):
         np.testing.assert_allclose(scores[row][: len(left)], line[left], atol=1e-4)
         assert np.isneginf(scores[row][len(left) :]).all()
     np.testing.assert_allclose(np.exp(expected).sum(1) <= 1 + 1e-6, True)
+
+
+@pytest.mark.parametrize("levels, width", [(1, ITEMS), (2, 7)])
+def test_a_beam_of_all_over_codes_of_another_shape(levels, width):
+    """Of a word for each item, and of fewer words than beams: all items, by their likelihoods, most likely first."""
+    graph, weights = split(T5(dataclasses.replace(SPEC, levels=levels, digits=width), nnx.Rngs(2)))
+    (tokens, mask), found = texts(), codes.shuffled(ITEMS, levels, width, 4)
+    digits = np.broadcast_to(found.digits, (3, ITEMS, levels)).astype(np.int32)
+    expected = np.asarray(search.likelihoods(graph, weights, tokens, mask, digits))
+    np.testing.assert_allclose(np.exp(expected).sum(1) <= 1 + 1e-5, True)
+    tables, nothing = tuple(map(jnp.asarray, codes.trie(found).next_of)), np.full((3, 1), -1, np.int32)
+    ids, scores = map(np.asarray, search.beam(graph, weights, tokens, mask, tables, nothing, 64))
+    for row, line in enumerate(expected):
+        assert sorted(ids[row][:ITEMS]) == list(range(ITEMS)) and set(ids[row][ITEMS:]) == {-1}
+        np.testing.assert_allclose(scores[row][:ITEMS], np.sort(line)[::-1], atol=1e-5)
+        np.testing.assert_allclose(line[ids[row][:ITEMS]], scores[row][:ITEMS], atol=1e-5)
 
 
 def test_candidates_are_scored_as_one_by_one(lm, known):

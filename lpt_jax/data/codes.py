@@ -15,6 +15,18 @@ class Codes(NamedTuple):
     width: int
 
 
+def needed(count: int, levels: int) -> int:
+    """The smallest width whose codes of so many digits are enough for `count` items, 2 at least.
+
+    >>> needed(1000, 3), needed(1001, 3), needed(12101, 1)
+    (10, 11, 12101)
+    """
+    width = max(2, int(count ** (1 / levels)) - 1)
+    while width**levels < count:
+        width += 1
+    return width
+
+
 def of_order(order: Sequence[int], levels: int, width: int) -> Codes:
     """The k-th item of `order` gets the k-th of evenly spread numbers, written in base `width`.
 

@@ -1,6 +1,6 @@
 """Training interactions as text tasks: what the encoder reads, and the code or the words that it is asked for.
 
-retrieval     what was chosen, oldest first            → the next item's code
+retrieval     what was chosen, oldest first            → the next item's code, and those of the items after it
 ranking       the same, and candidates                 → the next item's code
 rating        what was chosen with stars, and an item  → its stars
 hidden_item   a stretch with one item hidden (MIM)     → its code
@@ -32,7 +32,7 @@ TRIES = 100  # users that are drawn for a task before it is given up
 
 
 class Example(NamedTuple):
-    """What is read and what is asked for: the digits of an item's code, or words' token ids with the end."""
+    """What is read and what is asked for: the digits of items' codes, or words' token ids with the end."""
 
     tokens: list[int]
     digits: tuple[int, ...] = ()
@@ -178,6 +178,12 @@ class Tasks:
 
     # ---- examples
 
+    def longest(self, task: str) -> int:
+        """How long an answer to a task may be, in digits or words."""
+        levels = self.codes.digits.shape[1]
+        digits = {"retrieval": levels * self.settings.next_items, "ranking": levels, "hidden_item": levels}
+        return digits.get(task, self.settings.max_words if task in ("hidden_words", "explanation") else 2)
+
     def draw(self, task: str, rng: np.random.Generator) -> Example:
         """One example of a task, of a randomly drawn user."""
         for _ in range(TRIES):
@@ -211,7 +217,8 @@ class Tasks:
         return found
 
     def _retrieval(self, user, at, known, rng):
-        return Example(self.retrieval(user.items[:at]), self._code(user.items[at]), about=self._about(user, at))
+        asked = user.items[at : at + self.settings.next_items]
+        return Example(self.retrieval(user.items[:at]), sum(map(self._code, asked), ()), about=self._about(user, at))
 
     def _ranking(self, user, at, known, rng):
         candidates = [user.items[at], *self._others(known, self.settings.candidates - 1, rng)]

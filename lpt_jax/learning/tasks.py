@@ -44,7 +44,7 @@ def word_losses(lm, text, texts, words, dropout: float = 0.0, key=None) -> jax.A
 def loss(lm, batch: dict, dropout: float = 0.0, key=None) -> jax.Array:
     """The mean loss of a batch.
 
-    tokens, texts [B, S]: G texts at most in a row; "digits" [B, G, levels] (-1: no such text) or "words" [B, G, T] (0: none);
+    tokens, texts [B, S]: G texts at most in a row; "digits" [B, G, T] of one or more codes or "words" [B, G, T]; -1, 0: none;
     "who" where there is a personal prompt.
     """
     tokens, texts = batch["tokens"], batch["texts"]
@@ -72,8 +72,8 @@ def update(plan: Plan, part: Part, batch: dict, key: jax.Array) -> tuple[Part, d
     return part, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 
 
-def arrays(examples: list[Example], room: int, words: int = 0, who: dict | None = None) -> dict[str, np.ndarray]:
-    """A batch of examples of one task, several texts to a line of `room` tokens; words: the length of answers in words.
+def arrays(examples: list[Example], room: int, length: int, who: dict | None = None) -> dict[str, np.ndarray]:
+    """A batch of examples of one task, several texts to a line of `room` tokens; length: of answers, in digits or words.
 
     who: of a personal prompt, arrays with a row for each example.
     """
@@ -81,7 +81,7 @@ def arrays(examples: list[Example], room: int, words: int = 0, who: dict | None 
         [example.tokens for example in examples], room, MOST, 0, lambda lines, _: -(-lines // LINES) * LINES
     )
     found = {"tokens": packed.tokens, "texts": packed.texts}
-    name, length = ("digits", len(examples[0].digits)) if examples[0].digits else ("words", words)
+    name, nothing = ("digits", -1) if examples[0].digits else ("words", 0)
     shape, places = (len(packed.tokens), MOST), packed.places_of_rows()
     if who is not None:
         found["who"] = {}
@@ -89,11 +89,17 @@ def arrays(examples: list[Example], room: int, words: int = 0, who: dict | None 
             flat = np.zeros((shape[0] * MOST, *values.shape[1:]), values.dtype)
             flat[places] = values
             found["who"][what] = flat.reshape(*shape, *values.shape[1:])
-    answers = np.full((len(packed.tokens) * MOST, length), -1 if examples[0].digits else 0, np.int32)
+    answers = np.full((len(packed.tokens) * MOST, length), nothing, np.int32)
     for example, place in zip(examples, places.tolist(), strict=True):
         answer = example.digits or example.words
         answers[place, : len(answer)] = answer
     return found | {name: answers.reshape(-1, MOST, length)}
+
+
+def read_and_written(batch: dict) -> int:
+    """The tokens of a batch, those of the answers too."""
+    answers = batch["digits"] >= 0 if "digits" in batch else batch["words"] > 0
+    return int((batch["texts"] > 0).sum() + answers.sum())
 
 
 class TasksPhase(Phase):
@@ -117,14 +123,13 @@ class TasksPhase(Phase):
         rng = np.random.default_rng((self.r.config.seed, 51, number))
         task = self.names[rng.choice(len(self.names), p=self.shares)]
         examples = [self.r.tasks.draw(task, rng) for _ in range(self.settings.batch)]
-        words = self.settings.max_words if task in ("hidden_words", "explanation") else 2
         who = self.r.who([example.about for example in examples], task)
-        return task, arrays(examples, self.settings.max_tokens, words, who)
+        return task, arrays(examples, self.settings.max_tokens, self.r.tasks.longest(task), who)
 
     def step(self, state, step):
         number = self.iteration * self.settings.steps + step
         task, batch = self.batch(number)
-        tokens, key = int((batch["texts"] > 0).sum()), jax.random.fold_in(self.r.run.key, number)
+        tokens, key = read_and_written(batch), jax.random.fold_in(self.r.run.key, number)
         put = devices.split_batch(batch, self.r.run.mesh)
         part, metrics = update(self.plan, state["lm"], put, key)
         return state | {"lm": part}, Report(metrics | {"tokens": tokens, f"loss/{task}": metrics["loss"]})

@@ -89,8 +89,9 @@ class Attention(nnx.Module):
     def __call__(self, q, k, v, bias) -> jax.Array:
         """q [..., T, heads, hd] over k, v [..., S, heads, hd], with what bias [..., heads, T, S] adds to the scores."""
         mix = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        shares = jax.nn.softmax(mix("...qhd,...khd->...hqk", q, k) + bias)
-        mixed = mix("...hqk,...khd->...qhd", shares.astype(self.dtype), v)
+        q, k, v = (a.swapaxes(-2, -3) for a in (q, k, v))  # heads first: twice as fast on a CPU
+        shares = jax.nn.softmax(mix("...qd,...kd->...qk", q, k) + bias)
+        mixed = mix("...qk,...kd->...qd", shares.astype(self.dtype), v).swapaxes(-2, -3)
         return self.o(mixed.reshape(*mixed.shape[:-2], -1))
 
 
@@ -298,11 +299,14 @@ class T5(nnx.Module):
 
     def digit_logits(self, x: jax.Array, level: int) -> jax.Array:
         """The decoder's states [..., D] before a code's digit to logits of its words, [..., digits]."""
-        return self.code_head(x).reshape(*x.shape[:-1], -1, self.spec.digits)[..., level, :]
+        words = slice(level * self.spec.digits, (level + 1) * self.spec.digits)
+        return self.code_head(x, self.code_head.kernel[...][:, words])
 
     def code_logits(self, x: jax.Array) -> jax.Array:
-        """The decoder's states [..., levels, D] before each digit to logits of its words, [..., levels, digits]."""
-        return jnp.stack([self.digit_logits(x[..., level, :], level) for level in range(x.shape[-2])], -2)
+        """The decoder's states [..., T, D] before each digit of one or more codes to logits of its words, [..., T, digits]."""
+        of_items = x.reshape(*x.shape[:-2], -1, self.spec.levels, x.shape[-1])
+        scores = [self.digit_logits(of_items[..., level, :], level) for level in range(self.spec.levels)]
+        return jnp.stack(scores, -2).reshape(*x.shape[:-1], -1)
 
 
 def only(seen: jax.Array) -> jax.Array:

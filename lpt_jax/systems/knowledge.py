@@ -112,7 +112,7 @@ def export(system, config, workdir: Path, folder: Path) -> None:
             weights_lib.save_personal(part / "personal_prompt", personal)
         items = dict(zip(r.data.catalogue.ids, r.codes.digits.tolist(), strict=True))
         text = json.dumps({"width": r.codes.width, "digits": items}, ensure_ascii=False)
-        to, code = report.Markdown(part), CARD.format(**config.codes)
+        to, code = report.Markdown(part), CARD.format(levels=r.lm.spec.levels, width=r.codes.width)
         head = {"library_name": "transformers", "pipeline_tag": "text2text-generation"}
         words = f"Names the next item by its code. Trained from {export_lib.named(config.lm.source)} by lpt_jax"
         card = to.page("", export_lib.opening(to, config, "lm", head, words, code))

@@ -20,6 +20,7 @@ LISTS = {  # comma-separated settings: what they may name; baselines: those that
     "evaluation.baselines": ("popularity", "transitions", "item_knn", "ease", "sasrec"),
 }
 MAY_BE_ZERO = [
+    "codes.width",
     *("lm.dropout", "tasks.steps", "tasks.warmup", "tasks.weight_decay", "tasks.title_words", "tasks.hidden_words"),
     *(f"tasks.weights.{task}" for task in TASKS),
 ]
@@ -44,8 +45,8 @@ def settings() -> ConfigDict:
     c.embedder = text_embedder()  # of the items' texts, for codes by text; it is not trained
     c.codes = group(
         kind="together",  # what items with like codes have in common: text | together (who chose them) | shuffled, ordered (nothing)
-        levels=3,  # digits of a code
-        width=32,  # words of each
+        levels=3,  # digits of a code; 1: a word for each item
+        width=32,  # words of each; 0: as few as the items need
     )
     c.tasks = group(
         steps=2000,  # updates
@@ -54,6 +55,7 @@ def settings() -> ConfigDict:
             retrieval=0.4, ranking=0.1, rating=0.1, hidden_item=0.2, hidden_words=0.1, preference=0.1, explanation=0.0
         ),
         history_items=20,  # of the latest items that are read
+        next_items=1,  # that retrieval asks for while it learns, one after the other: each follows from those before it
         title_words=0,  # of an item's title that are read after its code; 0: codes alone
         titles="own",  # own | shuffled (the control: each item reads as another one)
         candidates=10,  # of ranking
@@ -87,8 +89,8 @@ def check(config: ConfigDict, wrong) -> None:
         wrong("lm.heads", "a divisor of lm.width")
     if config.lm.dropout >= 1:
         wrong("lm.dropout", "a share below 1")
-    if config.codes.width < 2:
-        wrong("codes.width", "at least 2")
+    if config.codes.width == 1:
+        wrong("codes.width", "at least 2, or 0")
     if config.tasks.candidates < 2 or config.search.candidates < 2:
         name = "tasks.candidates" if config.tasks.candidates < 2 else "search.candidates"
         wrong(name, "at least 2: the next item, and others")

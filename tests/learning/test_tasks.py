@@ -201,11 +201,29 @@ def of_arrays(r, batch, weights):
     return jax.value_and_grad(value)(weights)
 
 
-@pytest.mark.parametrize("task", ["retrieval", "hidden_words", "preference"])
-def test_several_texts_in_a_line_change_nothing(r, task):
+def test_the_items_after_the_next_are_asked_for_too(r):
+    """In order, as many as there are; what is read ends before them."""
+    several = knowledge.build(Run(config_of({"tasks.next_items": 3}), r.run.workdir))
+    code = {tuple(digits): number for number, digits in enumerate(r.codes.digits.tolist())}
+    lengths = set()
+    for example in examples(several, "retrieval"):
+        levels = r.codes.digits.shape[1]
+        asked = [code[example.digits[at : at + levels]] for at in range(0, len(example.digits), levels)]
+        name, before = example.about
+        (items,) = (user.items for user in several.tasks.users if user.id == name)
+        assert asked == items[len(before) : len(before) + 3] and tuple(items[: len(before)]) == before
+        assert example.tokens == several.tasks.retrieval(before)
+        lengths.add(len(asked))
+    assert lengths == {1, 2, 3} and several.tasks.longest("retrieval") == 3 * levels
+
+
+@pytest.mark.parametrize(
+    "task, next_items", [("retrieval", 1), ("retrieval", 3), ("hidden_words", 1), ("preference", 1)]
+)
+def test_several_texts_in_a_line_change_nothing(r, task, next_items):
     """The packed batch's loss and gradients are those of one text a line, by whole passes in NumPy's hands."""
-    batch, weights = examples(r, task, 7), r.fresh("lm")
-    words = r.config.tasks.max_words
+    r = knowledge.build(Run(config_of({"tasks.next_items": next_items}), r.run.workdir))
+    batch, weights, words = examples(r, task, 7), r.fresh("lm"), r.tasks.longest(task)
     packed = learning.arrays(batch, r.config.tasks.max_tokens, words)
     assert (packed["texts"].max(1) > 1).any()
     lm = nnx.merge(r.graph, weights)
@@ -214,11 +232,12 @@ def test_several_texts_in_a_line_change_nothing(r, task):
         tokens = np.array([example.tokens])
         mask = np.ones_like(tokens, bool)
         if example.digits:
-            ids = lm.spec.vocab + lm.spec.digits * np.arange(len(example.digits)) + example.digits
+            levels = np.arange(len(example.digits)) % lm.spec.levels
+            ids = lm.spec.vocab + lm.spec.digits * levels + example.digits
             states = np.asarray(lm.decode(lm.encode(tokens, mask), mask, np.r_[0, ids[:-1]][None, None]))[0, 0]
             logits = states @ np.asarray(lm.code_head.kernel[...])
-            for level, digit in enumerate(example.digits):
-                own = logits[level, lm.spec.digits * level : lm.spec.digits * (level + 1)]
+            for place, (level, digit) in enumerate(zip(levels, example.digits)):
+                own = logits[place, lm.spec.digits * level : lm.spec.digits * (level + 1)]
                 losses.append(np.log(np.exp(own).sum()) - own[digit])
         else:
             logits = np.asarray(lm(tokens, mask, np.r_[0, example.words[:-1]][None, None]))[0, 0]
@@ -273,6 +292,10 @@ def test_a_tokenizer_without_marks_gets_a_sentence():
 
 
 def test_codes_of_every_kind(r):
+    assert knowledge.build(Run(config_of({"codes.levels": 1, "codes.width": 0}), r.run.workdir / "one")).code_shape == (
+        1,
+        r.run.count,
+    )
     for kind in ("together", "shuffled", "ordered", "text"):
         writer = ItemWriter(Run(config_of({"codes.kind": kind}), r.run.workdir / kind))
         assert len(np.unique(writer.codes.digits, axis=0)) == r.run.count
