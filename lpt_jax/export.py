@@ -170,7 +170,11 @@ def save_lm(
 
 def whole_decoder(language_model: LanguageModel, trained: dict) -> Decoder:
     """A language model on the host, LoRA merged and without a soft prompt, in the type that it was loaded in."""
-    lm = language_model.merged(trained)
+    return on_host(language_model.merged(trained))
+
+
+def on_host(lm: Decoder) -> Decoder:
+    """A Decoder as whole_decoder has it."""
     low_rank.merge(lm)
     lm.soft_prompt = None
     graph, arrays = nnx.split(lm)

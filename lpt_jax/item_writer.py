@@ -1,4 +1,4 @@
-"""From a history to the items that a T5 names next: sentence → code by code over the trie → items; a run and its model."""
+"""From a history to the items that a language model names next: sentence → code by code over the trie → items; a run and its model."""
 
 import collections
 import functools
@@ -15,11 +15,13 @@ from lpt_jax.baselines import counts
 from lpt_jax.data import batches, prompts, tasks
 from lpt_jax.data import codes as codes_lib
 from lpt_jax.data.sessions import training_items
-from lpt_jax.learning.tasks import STEP
+from lpt_jax.learning.tasks import rounded
 from lpt_jax.models import layers
+from lpt_jax.models.decoder import Decoder, DecoderSpec
+from lpt_jax.models.item_decoder import ItemDecoder
 from lpt_jax.models.t5 import T5, T5Spec
 from lpt_jax.models.weights import Source
-from lpt_jax.recommender import load_encoder
+from lpt_jax.recommender import TRAINED, load_encoder, make_trainable
 from lpt_jax.run import Run
 from lpt_jax.similarity import DualEncoder, Embedder
 
@@ -50,22 +52,31 @@ def scratch_tokenizer(texts: list[str], size: int):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special, **more)
 
 
-def load_t5(config, texts: list[str], of_codes: tuple[int, int]) -> T5:
+def load_model(config, texts: list[str], of_codes: tuple[int, int]) -> T5 | ItemDecoder:
     """The language model of a config: read from its source, or random, of the shape that its settings give.
 
     texts: whose words a random one knows; of_codes: digits of a code, and words of each.
     """
-    settings = config.lm
-    dtype = devices.product_type(settings.dtype)
-    if settings.source != "scratch":
-        return T5.load(settings.source, dtype, *of_codes)
-    tokenizer = scratch_tokenizer(texts, settings.vocab)
-    shape = settings.width, settings.layers, settings.decoder_layers, settings.heads, settings.width // settings.heads
-    spec = T5Spec(len(tokenizer), *shape, settings.hidden, levels=of_codes[0], digits=of_codes[1])
-    lm = T5(spec, nnx.Rngs(params=jax.random.key(config.seed)))
-    lm.set_attributes(dtype=dtype)
-    lm.source = Source(tokenizer, tokenizer.pad_token_id, frozenset({tokenizer.eos_token_id}))
-    return lm
+    settings, dtype, key = config.lm, devices.product_type(config.lm.dtype), jax.random.key(config.seed)
+    whole, rngs = settings.kind == "t5", nnx.Rngs(params=key)
+    if settings.source == "scratch":
+        tokenizer = scratch_tokenizer(texts, settings.vocab)
+        heads, size = settings.heads, settings.width // settings.heads
+        if whole:
+            shape = settings.width, settings.layers, settings.decoder_layers, heads, size, settings.hidden
+            lm = T5(T5Spec(len(tokenizer), *shape, levels=of_codes[0], digits=of_codes[1]), rngs)
+        else:
+            shape = settings.width, settings.layers, heads, heads, size, settings.hidden
+            lm = Decoder(DecoderSpec("llama", len(tokenizer), *shape), rngs)
+        lm.set_attributes(dtype=dtype)
+        lm.source = Source(tokenizer, tokenizer.pad_token_id, frozenset({tokenizer.eos_token_id}))
+    else:
+        lm = T5.load(settings.source, dtype, *of_codes) if whole else Decoder.load(settings.source, dtype)
+    if whole:
+        return lm
+    if config.tasks.trains != "all":
+        make_trainable(lm, config, "tasks", key)
+    return ItemDecoder(lm, *of_codes, rngs, settings.remat)
 
 
 def about(session) -> tuple:
@@ -74,7 +85,7 @@ def about(session) -> tuple:
 
 
 class ItemWriter:
-    """A run and its T5. What training changes is not kept here but given as weights, of the state's part "lm"."""
+    """A run and its language model. What training changes is not kept here but given as weights, of the state's part "lm"."""
 
     penalty = 0.0  # × a personal prompt's
 
@@ -84,16 +95,16 @@ class ItemWriter:
     # ---- the model
 
     @functools.cached_property
-    def lm(self) -> T5:
+    def lm(self) -> T5 | ItemDecoder:
         """The language model as the run begins with it."""
         lm = self.load()
         lm.set_attributes(mesh=self.run.mesh)
         return lm
 
-    def load(self) -> T5:
+    def load(self) -> T5 | ItemDecoder:
         """Reads or makes the model."""
         reviews = [text for user in self.users for text in user.reviews or ()]
-        return load_t5(self.config, self.data.catalogue.titles + reviews, self.code_shape)
+        return load_model(self.config, self.data.catalogue.titles + reviews, self.code_shape)
 
     @functools.cached_property
     def users(self) -> list[tasks.User]:
@@ -102,8 +113,13 @@ class ItemWriter:
 
     @functools.cached_property
     def _split(self):
-        graph, state = nnx.split(self.lm)
-        return graph, layers.masters(layers.plain(state))
+        graph, trained, frozen = nnx.split(self.lm, self._trains, ...)
+        return graph, layers.masters(layers.plain(trained)), layers.plain(frozen)
+
+    def _trains(self, path: tuple, value) -> bool:
+        """Whether a parameter is trained: all are, or code words and personal prompts, and of the decoder what tasks.trains says."""
+        trains = self.config.tasks.trains
+        return trains == "all" or path[0] != "lm" or nnx.filterlib.to_predicate(TRAINED[trains])(path[1:], value)
 
     @property
     def graph(self) -> nnx.GraphDef:
@@ -118,13 +134,22 @@ class ItemWriter:
         """The weights of a state, or what the run begins with."""
         return state[part].weights if part in state else self.fresh(part)
 
+    @functools.cached_property
+    def frozen(self) -> dict:
+        """What is not trained, on the mesh."""
+        return self.place("lm", self._split[2])
+
+    def whole(self, weights: dict) -> dict:
+        """Trained weights and the frozen ones as one tree."""
+        return layers.joined(weights, self.frozen)
+
     def place(self, part: str, tree):
         """A tree of weights, or of an optimiser's state, on the mesh."""
         return devices.place(tree, self.run.mesh, layers.axes_of(self.lm))
 
     def begin_with(self, part: str, weights: dict) -> None:
         """Lets the run begin with these weights."""
-        self._split = self.graph, weights
+        self._split = self.graph, weights, self._split[2]
 
     def prepare(self) -> None:
         """Makes an example of each task, so that what won't do is told before any training."""
@@ -197,7 +222,7 @@ class ItemWriter:
 
     def _read(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Texts' tokens and mask, of one of a few static lengths."""
-        return batches.pad_right(rows, -(-max(map(len, rows)) // STEP) * STEP)
+        return batches.pad_right(rows, rounded(max(map(len, rows))))
 
     def who(self, people: list[tuple], task: str) -> dict | None:
         """What a personal prompt reads of (user's id, items) each; None, as there is none (systems/peapod.py has one)."""
@@ -225,7 +250,7 @@ class ItemWriter:
             people = [about(sessions[row]) for row in rows]
             *texts, seen, who = self._put([read[row] for row in rows], people, "retrieval", hidden[rows])
             beams = max(k, self.config.search.beams)
-            best = devices.fetch(search.beam(self.graph, weights, *texts, self.trie, seen, beams, who))
+            best = devices.fetch(search.beam(self.graph, self.whole(weights), *texts, self.trie, seen, beams, who))
             ids[rows[:new]], scores[rows[:new]] = best[0][:new, :k], best[1][:new, :k]
         return ids, scores
 
@@ -252,7 +277,7 @@ class ItemWriter:
             read = [self.tasks.retrieval(sessions[row].history) for row in rows]
             digits = self.codes.digits[candidates[rows]].astype(np.int32)
             *put, who = self._put(read, [about(sessions[row]) for row in rows], "retrieval", digits)
-            found[rows[:new]] = devices.fetch(search.likelihoods(self.graph, weights, *put, who))[:new]
+            found[rows[:new]] = devices.fetch(search.likelihoods(self.graph, self.whole(weights), *put, who))[:new]
         return found
 
     def stars(self, weights: dict, asked: list[tuple]) -> np.ndarray:
@@ -262,7 +287,9 @@ class ItemWriter:
             chosen = [asked[row] for row in rows]
             read = [self.tasks.rating(session.history, session.ratings, item) for session, item in chosen]
             *put, who = self._put(read, [about(session) for session, _ in chosen], "rating")
-            found[rows[:new]] = devices.fetch(search.first_words(self.graph, weights, *put, words, who))[:new]
+            found[rows[:new]] = devices.fetch(search.first_words(self.graph, self.whole(weights), *put, words, who))[
+                :new
+            ]
         return found
 
     def explain(self, weights: dict, asked: list[tuple]) -> list[str]:
@@ -272,7 +299,7 @@ class ItemWriter:
             chosen = [asked[row] for row in rows]
             read = [self.tasks.explanation(item) for _, item in chosen]
             *put, who = self._put(read, [about(session) for session, _ in chosen], "explanation")
-            words = devices.fetch(search.greedy(self.graph, weights, *put, most, self.tasks.end, who))[:new]
+            words = devices.fetch(search.greedy(self.graph, self.whole(weights), *put, most, self.tasks.end, who))[:new]
             texts += self.lm.tokenizer.batch_decode(words.tolist(), skip_special_tokens=True)
         return texts
 

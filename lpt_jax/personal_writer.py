@@ -10,19 +10,20 @@ from lpt_jax import ranking
 from lpt_jax.baselines import counts
 from lpt_jax.data.tasks import TASKS
 from lpt_jax.item_writer import ItemWriter
+from lpt_jax.models.item_decoder import ItemDecoder
 from lpt_jax.models.personal_prompts import PersonalPrompt, PersonalSpec
 from lpt_jax.models.t5 import T5
 
 
 class PersonalWriter(ItemWriter):
-    """A run and its T5 with a personal prompt."""
+    """A run and its language model with a personal prompt."""
 
     @property
     def penalty(self) -> float:
         """× how far a pool is from orthogonal."""
         return self.config.personal.penalty if self.config.personal.kind == "pool" else 0.0
 
-    def load(self) -> T5:
+    def load(self) -> T5 | ItemDecoder:
         """The model with a new personal prompt."""
         lm, settings = super().load(), self.config.personal
         if settings.kind != "none":

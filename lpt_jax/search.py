@@ -1,6 +1,6 @@
 """Which items a language model names next: a beam over the trie of their codes, and the likelihood of given candidates.
 
-A model is what models/t5.py has: encode, decode, begin, step, and its logits. The probability of a code is the product of its digits', each a softmax over that digit's words.
+A model is what models/t5.py and models/item_decoder.py have: encode, decode, begin, step, of_parents, and its logits. The probability of a code is the product of its digits', each a softmax over that digit's words.
 """
 
 import functools
@@ -21,12 +21,12 @@ def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidde
       tokens, mask: the texts [B, S].
       next_of: of codes.Trie, as arrays.
       hidden: items [B, H] that are not to be found, -1 for none.
-      who: of a personal prompt (T5.encode).
+      who: of a personal prompt (CodeWords.embed_texts).
     """
     lm = nnx.merge(graph, weights)
     text = lm.encode(tokens, mask, who=who)
     levels, batch = len(next_of), len(text)
-    caches = lm.begin(text, 1, levels)  # one beam at first
+    caches = lm.begin(text, mask, 1, levels)  # one beam at first
     node, total = jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch, 1))
     token = jnp.zeros((batch, 1), jnp.int32)  # the decoder's start
     for level, table in enumerate(next_of):
@@ -42,18 +42,12 @@ def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidde
         width = table.shape[1]
         parent, digit = at // width, at % width
         node = jnp.maximum(jnp.take_along_axis(after.reshape(batch, -1), at, 1), 0)
-        caches = caches | {"own": tuple(_of_parents(cache, parent) for cache in caches["own"])}
+        caches = lm.of_parents(caches, parent)
         token = lm.spec.vocab + level * width + digit
     left = ((0, 0), (0, beams - node.shape[1]))
     return jnp.pad(jnp.where(jnp.isfinite(total), node, -1), left, constant_values=-1), jnp.pad(
         total, left, constant_values=-jnp.inf
     )
-
-
-def _of_parents(cache: jax.Array, parent: jax.Array) -> jax.Array:
-    """Caches [L, B, G, …] of the continuations that each of [B, G] goes on from."""
-    index = parent[None, :, :, None, None, None]
-    return jnp.take_along_axis(cache, index, 2)
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -95,5 +89,5 @@ def greedy(graph, weights: dict, tokens: Tokens, mask: Mask, most: int, end: int
         return (caches, word, ended | (word == end)), word[:, 0]
 
     nothing = jnp.zeros((len(text), 1), jnp.int32)
-    _, words = jax.lax.scan(step, (lm.begin(text, 1, most), nothing, nothing > 0), jnp.arange(most))
+    _, words = jax.lax.scan(step, (lm.begin(text, mask, 1, most), nothing, nothing > 0), jnp.arange(most))
     return words.T

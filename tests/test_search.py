@@ -1,4 +1,4 @@
-"""The beam over a trie: all items scored one by one, transformers' constrained beam search, hidden items, padding."""
+"""The beam over a trie, of a T5 and of a decoder-only model: all items one by one, transformers' constrained search, hidden items, padding."""
 
 import dataclasses
 
@@ -13,6 +13,8 @@ from flax import nnx
 from lpt_jax import search
 from lpt_jax.data import codes
 from lpt_jax.models import layers, weights
+from lpt_jax.models.decoder import Decoder, DecoderSpec
+from lpt_jax.models.item_decoder import ItemDecoder
 from lpt_jax.models.t5 import T5, T5Spec
 
 LEVELS, WIDTH, ITEMS = 3, 4, 37
@@ -21,10 +23,20 @@ SPEC = T5Spec(
 )
 
 
-@pytest.fixture(scope="module")
-def lm():
-    """A random T5, with weights large enough that probabilities differ."""
-    graph, state = nnx.split(T5(SPEC, nnx.Rngs(0)))
+DECODER = DecoderSpec("llama", vocab=23, width=16, layers=3, heads=4, kv_heads=2, head_dim=4, hidden=24)
+
+
+def decoder_only() -> ItemDecoder:
+    """Two layers of three are apart, as where the last one trains."""
+    lm = Decoder(DECODER, nnx.Rngs(0))
+    lm.divide(2)
+    return ItemDecoder(lm, LEVELS, WIDTH, nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module", params=["t5", "decoder"])
+def lm(request):
+    """A random model, with weights large enough that probabilities differ."""
+    graph, state = nnx.split(T5(SPEC, nnx.Rngs(0)) if request.param == "t5" else decoder_only())
     rng = np.random.default_rng(0)
 
     def make(path, leaf):
@@ -118,43 +130,70 @@ def test_no_row_changes_with_its_company(lm, known):
 class OfLevel(transformers.LogitsProcessor):
     """What transformers' search needs to score as ours: each step's softmax over that digit's words, of real codes alone."""
 
-    def __init__(self, digits):
-        self.codes = {tuple(code) for code in digits.tolist()}
+    def __init__(self, digits, before):
+        self.codes, self.before = {tuple(code) for code in digits.tolist()}, before
 
     def __call__(self, ids, scores):
-        level = ids.shape[1] - 1
+        level = ids.shape[1] - self.before
         first = SPEC.vocab + WIDTH * level
         own = torch.log_softmax(scores[:, first : first + WIDTH], -1)
         out = torch.full_like(scores, -float("inf"))
-        for row, prefix in enumerate((ids[:, 1:] - SPEC.vocab - WIDTH * torch.arange(level)).tolist()):
+        for row, prefix in enumerate((ids[:, self.before :] - SPEC.vocab - WIDTH * torch.arange(level)).tolist()):
             for digit in range(WIDTH):
                 if any(code[: level + 1] == (*prefix, digit) for code in self.codes):
                     out[row, first + digit] = own[row, digit]
         return out
 
 
-def test_it_finds_what_transformers_search_finds(lm, known, tmp_path):
-    """Of a T5 whose vocabulary holds the code words, by num_beams and a processor that allows real codes."""
-    (tokens, mask), (found, tables) = texts(), known
+def theirs_of(lm):
+    """transformers' model of the same weights, whose vocabulary holds the code words."""
+    named = layers.plain(nnx.state(lm))
+    if isinstance(lm, ItemDecoder):
+        codes, head = named["codes"]["table"], named["code_head"]["kernel"].T
+        named = weights.named_tensors(named["lm"], weights.decoder_keys(False, model="model."))
+        for key, rows in (("model.embed_tokens.weight", codes), ("lm_head.weight", head)):
+            named[key] = np.concatenate([named[key], rows])
+        shape = dict(
+            hidden_size=16, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24
+        )
+        model = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=SPEC.vocab + LEVELS * WIDTH, rms_norm_eps=1e-6, eos_token_id=None, bos_token_id=None, pad_token_id=0, **shape
+            )
+        ).eval()  # fmt: skip
+        model.load_state_dict({key: torch.tensor(np.array(tensor)) for key, tensor in named.items()})
+        return model
     model = transformers.T5ForConditionalGeneration(
         transformers.T5Config(
             vocab_size=SPEC.vocab + LEVELS * WIDTH, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2,
             feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0, decoder_start_token_id=0, eos_token_id=None,
         )
     ).eval()  # fmt: skip
-    named = weights.named_tensors(layers.plain(nnx.state(lm)), weights.t5_keys(True))
+    named = weights.named_tensors(named, weights.t5_keys(True))
     named["shared.weight"] = np.concatenate([named["shared.weight"], named.pop("codes.weight")])
     named["lm_head.weight"] = np.concatenate([named["lm_head.weight"], named.pop("code_head.weight")])
     model.lm_head.weight = torch.nn.Parameter(torch.tensor(named.pop("lm_head.weight")))
     missing, unexpected = model.load_state_dict({k: torch.tensor(np.array(v)) for k, v in named.items()}, strict=False)
     assert not unexpected and all("embed_tokens" in key or key == "lm_head.weight" for key in missing)
-    theirs = model.generate(
-        torch.tensor(tokens.astype(np.int64)), attention_mask=torch.tensor(mask.astype(np.int64)), num_beams=4, num_return_sequences=4,
-        min_new_tokens=LEVELS, max_new_tokens=LEVELS, do_sample=False, length_penalty=0.0, logits_processor=[OfLevel(found.digits)],
+    return model
+
+
+def test_it_finds_what_transformers_search_finds(lm, known):
+    """By num_beams and a processor that allows real codes. A decoder-only model reads texts with the mark at their end."""
+    (tokens, mask), (found, tables) = texts(), known
+    read, seen, before = tokens, mask, 1
+    if isinstance(lm, ItemDecoder):
+        rows = [[*row[of_row], 0] for row, of_row in zip(tokens, mask)]
+        before = max(map(len, rows))
+        seen = np.array([[0] * (before - len(row)) + [1] * len(row) for row in rows])
+        read = np.array([[0] * (before - len(row)) + row for row in rows])
+    theirs = theirs_of(lm).generate(
+        torch.tensor(read.astype(np.int64)), attention_mask=torch.tensor(seen.astype(np.int64)), num_beams=4, num_return_sequences=4,
+        min_new_tokens=LEVELS, max_new_tokens=LEVELS, do_sample=False, length_penalty=0.0, logits_processor=[OfLevel(found.digits, before)],
         return_dict_in_generate=True, output_scores=True,
     )  # fmt: skip
     items = {tuple(code): item for item, code in enumerate(found.digits.tolist())}
-    written = (theirs.sequences[:, 1:] - SPEC.vocab - WIDTH * torch.arange(LEVELS)).tolist()
+    written = (theirs.sequences[:, before:] - SPEC.vocab - WIDTH * torch.arange(LEVELS)).tolist()
     expected = np.array([items[tuple(code)] for code in written]).reshape(3, 4)
     ids, scores = search.beam(*split(lm), tokens, mask, tables, np.full((3, 1), -1, np.int32), 4)
     np.testing.assert_array_equal(ids, expected)
@@ -165,6 +204,6 @@ def test_first_words_are_a_softmax_over_the_words_asked_for(lm):
     tokens, mask = texts()
     words = jnp.array([4, 9, 2])
     start = np.zeros((3, 1, 1), np.int32)
-    logits = np.asarray(lm(tokens, mask, start))[:, 0, 0][:, [4, 9, 2]].astype(np.float64)
+    logits = np.asarray(lm.logits(lm.decode(lm.encode(tokens, mask), mask, start)))[:, 0, 0][:, [4, 9, 2]].astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(search.first_words(*split(lm), tokens, mask, words), expected, rtol=1e-4)

@@ -286,11 +286,18 @@ class Tasks:
 
 
 def sentinels(tokenizer) -> list[int]:
-    """The ids of <extra_id_0>, …, in this order."""
+    """The ids of marks for what is hidden: <extra_id_0>, …, in this order; else of special tokens that have no other use."""
     vocabulary = tokenizer.get_vocab()
     found = []
     while (name := f"<extra_id_{len(found)}>") in vocabulary:
         found.append(vocabulary[name])
     if not found:
-        raise InputError("The tokenizer of --config.lm.source has no <extra_id_0>, as T5's have: use a T5's.")
+        used = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
+        template = str(tokenizer.chat_template or "")
+        added = sorted(tokenizer.added_tokens_decoder.items())
+        found = [i for i, mark in added if mark.special and i not in used and mark.content not in template]
+    if not found:
+        raise InputError(
+            "The tokenizer of --config.lm.source has no marks for what is hidden, such as T5's <extra_id_0>: use another."
+        )
     return found

@@ -1,4 +1,4 @@
-"""Text tasks' learning: an encoder-decoder is asked for items' codes and for words, one task in each batch, drawn by weight.
+"""Text tasks' learning: a language model is asked for items' codes and for words, one task in each batch, drawn by weight.
 
 loss = −mean log p(a digit of the code | text, the digits before it)      # a softmax over that digit's words alone
      or −mean log p(a word | text, the words before it)
@@ -17,6 +17,7 @@ from lpt_jax import devices, search
 from lpt_jax.data import batches
 from lpt_jax.data.tasks import Example
 from lpt_jax.learning.loop import Part, Phase, Report
+from lpt_jax.models import layers
 
 STEP = 32  # texts' lengths are multiples of this where each has a line: few shapes compile
 LINES = 8  # and so are a batch's lines of this, where several texts share one
@@ -27,7 +28,7 @@ MOST = 8  # texts in a line
 class Plan:
     """What an update does, apart from its arrays: a static argument."""
 
-    graph: nnx.GraphDef  # of the T5
+    graph: nnx.GraphDef  # of the model, split into what trains and what is frozen
     optimiser: optax.GradientTransformation
     dropout: float
     penalty: float = 0.0  # × a personal prompt's
@@ -58,11 +59,11 @@ def loss(lm, batch: dict, dropout: float = 0.0, key=None) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="part")
-def update(plan: Plan, part: Part, batch: dict, key: jax.Array) -> tuple[Part, dict]:
+def update(plan: Plan, frozen: dict, part: Part, batch: dict, key: jax.Array) -> tuple[Part, dict]:
     """One step: the new part, and metrics."""
 
     def objective(weights):
-        lm = nnx.merge(plan.graph, weights)
+        lm = nnx.merge(plan.graph, layers.joined(weights, frozen))
         penalty = plan.penalty * lm.personal.penalty() if plan.penalty else 0.0
         return loss(lm, batch, plan.dropout, key) + penalty
 
@@ -72,28 +73,35 @@ def update(plan: Plan, part: Part, batch: dict, key: jax.Array) -> tuple[Part, d
     return part, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 
 
-def arrays(examples: list[Example], room: int, length: int, who: dict | None = None) -> dict[str, np.ndarray]:
-    """A batch of examples of one task, several texts to a line of `room` tokens; length: of answers, in digits or words.
+def arrays(
+    examples: list[Example], room: int, length: int, who: dict | None = None, most: int = MOST
+) -> dict[str, np.ndarray]:
+    """A batch of examples of one task, `most` texts at most to a line of `room` tokens; length: of answers, in digits or words.
 
-    who: of a personal prompt, arrays with a row for each example.
+    Where each text has a line, lines are no longer than the texts. who: of a personal prompt, arrays with a row for each example.
     """
-    (packed,) = batches.packs(
-        [example.tokens for example in examples], room, MOST, 0, lambda lines, _: -(-lines // LINES) * LINES
-    )
+    texts = [example.tokens for example in examples]
+    room = room if most > 1 else min(room, rounded(max(map(len, texts))))
+    (packed,) = batches.packs(texts, room, most, 0, lambda lines, _: -(-lines // LINES) * LINES)
     found = {"tokens": packed.tokens, "texts": packed.texts}
     name, nothing = ("digits", -1) if examples[0].digits else ("words", 0)
-    shape, places = (len(packed.tokens), MOST), packed.places_of_rows()
+    shape, places = (len(packed.tokens), most), packed.places_of_rows()
     if who is not None:
         found["who"] = {}
         for what, values in who.items():
-            flat = np.zeros((shape[0] * MOST, *values.shape[1:]), values.dtype)
+            flat = np.zeros((shape[0] * most, *values.shape[1:]), values.dtype)
             flat[places] = values
             found["who"][what] = flat.reshape(*shape, *values.shape[1:])
-    answers = np.full((len(packed.tokens) * MOST, length), nothing, np.int32)
+    answers = np.full((len(packed.tokens) * most, length), nothing, np.int32)
     for example, place in zip(examples, places.tolist(), strict=True):
         answer = example.digits or example.words
         answers[place, : len(answer)] = answer
-    return found | {name: answers.reshape(-1, MOST, length)}
+    return found | {name: answers.reshape(-1, most, length)}
+
+
+def rounded(length: int) -> int:
+    """The static length of texts of at most so many tokens."""
+    return -(-length // STEP) * STEP
 
 
 def read_and_written(batch: dict) -> int:
@@ -124,14 +132,15 @@ class TasksPhase(Phase):
         task = self.names[rng.choice(len(self.names), p=self.shares)]
         examples = [self.r.tasks.draw(task, rng) for _ in range(self.settings.batch)]
         who = self.r.who([example.about for example in examples], task)
-        return task, arrays(examples, self.settings.max_tokens, self.r.tasks.longest(task), who)
+        most = MOST if self.r.lm.packs else 1
+        return task, arrays(examples, self.settings.max_tokens, self.r.tasks.longest(task), who, most)
 
     def step(self, state, step):
         number = self.iteration * self.settings.steps + step
         task, batch = self.batch(number)
         tokens, key = read_and_written(batch), jax.random.fold_in(self.r.run.key, number)
         put = devices.split_batch(batch, self.r.run.mesh)
-        part, metrics = update(self.plan, state["lm"], put, key)
+        part, metrics = update(self.plan, self.r.frozen, state["lm"], put, key)
         return state | {"lm": part}, Report(metrics | {"tokens": tokens, f"loss/{task}": metrics["loss"]})
 
     def validate(self, state):

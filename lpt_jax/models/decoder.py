@@ -433,7 +433,11 @@ class Decoder(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Hidden states [..., D] after the last layer to logits [..., V], float32."""
-        return _words(self.head, self._table(), self.spec.final_softcap, self.final_norm(x))
+        return self.words(self.final_norm(x))
+
+    def words(self, normed: jax.Array) -> jax.Array:
+        """Hidden states [..., D] after the final norm to logits [..., V], float32."""
+        return _words(self.head, self._table(), self.spec.final_softcap, normed)
 
     def _table(self):
         return self.embed.table[...] if self.head.kernel is None else None

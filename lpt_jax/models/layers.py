@@ -122,6 +122,11 @@ def axes_of(module: nnx.Module) -> dict[tuple, tuple]:
     return {tuple(map(str, path)): variable.get_metadata("out_sharding") for path, variable in flat}
 
 
+def joined(a: dict, b: dict) -> dict:
+    """Two trees of different parameters of one module as one."""
+    return b | a | {name: joined(a[name], b[name]) for name in a.keys() & b.keys()}
+
+
 def is_listed(leaf) -> bool:
     """Whether a stack's parameter is a tuple of arrays, one for each layer."""
     return isinstance(leaf, tuple)

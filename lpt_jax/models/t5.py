@@ -17,6 +17,7 @@ from lpt_jax import devices
 from lpt_jax.array_types import Mask, Tokens
 from lpt_jax.errors import InputError
 from lpt_jax.models import layers, weights
+from lpt_jax.models.code_words import CodeWords, dropped
 from lpt_jax.models.layers import COLUMNS, ROWS, Embed, Linear, RMSNorm
 from lpt_jax.models.products import UNROLLED
 
@@ -45,7 +46,9 @@ class T5Spec:
 def spec_from_hf(config: dict, tied: bool, levels: int = 0, digits: int = 0) -> T5Spec:
     """Spec from a config.json; InputError on what is unsupported. tied: the files have no head of its own."""
     if config.get("model_type") != "t5":
-        raise InputError(f"config.json: model_type {config.get('model_type')!r} is no T5, which is what is asked for")
+        raise InputError(
+            f"config.json: model_type {config.get('model_type')!r} is no T5, which is what is asked for (others: --config.lm.kind=decoder)"
+        )
     projection = config.get("feed_forward_proj", "relu")
     if projection not in ("relu", "gated-gelu"):
         raise InputError(f"config.json: feed_forward_proj {projection!r} is not supported, only relu and gated-gelu")
@@ -156,8 +159,10 @@ class DecoderBlock(nnx.Module):
         return x + drop(self.mlp(self.mlp_norm(x)), 2), tuple(new)
 
 
-class T5(nnx.Module):
+class T5(CodeWords):
     """An encoder-decoder language model. `spec` has its shapes, `source` its tokenizer and end tokens (None: made by hand)."""
+
+    packs = True  # several texts to a line
 
     def __init__(self, spec: T5Spec, rngs: nnx.Rngs):
         self.embed = Embed("embed", spec.vocab, spec.width, ROWS, rngs)
@@ -168,18 +173,11 @@ class T5(nnx.Module):
         self.encoder_norm, self.decoder_norm = (RMSNorm(spec.width, spec.norm_eps) for _ in range(2))
         self.head = Linear("head", spec.width, spec.vocab, COLUMNS, rngs, tied=spec.tied)
         self.codes, self.code_head = nnx.data(None), nnx.data(None)
-        self.personal = nnx.data(None)  # a personal_prompts.PersonalPrompt
+        self.personal = nnx.data(None)
         self.spec, self.source = spec, None
         self.dtype, self.mesh = "float32", None
         if spec.levels:
             self.add_codes(spec.levels, spec.digits, rngs)
-
-    def add_codes(self, levels: int, digits: int, rngs: nnx.Rngs, size: float = 1.0) -> None:
-        """Gives it random words for items' codes of so many digits; size: of their rows, relative to 0.02."""
-        self.spec = dataclasses.replace(self.spec, levels=levels, digits=digits)
-        self.codes = Embed("codes", levels * digits, self.spec.width, (), rngs)
-        self.codes.table.set_value(self.codes.table[...] * size)
-        self.code_head = Linear("code_head", self.spec.width, levels * digits, ("fsdp", None), rngs)
 
     @classmethod
     def load(cls, source: str, dtype: str = "float32", levels: int = 0, digits: int = 0) -> "T5":
@@ -199,16 +197,6 @@ class T5(nnx.Module):
         lm.source = files.source()
         return lm
 
-    @property
-    def slot(self) -> int:
-        """The id of a personal prompt's first place; the others follow."""
-        return self.spec.vocab + self.spec.levels * self.spec.digits
-
-    @property
-    def tokenizer(self):
-        """The transformers tokenizer it was loaded with."""
-        return self.source.tokenizer
-
     def __call__(self, tokens: Tokens, mask: Mask, written: jax.Array) -> jax.Array:
         """Logits [B, G, T, V], float32, of G continuations `written` [B, G, T] (each begins with the padding id) of texts.
 
@@ -217,14 +205,9 @@ class T5(nnx.Module):
         text = self.encode(tokens, mask)
         return self.logits(self.decode(text, mask, written))
 
-    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """Ids [...] to [..., D]; from spec.vocab on they are code words, and then places of a personal prompt, which mean nothing yet."""
-        spec = self.spec
-        words = self.embed(jnp.minimum(tokens, spec.vocab - 1))
-        if self.codes is None:
-            return words
-        digits = self.codes(jnp.clip(tokens - spec.vocab, 0, spec.levels * spec.digits - 1))
-        return jnp.where((tokens >= spec.vocab)[..., None], digits, words)
+    def of_words(self, tokens: Tokens) -> jax.Array:
+        """The vectors of words, [..., D]."""
+        return self.embed(tokens)
 
     def encode(self, tokens: Tokens, mask: Mask, dropout=0.0, key=None, who: dict | None = None) -> jax.Array:
         """The encoder's states of texts, Float[B, S, D]; mask [B, S], or segments: a row may hold several texts, 1, 2, ….
@@ -232,13 +215,7 @@ class T5(nnx.Module):
         key: of dropout; who: of a personal prompt, for each of a row's texts (personal_prompts), whose places are the tokens from
         `slot` on.
         """
-        x = self.embed_tokens(tokens)
-        if self.personal is not None:
-            soft, texts = self.personal(who), jnp.maximum(mask.astype(jnp.int32) - 1, 0)
-            at = jnp.clip(tokens - self.slot, 0, soft.shape[2] - 1)
-            mine = soft[jnp.arange(len(x))[:, None], texts, at]
-            x = jnp.where((tokens >= self.slot)[..., None], mine.astype(x.dtype), x)
-        x, places = devices.spread(x, self.mesh), jnp.arange(x.shape[1])
+        x, places = devices.spread(self.embed_texts(tokens, mask, who), self.mesh), jnp.arange(tokens.shape[1])
         bias = self.encoder_bias(buckets_of(places[None] - places[:, None], self.spec, True)).transpose(2, 0, 1)
         bias = bias + only((mask[:, :, None] == mask[:, None]) & (mask[:, None] > 0))
 
@@ -265,8 +242,11 @@ class T5(nnx.Module):
         x, _ = through(self.decoder, layer, dropped(x, dropout, key, 0), dropout, key)
         return self.decoder_norm(x)
 
-    def begin(self, text: jax.Array, samples: int, most: int) -> dict:
-        """What step() needs of texts [B, S, D]: each layer's keys and values of them, and room for `most` positions of G each."""
+    def begin(self, text: jax.Array, mask: Mask, samples: int, most: int) -> dict:
+        """What step() needs of texts [B, S, D]: each layer's keys and values of them, and room for `most` positions of G each.
+
+        mask [B, S] of the texts, which a T5 reads in step().
+        """
         graph, stack = nnx.split(self.decoder)
         of_text = jax.lax.map(lambda tree: nnx.merge(graph, tree).of_text(text), layers.plain(stack))
         shape = (self.spec.decoder_layers, len(text), samples, most, self.spec.heads, self.spec.head_dim)
@@ -287,6 +267,11 @@ class T5(nnx.Module):
         x, own = jax.lax.scan(layer, x, (layers.plain(stack), caches["text"], caches["own"]))
         return self.decoder_norm(x)[:, :, 0], caches | {"own": own}
 
+    def of_parents(self, caches: dict, parent: jax.Array) -> dict:
+        """The caches of the continuations that each of [B, G] goes on from."""
+        index = parent[None, :, :, None, None, None]
+        return caches | {"own": tuple(jnp.take_along_axis(cache, index, 2) for cache in caches["own"])}
+
     def _own_bias(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Of a continuation's positions to those before them: [heads, T, S]; later ones are hidden."""
         bias = self.decoder_bias(buckets_of(keys - queries, self.spec, False)).transpose(2, 0, 1)
@@ -297,29 +282,10 @@ class T5(nnx.Module):
         x = x * self.spec.width**-0.5 if self.spec.scaled else x
         return self.head(x, self.embed.table[...].T if self.spec.tied else None)
 
-    def digit_logits(self, x: jax.Array, level: int) -> jax.Array:
-        """The decoder's states [..., D] before a code's digit to logits of its words, [..., digits]."""
-        words = slice(level * self.spec.digits, (level + 1) * self.spec.digits)
-        return self.code_head(x, self.code_head.kernel[...][:, words])
-
-    def code_logits(self, x: jax.Array) -> jax.Array:
-        """The decoder's states [..., T, D] before each digit of one or more codes to logits of its words, [..., T, digits]."""
-        of_items = x.reshape(*x.shape[:-2], -1, self.spec.levels, x.shape[-1])
-        scores = [self.digit_logits(of_items[..., level, :], level) for level in range(self.spec.levels)]
-        return jnp.stack(scores, -2).reshape(*x.shape[:-1], -1)
-
 
 def only(seen: jax.Array) -> jax.Array:
     """What hides all but what is to be seen [B, T or 1, S] from attention, for all heads: [B, 1, T or 1, S]."""
     return jnp.where(seen, 0.0, jnp.float32(-1e9))[:, None]
-
-
-def dropped(x: jax.Array, rate: float, key, number) -> jax.Array:
-    """x with a share `rate` of it at 0 and the rest larger; as it is without a key."""
-    if key is None or not rate:
-        return x
-    kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def through(stack: nnx.Module, layer, x: jax.Array, rate: float, key) -> tuple[jax.Array, object]:

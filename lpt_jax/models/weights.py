@@ -503,6 +503,22 @@ def save_personal(folder, personal) -> None:
     _save(folder, {"personal_prompt.json": dataclasses.asdict(personal.spec)}, tensors, stem="personal_prompt")
 
 
+def save_code_words(folder, codes: np.ndarray, head: np.ndarray) -> None:
+    """Writes an ItemDecoder's words for codes beside its Decoder: rows that are read [n, D], and the head's kernel [D, n]."""
+    tensors = {"codes.weight": codes.astype(np.float32), "code_head.weight": head.T.astype(np.float32)}
+    _save(folder, {}, tensors, stem="code_words")
+
+
+def load_code_words(folder) -> tuple[np.ndarray, np.ndarray]:
+    """What save_code_words wrote; InputError where there is none."""
+    file = pathlib.Path(folder) / "code_words.safetensors"
+    if not file.is_file():
+        raise InputError(f"{folder}: no {file.name}: name a folder that --mode=export wrote of a decoder-only model.")
+    with blame(f"{file}: damaged; export the model again"):
+        tensors = safe_open(file, "np")
+        return tensors.get_tensor("codes.weight"), tensors.get_tensor("code_head.weight").T
+
+
 def save_encoder(folder, encoder, shard: int = SHARD) -> None:
     """Writes a TextEncoder as a sentence-transformers folder: config, weights, tokenizer, pooling and query prompt."""
     spec, source = encoder.spec, encoder.source

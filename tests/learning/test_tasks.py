@@ -287,7 +287,7 @@ def test_the_tokenizer_of_a_model_from_scratch():
 
 
 def test_a_tokenizer_without_marks_gets_a_sentence():
-    with pytest.raises(InputError, match="has no <extra_id_0>"):
+    with pytest.raises(InputError, match="has no marks for what is hidden"):
         tasks.sentinels(made_up.tiny_tokenizer())
 
 

@@ -110,7 +110,7 @@ def test_cached_decoding_is_the_whole_pass(both):
     _, lm, _ = both
     tokens, mask, written = batch(lm.spec.vocab)
     text = lm.encode(tokens, mask)
-    whole, caches = lm.decode(text, mask, written), lm.begin(text, 2, 5)
+    whole, caches = lm.decode(text, mask, written), lm.begin(text, mask, 2, 5)
     for t in range(5):
         states, caches = lm.step(caches, mask, written[..., t], jnp.int32(t))
         np.testing.assert_allclose(states, whole[:, :, t], atol=1e-4)

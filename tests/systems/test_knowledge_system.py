@@ -8,12 +8,15 @@ import jax
 import numpy as np
 import pytest
 import transformers
+from flax import nnx
 
-from lpt_jax import knowledge_evaluation, recommend, train, trec
+from lpt_jax import knowledge_evaluation, recommend, search, train, trec
 from lpt_jax.config import default, finish, tiny
 from lpt_jax.data.sessions import Session
 from lpt_jax.errors import InputError
 from lpt_jax.main import main
+from lpt_jax.models import layers
+from lpt_jax.models.item_decoder import ItemDecoder
 from lpt_jax.models.t5 import T5
 from lpt_jax.run import Run
 from lpt_jax.systems import knowledge
@@ -55,6 +58,44 @@ def test_it_learns_what_the_made_up_world_has(learned):
     assert set(results["stars"]) == {"constant", "biases", "factors", "tasks"}
     page = (workdir / "report.html").read_text()
     assert "Learning curves" in page and "Item-kNN" in page
+
+
+@pytest.mark.parametrize("trains", ["all", "lora", "last_layers"])
+def test_a_decoder_only_model_goes_the_same_way(trains, tmp_path):
+    """It trains what it is to train, and is read again from what export writes; stars and words are answered, too."""
+    config = config_of(
+        lm__kind="decoder", lm__layers=2, tasks__trains=trains, tasks__last_layers=1, tasks__learning_rate=0.05
+    )
+    results = train.train(knowledge, config, tmp_path / "run")
+    assert (
+        set(results["stars"]) == {"constant", "biases", "factors", "tasks"}
+        and results["rows"]["tasks"]["recall@10"] > 0
+    )
+    r, state, _ = train.ready(knowledge, Run(config, tmp_path / "run"))
+    weights = r.weights(state, "lm")
+    moved = {path[:2] for path, a, b in pairs(weights, r.fresh("lm")) if not np.array_equal(a, b)}
+    inner = {"all": {"lower"}, "lora": {"upper"}, "last_layers": {"upper", "final_norm", "head"}}[trains]
+    assert ("codes", "table") in moved and ("code_head", "kernel") in moved
+    assert trains == "all" or {path[1] for path in moved if path[0] == "lm"} == inner
+    assert ("embed" in r.frozen.get("lm", {})) == (trains != "all")
+    knowledge.export(knowledge, config, tmp_path / "run", tmp_path / "out")
+    lm = ItemDecoder.load(tmp_path / "out/lm", levels=2, digits=8)
+    assert 'ItemDecoder.load("lm", levels=2, digits=8)' in (tmp_path / "out/README.md").read_text()
+    graph, arrays = nnx.split(lm)
+    sessions, candidates = r.sessions["test"][:4], np.arange(12).reshape(4, 3)
+    read = [r.tasks.retrieval(session.history) for session in sessions]
+    length = max(map(len, read))
+    tokens = np.array([ids + [0] * (length - len(ids)) for ids in read])
+    mask = np.arange(length) < np.array([[len(ids)] for ids in read])
+    digits = r.codes.digits[candidates].astype(np.int32)
+    found = search.likelihoods(graph, layers.plain(arrays), tokens, mask, digits)
+    np.testing.assert_allclose(found, r.likelihoods(weights, sessions, candidates), atol=1e-4)
+
+
+def pairs(a: dict, b: dict):
+    """(path, leaf, leaf) of two trees."""
+    for (path, one), (_, other) in zip(*map(jax.tree_util.tree_leaves_with_path, (a, b)), strict=True):
+        yield tuple(key.key for key in path), one, other
 
 
 def test_ranks_are_the_beams(learned):
