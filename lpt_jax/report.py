@@ -44,7 +44,11 @@ LABELS = {  # what the rows of the results are called in words; others by their 
         "every_item": "Nearest of all items",
         "joined_profiles": "All lines as one",
     },
-    **{"next_ids": "Largest id + 1, + 2, …", "next_ids_shuffled": "The same, ids mixed", "tasks": "The model after its tasks"},
+    **{
+        "next_ids": "Largest id + 1, + 2, …",
+        "next_ids_shuffled": "The same, ids mixed",
+        "tasks": "The model after its tasks",
+    },
     **{"user_knn": "The nearest people’s items"},
     **{"transitions": "Transition counts", "item_knn": "Item-kNN", "summary": "Summary by rules"},
     "best": "Best of several profiles",

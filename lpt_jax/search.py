@@ -54,15 +54,19 @@ def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidde
 def likelihoods(graph, weights: dict, tokens: Tokens, mask: Mask, digits: jax.Array, who=None) -> jax.Array:
     """log p(code) Float[B, G] of G candidates' digits Int[B, G, levels] for each text [B, S], in one pass."""
     lm = nnx.merge(graph, weights)
-    return jnp.sum(chances(lm, lm.encode(tokens, mask, who=who), mask, digits), -1)
+    return jnp.sum(chances(lm, states(lm, lm.encode(tokens, mask, who=who), mask, digits), digits), -1)
 
 
-def chances(lm, text, mask, digits, dropout: float = 0.0, key=None) -> jax.Array:
-    """log p of each digit [B, G, T] of one or more codes, one after the other, given those before it."""
+def states(lm, text, mask, digits, dropout: float = 0.0, key=None) -> jax.Array:
+    """The model's states Float[B, G, T, D] before each digit [B, G, T] of one or more codes, one after the other."""
     start = jnp.zeros_like(digits[..., :1])
     words = lm.spec.vocab + jnp.arange(digits.shape[-1]) % lm.spec.levels * lm.spec.digits + digits
-    written = jnp.concatenate([start, words[..., :-1]], -1)
-    scores = lm.code_logits(lm.decode(text, mask, written, dropout, key))
+    return lm.decode(text, mask, jnp.concatenate([start, words[..., :-1]], -1), dropout, key)
+
+
+def chances(lm, states, digits) -> jax.Array:
+    """log p of each digit [..., T] of whole codes, given the states [..., T, D] before them."""
+    scores = lm.code_logits(states)
     chosen = jnp.take_along_axis(scores, digits[..., None], -1)[..., 0]
     return chosen - jax.nn.logsumexp(scores, -1)
 

@@ -204,6 +204,8 @@ def test_first_words_are_a_softmax_over_the_words_asked_for(lm):
     tokens, mask = texts()
     words = jnp.array([4, 9, 2])
     start = np.zeros((3, 1, 1), np.int32)
-    logits = np.asarray(lm.logits(lm.decode(lm.encode(tokens, mask), mask, start)))[:, 0, 0][:, [4, 9, 2]].astype(np.float64)
+    logits = np.asarray(lm.logits(lm.decode(lm.encode(tokens, mask), mask, start)))[:, 0, 0][:, [4, 9, 2]].astype(
+        np.float64
+    )
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(search.first_words(*split(lm), tokens, mask, words), expected, rtol=1e-4)

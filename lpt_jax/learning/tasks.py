@@ -22,6 +22,7 @@ from lpt_jax.models import layers
 STEP = 32  # texts' lengths are multiples of this where each has a line: few shapes compile
 LINES = 8  # and so are a batch's lines of this, where several texts share one
 MOST = 8  # texts in a line
+SCORED = 128  # a batch's answers are padded to a multiple of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,28 +35,32 @@ class Plan:
     penalty: float = 0.0  # × a personal prompt's
 
 
-def word_losses(lm, text, texts, words, dropout: float = 0.0, key=None) -> jax.Array:
-    """−log p of each of the words [B, G, T] (0: padding, which loses nothing), given the text and the words before it."""
-    written = jnp.concatenate([jnp.zeros_like(words[..., :1]), words[..., :-1]], -1)
-    scores = lm.logits(lm.decode(text, texts, written, dropout, key))
-    losses = optax.softmax_cross_entropy_with_integer_labels(scores, words)
-    return jnp.where(words > 0, losses, 0.0)
-
-
 def loss(lm, batch: dict, dropout: float = 0.0, key=None) -> jax.Array:
     """The mean loss of a batch.
 
-    tokens, texts [B, S]: G texts at most in a row; "digits" [B, G, T] of one or more codes or "words" [B, G, T]; -1, 0: none;
-    "who" where there is a personal prompt.
+    tokens, texts [B, S]: G texts at most in a row; "digits" [B, G, T] of one or more codes (-1: none) or "words" [B, G, T] (0: none);
+    "there" [K]: which codes, or words, there are, counted through (-1: none); "who" where there is a personal prompt. Only what is
+    there is scored: most answers are shorter than the longest.
     """
     tokens, texts = batch["tokens"], batch["texts"]
     text = lm.encode(tokens, texts, dropout, key, batch.get("who"))
     if "words" in batch:
-        losses = word_losses(lm, text, texts, batch["words"], dropout, key)
-        return jnp.sum(losses) / jnp.maximum(jnp.sum(batch["words"] > 0), 1)
-    there = batch["digits"] >= 0
-    found = search.chances(lm, text, texts, jnp.maximum(batch["digits"], 0), dropout, key)
-    return -jnp.sum(jnp.where(there, found, 0.0)) / jnp.maximum(jnp.sum(there), 1)
+        words = batch["words"]
+        written = jnp.concatenate([jnp.zeros_like(words[..., :1]), words[..., :-1]], -1)
+        states, answers = _there(batch, lm.decode(text, texts, written, dropout, key), words, 1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(lm.logits(states), answers)
+    else:
+        digits = jnp.maximum(batch["digits"], 0)
+        states = search.states(lm, text, texts, digits, dropout, key)
+        losses = -search.chances(lm, *_there(batch, states, digits, lm.spec.levels))
+    real = batch["there"][:, None] >= 0
+    return jnp.sum(jnp.where(real, losses, 0.0)) / jnp.maximum(losses.shape[1] * real.sum(), 1)
+
+
+def _there(batch: dict, states: jax.Array, answers: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """The states [K, size, D] and answers [K, size] that are there, of states [B, G, T, D] in groups of `size`."""
+    at = jnp.maximum(batch["there"], 0)
+    return states.reshape(-1, size, states.shape[-1])[at], answers.reshape(-1, size)[at]
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="part")
@@ -74,11 +79,11 @@ def update(plan: Plan, frozen: dict, part: Part, batch: dict, key: jax.Array) ->
 
 
 def arrays(
-    examples: list[Example], room: int, length: int, who: dict | None = None, most: int = MOST
+    examples: list[Example], room: int, length: int, levels: int, who: dict | None = None, most: int = MOST
 ) -> dict[str, np.ndarray]:
     """A batch of examples of one task, `most` texts at most to a line of `room` tokens; length: of answers, in digits or words.
 
-    Where each text has a line, lines are no longer than the texts. who: of a personal prompt, arrays with a row for each example.
+    levels: digits of a code. Where each text has a line, lines are no longer than the texts. who: of a personal prompt, arrays with a row for each example.
     """
     texts = [example.tokens for example in examples]
     room = room if most > 1 else min(room, rounded(max(map(len, texts))))
@@ -96,7 +101,18 @@ def arrays(
     for example, place in zip(examples, places.tolist(), strict=True):
         answer = example.digits or example.words
         answers[place, : len(answer)] = answer
-    return found | {name: answers.reshape(-1, most, length)}
+    size = levels if name == "digits" else 1
+    return found | {name: answers.reshape(-1, most, length), "there": there(answers.reshape(-1, size)[:, 0] != nothing)}
+
+
+def there(real: np.ndarray) -> np.ndarray:
+    """Where something is, -1 at the end: few lengths compile.
+
+    >>> there(np.array([True, False, True]))[:3].tolist(), len(there(np.ones(300, bool)))
+    ([0, 2, -1], 384)
+    """
+    at = np.flatnonzero(real)
+    return np.pad(at, (0, -len(at) % SCORED), constant_values=-1).astype(np.int32)
 
 
 def rounded(length: int) -> int:
@@ -133,7 +149,8 @@ class TasksPhase(Phase):
         examples = [self.r.tasks.draw(task, rng) for _ in range(self.settings.batch)]
         who = self.r.who([example.about for example in examples], task)
         most = MOST if self.r.lm.packs else 1
-        return task, arrays(examples, self.settings.max_tokens, self.r.tasks.longest(task), who, most)
+        longest, (levels, _) = self.r.tasks.longest(task), self.r.code_shape
+        return task, arrays(examples, self.settings.max_tokens, longest, levels, who, most)
 
     def step(self, state, step):
         number = self.iteration * self.settings.steps + step

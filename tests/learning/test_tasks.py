@@ -224,7 +224,7 @@ def test_several_texts_in_a_line_change_nothing(r, task, next_items):
     """The packed batch's loss and gradients are those of one text a line, by whole passes in NumPy's hands."""
     r = knowledge.build(Run(config_of({"tasks.next_items": next_items}), r.run.workdir))
     batch, weights, words = examples(r, task, 7), r.fresh("lm"), r.tasks.longest(task)
-    packed = learning.arrays(batch, r.config.tasks.max_tokens, words)
+    packed = learning.arrays(batch, r.config.tasks.max_tokens, words, r.code_shape[0])
     assert (packed["texts"].max(1) > 1).any()
     lm = nnx.merge(r.graph, weights)
     losses = []
@@ -244,7 +244,7 @@ def test_several_texts_in_a_line_change_nothing(r, task, next_items):
             losses += [np.log(np.exp(row).sum()) - row[word] for row, word in zip(logits, example.words)]
     value, gradients = of_arrays(r, packed, weights)
     assert float(value) == pytest.approx(np.mean(losses), rel=1e-5)
-    few = learning.arrays(batch[:3], r.config.tasks.max_tokens, words)
+    few = learning.arrays(batch[:3], r.config.tasks.max_tokens, words, r.code_shape[0])
     rng = np.random.default_rng(0)
     leaves, structure = jax.tree.flatten(weights)
     direction = structure.unflatten([jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32) for leaf in leaves])

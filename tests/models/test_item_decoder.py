@@ -67,7 +67,7 @@ def test_code_words_are_read_and_scored_as_words_of_their_own():
     np.testing.assert_array_equal(lm.embed_tokens(ids)[0, 0], lm.lm.embed.table[...][3])
     digits = np.array([[[0, 2]], [[1, 1]]])
     text = lm.encode(tokens, mask)
-    found = search.chances(lm, text, mask, digits)
+    found = search.chances(lm, search.states(lm, text, mask, digits), digits)
     states = np.asarray(lm.decode(text, mask, np.stack([[[0, lm.spec.vocab + d[0][0]]] for d in digits])))
     for row in range(2):
         for level in range(LEVELS):
@@ -86,7 +86,8 @@ def test_recomputed_activations_change_no_gradient():
 
         def loss(state):
             model = nnx.merge(graph, state)
-            return search.chances(model, model.encode(tokens, mask), mask, digits).sum()
+            states = search.states(model, model.encode(tokens, mask), mask, digits)
+            return search.chances(model, states, digits).sum()
 
         return jax.tree.leaves(jax.grad(loss)(state))
 

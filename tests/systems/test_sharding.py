@@ -1,4 +1,4 @@
-"""The whole tiny training on meshes of eight devices against one device: losses, profiles and ranks.
+"""Whole tiny trainings on meshes of eight devices against one device: losses, profiles and ranks.
 
 Tolerance: the same is computed but for the order of float32 sums. Embeddings agree to 2e-6 and losses to 4e-6 of their
 value, where 1e-4 is asked; all profiles, sampled and greedy, and all ranks are equal. A token would differ only where a
@@ -14,9 +14,11 @@ from jax.sharding import AxisType
 
 from lpt_jax import devices, files
 from lpt_jax import train as lpt_train
+from lpt_jax.config import default, finish, tiny
 from lpt_jax.data import made_up
+from lpt_jax.item_writer import ItemWriter
 from lpt_jax.recommender import ProfileRecommender
-from lpt_jax.systems import profiles
+from lpt_jax.systems import knowledge, peapod, profiles
 from tests.systems.tiny_run import small_config, small_world
 
 CHANGES = {  # 61 items: no multiple of 8; batches that divide by 8, and the last ones written that do not
@@ -71,3 +73,29 @@ def test_eight_devices_do_what_one_does(single, tmp_path, mesh):
     np.testing.assert_array_equal(ours, np.concatenate(wanted_ranks))
     assert results["counts"]["items ranked"] == 61 and 40 < ours.max() <= 61
     assert results["rows"] == wanted_results["rows"]
+
+
+def learn_tasks(system, kind, workdir, mesh=None):
+    """A whole training of a system that names items by codes: (losses, all ranks in order, results)."""
+    ranks, rank = [], ItemWriter.ranks
+    config = tiny(default(system.__name__.rpartition(".")[2]))
+    config.trackers, config.lm.kind, config.lm.layers, config.evaluation.baselines = "", kind, 2, "popularity"
+    config.mesh.update(**mesh or {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_up, "world", lambda seed: small_world()(seed, items=61))
+        patch.setattr(ItemWriter, "ranks", lambda *a, **k: ranks.append(rank(*a, **k)) or ranks[-1])
+        if mesh is None:
+            patch.setattr(devices, "make_mesh", one_device)
+        results = lpt_train.train(system, finish(config), workdir)
+    losses = [record["loss"] for record in files.read_jsonl(workdir / "metrics.jsonl") if "loss" in record]
+    return losses, np.concatenate(ranks), results
+
+
+@pytest.mark.parametrize("system, kind", [(knowledge, "t5"), (knowledge, "decoder"), (peapod, "t5")], ids=str)
+def test_eight_devices_learn_text_tasks_as_one_does(system, kind, tmp_path):
+    losses, ranks, results = learn_tasks(system, kind, tmp_path / "one")
+    assert len(losses) == 6 and len(np.unique(ranks)) > 3
+    found = learn_tasks(system, kind, tmp_path / "eight", {"data": 2, "fsdp": 2, "model": 2})
+    np.testing.assert_allclose(found[0], losses, rtol=1e-4)
+    np.testing.assert_array_equal(found[1], ranks)
+    assert found[2]["rows"] == results["rows"]
