@@ -162,7 +162,7 @@ MAY_BE_ZERO = """
 """.split()  # all other numbers but the mesh's are greater
 BASELINES = (
     *("random", "popularity", "last_item", "items_popularity", "bm25", "history_text", "history_popularity"),
-    *("decayed_items", "every_item", "transitions", "item_knn", "ease", "history_trained", "sasrec"),
+    *("decayed_items", "every_item", "transitions", "item_knn", "ease", "svd", "bpr", "history_trained", "sasrec"),
 )
 # settings that may differ from those a workdir was made with
 LATER = ("trackers", "names.by", *profiles_settings.HANDED_OUT)

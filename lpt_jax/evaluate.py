@@ -14,7 +14,7 @@ import numpy as np
 from lpt_jax import audit, devices, files, metrics, ranking, report, text_audit
 from lpt_jax import config as config_lib
 from lpt_jax.baselines import counts as count
-from lpt_jax.baselines import sasrec, simple
+from lpt_jax.baselines import factors, sasrec, simple
 from lpt_jax.data.sessions import prepare, training_items
 from lpt_jax.errors import InputError
 from lpt_jax.recommender import ProfileRecommender
@@ -23,11 +23,13 @@ from lpt_jax.trec import queries, ranks_of_run, read_run, write_best, write_qrel
 
 UNTRAINED = "items_popularity"  # the row that trains nothing over which gains are stated too
 SHUFFLED = "shuffled_profiles"  # the last stage's, each given to another user: what the profile itself adds
-LAST, POPULARITY, PENALTIES, DECAYS = (
+LAST, POPULARITY, PENALTIES, DECAYS, SIZES, SQUARES = (
     (3, 6, 12),
     (0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
     (30.0, 100.0, 300.0, 1000.0),
     (0.5, 0.7, 0.8, 0.9, 0.95, 1.0),
+    (16, 64, 256),
+    (1e-3, 1e-2, 1e-1),
 )  # that are tried
 
 
@@ -81,6 +83,16 @@ def baseline_rows(r, untrained: dict):
             r,
             lambda split, penalty: count.ease(r.sessions[split], sequences(), counts, penalty),
             itertools.product(PENALTIES),
+        ),
+        "svd": lambda: best(
+            r, lambda split, size: factors.svd(r.sessions[split], sequences(), counts, size), itertools.product(SIZES)
+        ),
+        "bpr": lambda: best(
+            r,
+            lambda split, penalty: factors.bpr(
+                r.sessions[split], sequences(), counts, SIZES[1], penalty, r.config.seed
+            ),
+            itertools.product(SQUARES),
         ),
         "sasrec": lambda: by_ids(r, sessions),
     }

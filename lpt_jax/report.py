@@ -37,7 +37,13 @@ pre { background: #f6f7f9; padding: 1rem; }
 """
 LABELS = {  # what the rows of the results are called in words; others by their own name
     **{"random": "Random", "popularity": "Popularity", "last_item": "Last item’s text"},
-    **{"bm25": "BM25 on the raw text", "sasrec": "SASRec on item ids", "ease": "EASE on item ids"},
+    **{
+        "bm25": "BM25 on the raw text",
+        "sasrec": "SASRec on item ids",
+        "ease": "EASE on item ids",
+        "svd": "SVD of who chose what",
+        "bpr": "BPR on item ids",
+    },
     **{"items_popularity": "Items’ mean + popularity", "history_popularity": "Raw text + popularity"},
     **{
         "decayed_items": "Decayed mean + popularity",

@@ -19,7 +19,7 @@ CHOICES = {
 }
 LISTS = {  # comma-separated settings: what they may name; baselines: those that read no text
     "phases": PHASES,
-    "evaluation.baselines": ("popularity", "transitions", "item_knn", "ease", "sasrec"),
+    "evaluation.baselines": ("popularity", "transitions", "item_knn", "ease", "svd", "bpr", "sasrec"),
 }
 MAY_BE_ZERO = [
     "codes.width",

@@ -1,0 +1,80 @@
+"""Baselines of factors, who chose what as products of vectors: a truncated SVD, and vectors learned by BPR.
+
+Both take `sequences`, the training interactions of each user (catalogue indices, oldest first). A person is what their items' vectors
+sum to, so that newcomers have one too.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lpt_jax.baselines.counts import Scored, chosen, factors
+from lpt_jax.ranking import padded
+
+EPOCHS, BATCH, RATE, LATEST = 20, 1024, 3e-3, 50  # of BPR; LATEST items make a person
+
+
+def svd(sessions, sequences, popularity: np.ndarray, size: int) -> tuple[Scored, None]:
+    """PureSVD (Cremonesi 2010): a history's row times V Vᵀ, of counts.factors' scaled matrix."""
+    found, _ = factors(sequences, len(popularity), size)
+    scale = np.sqrt(np.maximum(np.bincount(np.concatenate(list(map(np.unique, sequences))), minlength=len(found)), 1))
+    back = found * scale[:, None] ** 2  # D^½ V, as found is D^-½ V
+    return Scored(sessions, popularity, lambda history: back @ found[list(history)].sum(0)), None
+
+
+def bpr(sessions, sequences, popularity, size: int, penalty: float, seed: int, epochs=EPOCHS) -> tuple[Scored, None]:
+    """BPR (arXiv 1205.2618): −log σ(score of an item that the user chose − of one not chosen) + penalty × squares.
+
+    An item's score is its bias and its vector's product with what the user's other items sum to, / √ of their number.
+    """
+    tree = fitted_bpr(sequences, len(popularity), size, penalty, seed, epochs)
+    read, scored, bias = (np.asarray(tree[name]) for name in ("read", "scored", "bias"))
+
+    def of(history):
+        last = list(history[-LATEST:])
+        return scored @ (read[last].sum(0) / np.sqrt(len(last))) + bias
+
+    return Scored(sessions, popularity, of), None
+
+
+def fitted_bpr(sequences, items: int, size: int, penalty: float, seed: int, epochs: int) -> dict:
+    """ "read" and "scored" vectors [N, size] and "bias" [N] of items, learned by Adam."""
+    rng = np.random.default_rng((seed, 47))
+    matrix, users = chosen(sequences, items), padded([sequence[-LATEST:] for sequence in sequences])
+    who, what = (
+        np.concatenate(a) for a in zip(*((np.full(len(s), u), s) for u, s in enumerate(sequences) if len(s) > 1))
+    )
+    tree = {name: jnp.asarray(0.1 * rng.standard_normal((items, size)), jnp.float32) for name in ("read", "scored")}
+    tree |= {"bias": jnp.zeros(items)}
+    optimiser = optax.adam(RATE)
+    state = optimiser.init(tree)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(tree, state, people, item, other):
+        gradients = jax.grad(loss)(tree, people, item, other, penalty)
+        changes, state = optimiser.update(gradients, state)
+        return optax.apply_updates(tree, changes), state
+
+    for _ in range(epochs):
+        order, others = rng.permutation(len(who)), rng.integers(0, items, len(who))
+        for _ in range(3):  # of the few that a user has, most are drawn anew
+            known = np.asarray(matrix[who, others]).ravel() > 0
+            others[known] = rng.integers(0, items, known.sum())
+        for start in range(0, len(order), BATCH):
+            rows = np.resize(order[start : start + BATCH], min(BATCH, len(order)))
+            tree, state = step(tree, state, users[who[rows]], what[rows], others[rows])
+    return tree
+
+
+def loss(tree: dict, people, item, other, penalty: float) -> jax.Array:
+    """BPR's loss, a mean over a batch: people's items Int[B, H] (-1: none), of which item [B] is one, and others [B]."""
+    there = (people >= 0) & (people != item[:, None])
+    summed = jnp.sum(jnp.where(there[..., None], tree["read"][jnp.maximum(people, 0)], 0.0), 1)
+    person = summed / jnp.sqrt(jnp.maximum(there.sum(1, keepdims=True), 1))
+    pair = jnp.stack([item, other], 1)
+    scores = jnp.einsum("bd,bpd->bp", person, tree["scored"][pair]) + tree["bias"][pair]
+    squares = jnp.sum(person**2, 1) + jnp.sum(tree["scored"][pair] ** 2, (1, 2)) + jnp.sum(tree["bias"][pair] ** 2, 1)
+    return jnp.mean(jax.nn.softplus(scores[:, 1] - scores[:, 0]) + penalty * squares)
