@@ -6,6 +6,7 @@ import pytest
 
 from lpt_jax.baselines import factors
 from lpt_jax.data.sessions import Session
+from lpt_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
 N = 12
@@ -55,3 +56,8 @@ def test_newcomers_get_what_their_group_chooses(make):
     found, _ = make(sessions([[0, 1], [6, 8]]), GROUPS, POPULARITY)
     scores = found[[0, 1]]
     assert scores[0, 2:6].min() > scores[0, 6:].max() and scores[1, [7, 9, 10, 11]].min() > scores[1, :6].max()
+
+
+def test_nobody_with_two_items_gets_a_sentence():
+    with pytest.raises(InputError, match="leave it out"):
+        factors.bpr(sessions([[0]]), [[0], [3]], POPULARITY, 4, 1e-3, 0)

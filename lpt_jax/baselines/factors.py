@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from lpt_jax.baselines.counts import Scored, chosen, factors
+from lpt_jax.errors import InputError
 from lpt_jax.ranking import padded
 
 EPOCHS, BATCH, RATE, LATEST = 20, 1024, 3e-3, 50  # of BPR; LATEST items make a person
@@ -41,12 +42,15 @@ def bpr(sessions, sequences, popularity, size: int, penalty: float, seed: int, e
 
 
 def fitted_bpr(sequences, items: int, size: int, penalty: float, seed: int, epochs: int) -> dict:
-    """ "read" and "scored" vectors [N, size] and "bias" [N] of items, learned by Adam."""
+    """Of items: vectors "read" and "scored" [N, size], and "bias" [N], learned by Adam; InputError where nobody has two."""
     rng = np.random.default_rng((seed, 47))
     matrix, users = chosen(sequences, items), padded([sequence[-LATEST:] for sequence in sequences])
-    who, what = (
-        np.concatenate(a) for a in zip(*((np.full(len(s), u), s) for u, s in enumerate(sequences) if len(s) > 1))
-    )
+    pairs = [(user, item) for user, sequence in enumerate(sequences) if len(sequence) > 1 for item in sequence]
+    if not pairs:
+        raise InputError(
+            "The row bpr learns from users with two training interactions, and there is none: leave it out."
+        )
+    who, what = np.array(pairs).T
     tree = {name: jnp.asarray(0.1 * rng.standard_normal((items, size)), jnp.float32) for name in ("read", "scored")}
     tree |= {"bias": jnp.zeros(items)}
     optimiser = optax.adam(RATE)
