@@ -3,7 +3,7 @@
 FILE.py asks a question in its docstring and answers it by runs: CONFIG (a config of configs/), SEEDS, CHANGES (settings
 of all runs, {"policy.steps": 40}), RUNS (name -> what it changes besides; the first is what the others are compared
 with); where all begin from the same models, FIRST (the settings of the runs that train those, one for each seed); ROW, if
-the last row is not what is compared; and WORDS, what was learned.
+the last row is not what is compared; METRIC, if it is not NDCG over the whole ranking; and WORDS, what was learned.
 Without a flag one command is printed for each run that can start now, for bash, xargs or a SLURM array: those of FIRST,
 and once they have finished the others. Runs that have finished are not repeated, and experiments that ask for the same
 run share it. Flags:"""
@@ -26,6 +26,7 @@ from lpt_jax import files, metrics, report
 from lpt_jax.errors import InputError
 
 SHOWN = ("ndcg", "ndcg@10", "recall@10", "mrr")
+MEASURES = {"ndcg": "NDCG over the whole ranking", "ndcg@10": "NDCG@10"}
 CURVES = {"reward/metric": "Reward of rollouts", "profile_tokens": "Profile length, tokens"}
 ENDS = {"kl": "KL to the reference", "profile_tokens": "profile's tokens"}
 SMOOTH = 5  # steps whose mean a curve shows: a batch's users differ
@@ -44,9 +45,15 @@ def read(file: Path) -> dict:
     """What an experiment's file says, in full; InputError naming what is missing."""
     if not file.is_file():
         raise InputError(f"There is no file {file}: name an experiment, such as experiments/reward.py.")
-    found = {"SEEDS": (0,), "CHANGES": {}, "FIRST": None, "ROW": "", "WORDS": "", "__doc__": ""} | runpy.run_path(
-        str(file)
-    )
+    found = {
+        "SEEDS": (0,),
+        "CHANGES": {},
+        "FIRST": None,
+        "ROW": "",
+        "METRIC": "ndcg",
+        "WORDS": "",
+        "__doc__": "",
+    } | runpy.run_path(str(file))
     if missing := [name for name in ("CONFIG", "RUNS") if not found.get(name)]:
         raise InputError(f"{file} has no {missing[0]}: python experiments/sweep.py --help says what it must have.")
     return found
@@ -112,18 +119,17 @@ def run(asked: list[Order]) -> None:
             raise InputError(f"{one.workdir}: the run ended with status {code}; the same command goes on from there.")
 
 
-def gain(before: list, after: list) -> dict:
-    """The gain in NDCG from one to the other, each a list of users' values by seed; intervals by resampling users."""
-    return metrics.paired_bootstrap(before, after, seed=0, metric="ndcg")
-
-
-def collect(runs: dict[str, list[Order]], row: str = "") -> dict:
+def collect(runs: dict[str, list[Order]], row: str = "", metric: str = "ndcg") -> dict:
     """What the finished runs show, by name: seeds, the rows' metrics by seed, each step's gain, how much more was gained
     than by the first name (by a row; or by the last one, in all or since `start`, if all have one: the same CL, trained
     again elsewhere, is not quite the same), and how long the profiles and how far from the reference the policy were at the end of training.
     InputError where none has finished, or where they were tested differently.
     """
     found, users, protocols = {}, {}, {}
+
+    def gain(before: list, after: list) -> dict:  # each of users' values by seed; intervals by resampling users
+        return metrics.paired_bootstrap(before, after, seed=0, metric=metric)
+
     for name, asked in runs.items():
         done = [one.workdir for one in asked if finished(one)]
         if not done:
@@ -131,14 +137,15 @@ def collect(runs: dict[str, list[Order]], row: str = "") -> dict:
         results = [json.loads((workdir / "results.json").read_text(encoding="utf-8")) for workdir in done]
         protocols |= {result["protocol"]: None for result in results}
         values = [dict(np.load(workdir / "per_user.npz", allow_pickle=False)) for workdir in done]
-        of_row = {row: [arrays[f"{row}/ndcg"] for arrays in values] for row in results[0]["rows"]}
+        shown = [m for m in SHOWN if m in next(iter(results[0]["rows"].values()))]
+        of_row = {row: [arrays[f"{row}/{metric}"] for arrays in values] for row in results[0]["rows"]}
         users[name] = {r["seed"]: {row: of_row[row][i] for row in of_row} for i, r in enumerate(results)}
         records = [files.read_jsonl(workdir / "metrics.jsonl") for workdir in done]
         steps = [[r for r in of_run if "reward" in r] for of_run in records]  # of the policy phases, all iterations
         ends = {key: [[r[key] for r in of_run if key in r][-1:] for of_run in steps] for key in ENDS}
         found[name] = {
             "seeds": list(users[name]),
-            "rows": {row: {m: [r["rows"][row][m] for r in results] for m in SHOWN} for row in of_row},
+            "rows": {row: {m: [r["rows"][row][m] for r in results] for m in shown} for row in of_row},
             "gains": {step: gain(*(of_row[row] for row in step.split("->"))) for step in results[0]["gains"]},
             "end": {key: sum(of_runs, []) for key, of_runs in ends.items()},
             "seconds": [r["seconds"] for r in results],
@@ -161,7 +168,7 @@ def collect(runs: dict[str, list[Order]], row: str = "") -> dict:
             found[name]["over"] = gain(
                 [reached(base[seed]) for seed in seeds], [reached(users[name][seed]) for seed in seeds]
             )
-    return {"protocol": next(iter(protocols)), "runs": found}
+    return {"protocol": next(iter(protocols)), "metric": metric, "runs": found}
 
 
 def mean_curve(curves: list[list[float]]) -> list[list[float]]:
@@ -201,12 +208,12 @@ def shared_rows(runs: dict[str, dict]) -> dict[str, dict[int, dict]]:
 def table(experiment: dict, found: dict, to) -> str:
     """The answer as Markdown: the question, the rows that all runs share and those that differ, the gains, the words."""
     runs, base = found["runs"], next(iter(found["runs"]))
-    shared = shared_rows(runs)
-    rows = [(to.text(row), list(shared[row]), {m: [of[m] for of in shared[row].values()] for m in SHOWN})
+    shared, shown = shared_rows(runs), list(next(iter(runs[base]["rows"].values())))
+    rows = [(to.text(row), list(shared[row]), {m: [of[m] for of in shared[row].values()] for m in shown})
             for row in runs[base]["rows"] if row in shared]  # fmt: skip
     rows += [(to.text(f"{name}: {row}" if len(runs) > 1 else row), one["seeds"], values)
              for name, one in runs.items() for row, values in one["rows"].items() if row not in shared]  # fmt: skip
-    rows = [[label, ", ".join(map(str, seeds)), *(_spread(of[m]) for m in SHOWN)] for label, seeds, of in rows]
+    rows = [[label, ", ".join(map(str, seeds)), *(_spread(of[m]) for m in shown)] for label, seeds, of in rows]
     gains = []
     for name, one in runs.items():
         over = _interval(one["over"]) if "over" in one else "–"
@@ -223,9 +230,9 @@ def table(experiment: dict, found: dict, to) -> str:
     return "\n\n".join([
         (experiment["__doc__"] or "").strip(),
         to.paragraph(found["protocol"]),
-        "Means ± s.d. over seeds. Gains are in NDCG over the whole ranking, pooled over seeds, with 95 % intervals by "
-        "resampling users.",
-        to.table(["", "seeds", *SHOWN], rows), to.table(head, gains), *filter(None, [experiment["WORDS"].strip()]),
+        f"Means ± s.d. over seeds. Gains are in {MEASURES.get(found['metric'], found['metric'])}, pooled over seeds, with 95 % "
+        "intervals by resampling users.",
+        to.table(["", "seeds", *shown], rows), to.table(head, gains), *filter(None, [experiment["WORDS"].strip()]),
     ]) + "\n"  # fmt: skip
 
 
@@ -237,7 +244,10 @@ def picture(found: dict) -> bytes:
     axes = report.axes_of(figure, 1, len(curves) + 1, 1)
     gains = {name: one["over"] for name, one in runs.items() if "over" in one} or runs[base]["gains"]
     report.draw_gains(axes, gains)
-    axes.set_title(f"NDCG over {base}" if len(runs) > 1 else "Gain in NDCG", fontsize=10, color=report.INK, loc="left")
+    what = found["metric"].upper()
+    axes.set_title(
+        f"{what} over {base}" if len(runs) > 1 else f"Gain in {what}", fontsize=10, color=report.INK, loc="left"
+    )
     for place, (key, title) in enumerate(curves.items(), 2):
         axes = report.axes_of(figure, 1, len(curves) + 1, place)
         for name, one in runs.items():
@@ -279,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
         if f.run:
             run(asked)
         if f.run or f.collect:
-            found = collect(runs, experiment["ROW"])
+            found = collect(runs, experiment["ROW"], experiment["METRIC"])
             text = table(experiment, found, report.Markdown(file.parent))
             text += f"\n![Gains, and learning curves, means over seeds]({file.stem}.png)\n"
             files.write_file(file.with_suffix(".json"), json.dumps(files.plain(found), indent=1) + "\n")

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import sweep
 from lpt_jax import config as config_lib
-from lpt_jax import files, train
+from lpt_jax import files, report, train
 from lpt_jax import main as main_lib
 from lpt_jax.data import made_up
 from lpt_jax.errors import InputError
@@ -223,6 +223,18 @@ def test_gains_are_compared_where_starts_differ(folder):
     np.savez(workdir / "per_user.npz", **users | {"start/ndcg": users["start/ndcg"] - 0.5})
     assert sweep.collect(runs)["runs"]["MRR"]["over"]["mean"] == pytest.approx(before + 0.25)  # one of two seeds
     (workdir / "per_user.npz").write_bytes(kept)
+
+
+def test_what_is_compared_can_be_another_metric(folder):
+    """Of systems whose lists have an end: the gains are of that metric, the table says so."""
+    _, results, users = runs_of(folder, 0, "NDCG")
+    experiment = sweep.read(folder / "reward.py")
+    _, runs = sweep.orders(experiment)
+    found = sweep.collect({"NDCG": runs["NDCG"][:1]}, metric="ndcg@10")
+    step = next(iter(results["gains"]))
+    before, after = (users[f"{row}/ndcg@10"].mean() for row in step.split("->"))
+    assert found["runs"]["NDCG"]["gains"][step]["mean"] == pytest.approx(after - before)
+    assert "Gains are in NDCG@10, pooled" in sweep.table(experiment, found, report.Markdown(folder))
 
 
 def test_a_start_whose_models_were_removed_is_told(folder, capsys):

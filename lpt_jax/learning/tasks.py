@@ -146,11 +146,19 @@ class TasksPhase(Phase):
         """The task of a step, and its arrays."""
         rng = np.random.default_rng((self.r.config.seed, 51, number))
         task = self.names[rng.choice(len(self.names), p=self.shares)]
-        examples = [self.r.tasks.draw(task, rng) for _ in range(self.settings.batch)]
+        examples = self.examples(task, rng)
         who = self.r.who([example.about for example in examples], task)
         most = MOST if self.r.lm.packs else 1
         longest, (levels, _) = self.r.tasks.longest(task), self.r.code_shape
         return task, arrays(examples, self.settings.max_tokens, longest, levels, who, most)
+
+    def examples(self, task: str, rng: np.random.Generator) -> list[Example]:
+        """Those of an update: tasks.batch of them, or as many as tasks.tokens, read and written, make up."""
+        examples, left = [], self.settings.tokens
+        while left > 0 if self.settings.tokens else len(examples) < self.settings.batch:
+            examples.append(self.r.tasks.draw(task, rng))
+            left -= sum(map(len, examples[-1][:3]))  # what is read, digits, words
+        return examples
 
     def step(self, state, step):
         number = self.iteration * self.settings.steps + step

@@ -23,6 +23,7 @@ LISTS = {  # comma-separated settings: what they may name; baselines: those that
 }
 MAY_BE_ZERO = [
     "codes.width",
+    "tasks.tokens",
     *("lm.dropout", "tasks.steps", "tasks.warmup", "tasks.weight_decay", "tasks.title_words", "tasks.hidden_words"),
     *(f"tasks.weights.{task}" for task in TASKS),
 ]
@@ -55,6 +56,7 @@ def settings() -> ConfigDict:
     c.tasks = group(
         steps=2000,  # updates
         batch=256,  # examples of one task per update
+        tokens=0,  # per update, read and written, of as many examples as make them up; 0: batch says how many
         weights=group(  # how often each task is drawn; those that lack their data are left out
             retrieval=0.4, ranking=0.1, rating=0.1, hidden_item=0.2, hidden_words=0.1, preference=0.1, explanation=0.0
         ),

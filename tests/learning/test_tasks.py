@@ -275,6 +275,24 @@ def test_an_update_moves_every_weight_and_dropout_depends_on_its_key(r):
     assert one[0] == two[0] and all(np.array_equal(one[1][k], two[1][k]) for k in one[1])
 
 
+def test_updates_of_so_many_tokens_are_as_large_whatever_the_task(r):
+    """Each has the last example that it takes to reach them; without a number as many examples as a batch has."""
+    several = knowledge.build(Run(config_of({"tasks.tokens": 400}), r.run.workdir))
+    phase = learning.TasksPhase(several, optimisers.of(several.config.tasks, 10)).at(0, 0)
+    counts = {}
+    for task in several.tasks.weights():
+        found = phase.examples(task, np.random.default_rng(0))
+        sizes = [len(example.tokens) + len(example.digits) + len(example.words) for example in found]
+        assert sum(sizes) >= 400 > sum(sizes[:-1])
+        counts[task] = len(found)
+    assert counts["hidden_item"] > counts["ranking"]
+    phase.begin({})
+    _, batch = phase.batch(0)
+    assert 400 <= learning.read_and_written(batch) < 400 + r.config.tasks.max_tokens + 8
+    plain = learning.TasksPhase(r, optimisers.of(r.config.tasks, 10)).at(0, 0)
+    assert len(plain.examples("retrieval", np.random.default_rng(0))) == r.config.tasks.batch
+
+
 def test_the_tokenizer_of_a_model_from_scratch():
     tokenizer = scratch_tokenizer(["Red lipstick red", "Blue lipstick"], 60)
     known = tokenizer.get_vocab()
