@@ -88,6 +88,7 @@ class ItemWriter:
     """A run and its language model. What training changes is not kept here but given as weights, of the state's part "lm"."""
 
     penalty = 0.0  # × a personal prompt's
+    reads_profiles = False
 
     def __init__(self, run: Run):
         self.run, self.config, self.data, self.sessions = run, run.config, run.data, run.sessions
@@ -191,12 +192,15 @@ class ItemWriter:
         return codes_lib.of_vectors(self.vectors, *size)
 
     @functools.cached_property
+    def embedder(self) -> Embedder:
+        """The text embedder, which is not trained; it keeps the catalogue in the run's workdir."""
+        folder, dual = self.run.workdir / "catalogue", DualEncoder(load_encoder(self.config))
+        return Embedder(dual, self.config.embedder, self.run.mesh, folder)
+
+    @functools.cached_property
     def vectors(self) -> np.ndarray:
-        """The embeddings [N, D] of the items' texts, for codes by text; kept in the run's workdir."""
-        settings = self.config.embedder
-        folder = self.run.workdir / "catalogue"
-        embedder = Embedder(DualEncoder(load_encoder(self.config)), settings, self.run.mesh, folder)
-        return embedder.kept(embedder.fresh(), self.data.catalogue.texts)
+        """The embeddings [N, D] of the items' texts, for codes by text."""
+        return self.embedder.kept(self.embedder.fresh(), self.data.catalogue.texts)
 
     @functools.cached_property
     def trie(self) -> tuple[jax.Array, ...]:
@@ -228,7 +232,11 @@ class ItemWriter:
         """What a personal prompt reads of (user's id, items) each; None, as there is none (systems/peapod.py has one)."""
         return None
 
-    def more_rows(self) -> dict[str, np.ndarray]:
+    def audit(self, weights: dict) -> dict[str, dict]:
+        """What edits of profiles do; {}, as none are read."""
+        return {}
+
+    def more_rows(self, weights: dict) -> dict[str, np.ndarray]:
         """Ranks of the test's targets by other rows of the results, by name."""
         return {}
 
@@ -238,27 +246,32 @@ class ItemWriter:
         who = who and {name: values[:, None] for name, values in who.items()}  # one text a line
         return devices.split_batch((*self._read(rows), *more, who), self.run.mesh)
 
-    def found(self, weights: dict, sessions: list, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def found(
+        self, weights: dict, sessions: list, k: int, profiles: list[str] | None = None, alone: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k likeliest items after sessions' histories, without these: ids Int[S, k], best first, -1 for none, and
-        log-probabilities."""
-        read = [self.tasks.retrieval(session.history) for session in sessions]
+        log-probabilities.
+
+        profiles: in place of the users' own, where some are read; alone: no items are read.
+        """
+        read = [self.tasks.retrieval(() if alone else session.history) for session in sessions]
         order = np.argsort([len(row) for row in read], kind="stable")
         hidden = ranking.padded([session.history for session in sessions])
         ids, scores = np.full((len(sessions), k), -1, np.int64), np.full((len(sessions), k), -np.inf)
         for batch, new in batches.in_batches(len(sessions), self.config.search.batch):
             rows = order[batch]
-            people = [about(sessions[row]) for row in rows]
+            people = [(*about(sessions[row]), *(profiles or [])[row : row + 1]) for row in rows]
             *texts, seen, who = self._put([read[row] for row in rows], people, "retrieval", hidden[rows])
             beams = max(k, self.config.search.beams)
             best = devices.fetch(search.beam(self.graph, self.whole(weights), *texts, self.trie, seen, beams, who))
             ids[rows[:new]], scores[rows[:new]] = best[0][:new, :k], best[1][:new, :k]
         return ids, scores
 
-    def ranks(self, weights: dict, sessions: list) -> np.ndarray:
+    def ranks(self, weights: dict, sessions: list, profiles: list[str] | None = None, alone=False) -> np.ndarray:
         """Ranks Int[S, M] of sessions' targets among what the beam finds, without the other targets; behind all metrics' cut-offs
-        where it doesn't find them."""
+        where it doesn't find them. profiles, alone: as in found."""
         most, missed = max(len(session.targets) for session in sessions), self.run.count + max(metrics.CUTOFFS)
-        ids, _ = self.found(weights, sessions, self.config.search.beams + most - 1)
+        ids, _ = self.found(weights, sessions, self.config.search.beams + most - 1, profiles, alone)
         ranks = np.zeros((len(sessions), most), np.int64)
         for line, row, session in zip(ranks, ids.tolist(), sessions, strict=True):
             for place, target in enumerate(session.targets):

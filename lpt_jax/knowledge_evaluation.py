@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpt_jax import devices, evaluate, files, metrics, report, text_metrics, trec
+from lpt_jax import audit, devices, evaluate, files, metrics, report, text_metrics, trec
 from lpt_jax.baselines.stars import fit, predict
 from lpt_jax.data.sessions import SPLITS
 from lpt_jax.data.tasks import STARS, none_or_float
@@ -35,6 +35,7 @@ def test(r: ItemWriter, weights: dict, note: dict, trec_files: bool) -> tuple[di
         "preference": preference(r, weights),
         "stars": stars(r, weights),
         "explanations": explanations(r, weights),
+        "audit": r.audit(weights),
         "tasks": r.tasks.weights(),
         **evaluate.about(r.run, note),
     }
@@ -56,7 +57,7 @@ def ranks_of_rows(r: ItemWriter, weights: dict) -> dict[str, np.ndarray]:
         found["next_ids"] = next_ids(r.sessions["test"], numbers)
         mixed = np.random.default_rng((r.config.seed, 44)).permutation(len(numbers))
         found["next_ids_shuffled"] = next_ids(r.sessions["test"], mixed)
-    return found | r.more_rows() | {"tasks": r.ranks(weights, r.sessions["test"])}
+    return found | r.more_rows(weights) | {"tasks": r.ranks(weights, r.sessions["test"])}
 
 
 def next_ids(sessions, numbers: np.ndarray) -> np.ndarray:
@@ -240,6 +241,8 @@ def tables(results: dict) -> str:
         )
     for name, row in results["explanations"].get("rows", {}).items():
         lines.append(f"Explanations, {name}: {', '.join(f'{metric} {value:.3f}' for metric, value in row.items())}")
+    if results["audit"]:
+        lines += [audit.table(results["audit"]), ""]
     for name, gain in results["gains"].items():
         lines.append(f"{name}: {gain['metric']} {gain['mean']:+.4f} (95 % {gain['low']:+.4f} … {gain['high']:+.4f})")
     return "\n".join(lines)

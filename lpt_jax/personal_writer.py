@@ -19,6 +19,16 @@ class PersonalWriter(ItemWriter):
     """A run and its language model with a personal prompt."""
 
     @property
+    def prompt_kind(self) -> str:
+        """What the prompt is made of (personal_prompts.KINDS)."""
+        return self.config.personal.kind
+
+    @property
+    def size(self) -> int:
+        """Of a person's vector."""
+        return self.people.items.shape[1]
+
+    @property
     def penalty(self) -> float:
         """× how far a pool is from orthogonal."""
         return self.config.personal.penalty if self.config.personal.kind == "pool" else 0.0
@@ -27,8 +37,8 @@ class PersonalWriter(ItemWriter):
         """The model with a new personal prompt."""
         lm, settings = super().load(), self.config.personal
         if settings.kind != "none":
-            shape = {name: settings[name] for name in ("kind", "task_tokens", "tokens", "heads", "pool")}
-            spec = PersonalSpec(tasks=len(TASKS), size=self.people.items.shape[1], **shape)
+            shape = {name: settings[name] for name in ("task_tokens", "tokens", "heads", "pool")}
+            spec = PersonalSpec(kind=self.prompt_kind, tasks=len(TASKS), size=self.size, **shape)
             lm.personal = PersonalPrompt(spec, lm.spec.width, nnx.Rngs(self.config.seed))
         return lm
 
@@ -68,7 +78,7 @@ class PersonalWriter(ItemWriter):
             found["neighbours"] = self.people.all[nearest].astype(np.float32)
         return found
 
-    def more_rows(self) -> dict[str, np.ndarray]:
+    def more_rows(self, weights: dict) -> dict[str, np.ndarray]:
         """Ranks of the test's targets by the neighbours alone."""
         sessions = self.sessions["test"]
         own = self.own([session.user for session in sessions])

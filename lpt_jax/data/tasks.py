@@ -217,8 +217,9 @@ class Tasks:
         return found
 
     def _retrieval(self, user, at, known, rng):
-        asked = user.items[at : at + self.settings.next_items]
-        return Example(self.retrieval(user.items[:at]), sum(map(self._code, asked), ()), about=self._about(user, at))
+        asked, share = user.items[at : at + self.settings.next_items], self.settings.alone
+        read = () if share and rng.random() < share else user.items[:at]
+        return Example(self.retrieval(read), sum(map(self._code, asked), ()), about=self._about(user, at))
 
     def _ranking(self, user, at, known, rng):
         candidates = [user.items[at], *self._others(known, self.settings.candidates - 1, rng)]

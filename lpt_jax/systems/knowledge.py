@@ -69,16 +69,19 @@ def test(r: ItemWriter, stages: dict[str, dict], state: dict[str, Part], note: d
 
 def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> str:
     """The best k items for a user or a history, with the probability of their codes."""
-    if kind == "profile":
-        raise InputError("--profile is for systems that read profiles: this one reads items; give --user or --history.")
     r, state, _ = train.ready(system, Run(config, workdir))
-    if kind == "user":
+    if kind == "profile" and not r.reads_profiles:
+        raise InputError("--profile is for systems that read profiles: this one reads items; give --user or --history.")
+    if kind == "profile":
+        session, notes = Session("", (), None, None, (), float("nan")), []
+    elif kind == "user":
         session, notes = known_session(r.data, text), []
     else:
         history, notes = recommend_lib.find_items(text, r.data.catalogue)
         session = Session("", history, None, None, (), float("nan"))
-    ids, scores = r.found(r.weights(state, "lm"), [session], k)
-    return "\n".join([*notes, "", recommend_lib.table(r.data.catalogue, ids[0], np.exp(scores[0]))])
+    profiles = [text if kind == "profile" else r.profile(session.user, session.history)] if r.reads_profiles else None
+    ids, scores = r.found(r.weights(state, "lm"), [session], k, profiles)
+    return "\n".join([*notes, *(profiles or []), "", recommend_lib.table(r.data.catalogue, ids[0], np.exp(scores[0]))])
 
 
 def tell(system, config, workdir: Path, user: str, rate: str = "", explain: str = "") -> str:

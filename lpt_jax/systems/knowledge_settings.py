@@ -24,6 +24,7 @@ LISTS = {  # comma-separated settings: what they may name; baselines: those that
 MAY_BE_ZERO = [
     "codes.width",
     "tasks.tokens",
+    "tasks.alone",
     *("lm.dropout", "tasks.steps", "tasks.warmup", "tasks.weight_decay", "tasks.title_words", "tasks.hidden_words"),
     *(f"tasks.weights.{task}" for task in TASKS),
 ]
@@ -64,6 +65,7 @@ def settings() -> ConfigDict:
         next_items=1,  # that retrieval asks for while it learns, one after the other: each follows from those before it
         title_words=0,  # of an item's title that are read after its code; 0: codes alone
         titles="own",  # own | shuffled (the control: each item reads as another one)
+        alone=0.0,  # share of retrieval's texts that show no items, so that a personal prompt alone says what comes next
         candidates=10,  # of ranking
         hidden_words=0.15,  # share of the titles' words, in spans
         max_words=32,  # that an answer in words may have
@@ -100,6 +102,8 @@ def check(config: ConfigDict, wrong) -> None:
         wrong("tasks.trains", "all for a T5 (lm.kind=t5)")
     if config.lm.dropout >= 1:
         wrong("lm.dropout", "a share below 1")
+    if config.tasks.alone >= 1:
+        wrong("tasks.alone", "a share below 1")
     if config.codes.width == 1:
         wrong("codes.width", "at least 2, or 0")
     if config.tasks.candidates < 2 or config.search.candidates < 2:

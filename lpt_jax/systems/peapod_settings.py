@@ -6,7 +6,7 @@ from lpt_jax.systems import knowledge_settings
 from lpt_jax.systems.shared_settings import group
 
 CHOICES = knowledge_settings.CHOICES | {
-    "personal.kind": ("neighbours", "pool", "own", "task", "none"),
+    "personal.kind": ("neighbours", "pool", "own", "profile", "task", "none"),
     "personal.neighbours_of": ("own", "others"),
 }
 LISTS = knowledge_settings.LISTS
@@ -18,7 +18,8 @@ def settings() -> ConfigDict:
     """All of them with their defaults."""
     c = knowledge_settings.settings()
     c.personal = group(  # vectors before every text, made of the person's
-        kind="neighbours",  # neighbours (PeaPOD v2) | pool (v1) | own (of the person alone) | task (of the task alone: POD) | none
+        # neighbours (PeaPOD v2) | pool (v1) | own (of the person alone) | profile (of a text about the person) | task (of the task
+        kind="neighbours",  # alone: POD) | none
         tokens=3,  # vectors of a person
         task_tokens=3,  # vectors of a task
         size=64,  # of a person's vector: factors of who chose what
@@ -27,6 +28,8 @@ def settings() -> ConfigDict:
         heads=4,  # of the attention over neighbours
         pool=10,  # prompts in the pool
         penalty=0.1,  # × how far the pool is from orthogonal
+        latest=6,  # items that a profile, written by rules, speaks of
+        rewritten=4,  # items after which training takes a new profile: each is embedded once
     )
     c.tasks.weights.update(retrieval=0.5, ranking=0.3, explanation=0.2)
     c.tasks.weights.update(rating=0.0, hidden_item=0.0, hidden_words=0.0, preference=0.0)

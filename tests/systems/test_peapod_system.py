@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from lpt_jax import recommend, text_metrics, train
 from lpt_jax.config import default, finish, tiny
+from lpt_jax.data.sessions import Session
 from lpt_jax.data.tasks import TASKS
 from lpt_jax.errors import InputError
 from lpt_jax.main import main
@@ -159,3 +160,56 @@ def test_bad_settings_get_a_sentence(changes, told):
 def test_modes_that_it_has_not(capsys):
     assert main(["main", "--config=configs/peapod.py:tiny", "--mode=demo"]) == 2
     assert "--mode=demo is not for the system peapod" in capsys.readouterr().err
+
+
+# ---- prompts made of profiles
+
+
+def profiles_of(tmp_path, **changes):
+    return peapod.build(Run(config_of(personal__kind="profile", personal__latest=3, **changes), tmp_path))
+
+
+def test_a_profile_says_what_was_chosen_before(tmp_path):
+    """It is the summary of the items before what is asked for, as old as its last rewriting; of a test user of all items."""
+    r = profiles_of(tmp_path, tasks__alone=0.5, tasks__weights__explanation=0.0)
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(60):
+        example = r.tasks.draw("retrieval", rng)
+        name, items = example.about
+        text, every = r.text_of(name, items), r.config.personal.rewritten
+        user = r.tasks.users[r.numbers[name]]
+        kept = len(items) if len(items) <= every else len(items) - len(items) % every
+        assert len(items) < len(user.items) and text == r.profile(name, items[:kept])
+        assert any(r.data.catalogue.titles[item] in text for item in items[:kept])
+        seen.add(any(r.tasks.code_words[item][0] in example.tokens for item in items))
+    assert seen == {True, False}  # some texts show no items
+    session = r.sessions["test"][0]
+    assert r.text_of(session.user, session.history) == r.profile(session.user, session.history)
+    assert r.text_of(session.user, session.history, "likes space films") == "likes space films"
+    who = r.who([(session.user, session.history, "likes space films"), (session.user, session.history)], "retrieval")
+    wanted, _ = r.embedder.embed_profiles(
+        r.embedder.fresh(), ["likes space films", r.profile(session.user, session.history)]
+    )
+    np.testing.assert_allclose(who["user"], wanted, atol=1e-6)
+    rated = {item: stars for item, stars in zip(session.history, session.ratings)}
+    assert {item: r._stars[session.user, item] for item in session.history} == rated
+
+
+def test_a_profile_alone_is_recommended_by_and_edits_are_audited(tmp_path):
+    config = config_of(
+        personal__kind="profile", tasks__alone=0.5, data__prompt_fields="title,genres,rating", search__beams=20
+    )
+    results = train.train(peapod, config, tmp_path)
+    assert {"profile_alone", "shuffled_profiles", "tasks", "user_knn"} <= set(results["rows"])
+    assert set(results["audit"]) == {"profile, items", "profile alone"}
+    alone = results["audit"]["profile alone"]
+    assert alone["like"]["pairs"] > 10 and -1 <= alone["like"]["change"] <= 1
+    shown = recommend.run(peapod, config, tmp_path, "profile", "I like space films.", 5)
+    assert shown.startswith("I like space films.") and "rank  score  item" in shown
+    r, state, _ = train.ready(peapod, Run(config, tmp_path))
+    nobody = [Session("", (), None, None, (), 0.0)]
+    texts = (["I like space films."], ["I like quiet dramas and nothing else."])
+    scores = [r.found(r.weights(state, "lm"), nobody, 60, text)[1] for text in texts]
+    assert np.isfinite(scores).all() and np.abs(scores[0] - scores[1]).max() > 1e-4
+    shown = recommend.run(peapod, config, tmp_path, "user", r.sessions["test"][0].user, 5)
+    assert "likes" in shown.lower() and "rank  score  item" in shown
