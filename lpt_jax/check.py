@@ -113,8 +113,10 @@ def programs(run: Shapes) -> dict[str, Program]:
     """Every program of a config."""
     settings, single = run.config.policy, run.lm.how(1, run.config.contrastive.sampling_temperature)
     found = {"write profiles": writing(run, run.config.profile.batch, single, "profile.batch")}
+    if "knowledge" in run.optimisers:
+        found["knowledge step"] = imitation_step(run, "knowledge", 1)
     if "imitation" in run.optimisers:
-        found["imitation step"] = imitation_step(run)
+        found["imitation step"] = imitation_step(run, "imitation", next_token.texts_of_session(run.config.imitation))
     if "policy" in run.optimisers:
         found |= {"rollout": rollout(run, settings.users), "scoring": scoring(run), "policy update": policy_update(run)}
     return found | {"contrastive step": contrastive_step(run), "embed catalogue": embedding(run), "ranking": rank(run)}
@@ -155,12 +157,13 @@ def policy_update(run: Shapes) -> Program:
     return Program(policy.update, arguments, data, "policy.logits_chunk, or raise policy.accumulation")
 
 
-def imitation_step(run: Shapes) -> Program:
-    users, prompt, length = run.config.imitation.batch, run.config.prompt.max_tokens, run.config.profile.max_tokens
-    texts = users, next_token.texts_of_session(run.config.imitation)
+def imitation_step(run: Shapes, phase: str, texts: int) -> Program:
+    """A step of a phase in which the language model learns given texts, so many of a prompt."""
+    users, prompt, length = run.config[phase].batch, run.config.prompt.max_tokens, run.config.profile.max_tokens
+    texts = users, texts
     data = run.batch(users, prompt), run.batch(users, prompt, dtype=bool), run.batch(*texts, length), run.batch(*texts)
-    plan = next_token.plan_of(run.lm, run.optimisers["imitation"], run.config.policy.logits_chunk, run.config.lm.remat)
-    return Program(next_token.update, (plan, run.lm.frozen, run.state["lm"], *data), data, "imitation.batch")
+    plan = next_token.plan_of(run.lm, run.optimisers[phase], run.config.policy.logits_chunk, run.config.lm.remat)
+    return Program(next_token.update, (plan, run.lm.frozen, run.state["lm"], *data), data, f"{phase}.batch")
 
 
 def contrastive_step(run: Shapes) -> Program:

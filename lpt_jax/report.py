@@ -63,7 +63,12 @@ LABELS = {  # what the rows of the results are called in words; others by their 
     **{"history_text": "History’s raw text", "history_trained": "History’s raw text, trained"},
     **{"start": "Profile at the start", "zero_shot": "Zero-shot profile"},
 }
-STEPS = {"sft": "imitation", "cl": "CL", "rlso": "RLSO"}  # of training: "cl_rlso" is the profile after CL + RLSO
+STEPS = {
+    "kn": "knowledge",
+    "sft": "imitation",
+    "cl": "CL",
+    "rlso": "RLSO",
+}  # of training: "cl_rlso" is the profile after CL + RLSO
 SUFFIXES = {"_items_history": " + items + history", "_items": " + items"}  # of rows, in words
 EDITS = {  # kinds of edits (lpt_jax/audit.py) in words
     **{"like": "a like appended", "like_alone": "a like alone", "dislike": "a dislike appended"},
@@ -71,6 +76,7 @@ EDITS = {  # kinds of edits (lpt_jax/audit.py) in words
 }
 TABLES = (("ndcg",), ("recall", "mean_rank"), ("mrr",))  # families of metrics side by side
 PANELS = {  # of the learning curves: a record's key and its title; METRIC is the validation's
+    "knowledge": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
     "imitation": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
     "prompt_tuning": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
     "fine_tuning": {"loss": "Next-token loss, nats", "METRIC": "Validation"},
@@ -394,7 +400,12 @@ def _blocks(to, results, curves):
     if results.get("audit"):
         yield from audit_blocks(to, results["audit"], results["rows"], metric)
         yield from text_blocks(to, results["audit"])
-    phases = {"imitation": "Imitation", "contrastive": "Contrastive learning", "policy": "Policy (RLSO)"}
+    phases = {
+        "knowledge": "Knowledge",
+        "imitation": "Imitation",
+        "contrastive": "Contrastive learning",
+        "policy": "Policy (RLSO)",
+    }
     for phase, title in phases.items():
         if picture := curves_picture(curves, phase, metric):
             yield to.heading(2, f"{title}: learning curves")

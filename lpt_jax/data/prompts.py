@@ -201,8 +201,18 @@ def messages(session, catalogue, data_config, prompt_config, keep: int, control=
     rated = "rating" in chosen and bool(session.ratings)
     did = DID[rated, "review" in chosen and bool(session.reviews)].format(best=data_config.best_rating)
     text = INSTRUCTIONS[prompt_config.style].format(kind=data_config.kind, did=did, items=items)
+    return chat_of(text, prompt_config)
+
+
+def chat_of(text: str, prompt_config) -> list[dict]:
+    """The chat that asks a text."""
     system = [{"role": "system", "content": prompt_config.system}] if prompt_config.system else []
     return [*system, {"role": "user", "content": text.strip()}]
+
+
+def encode_question(text: str, prompt_config, tokenizer) -> list[int]:
+    """The token ids of a prompt that asks a text."""
+    return list(_encode(chat_of(text, prompt_config), tokenizer))
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from lpt_jax import devices
 from lpt_jax.config import listed
-from lpt_jax.data import batches
+from lpt_jax.data import batches, questions
 from lpt_jax.data.prompts import SUMMARIES
 from lpt_jax.errors import InputError
 from lpt_jax.generation import LanguageModel, Profiles
@@ -159,6 +159,34 @@ class ImitationPhase(NextTokenPhase):
         return self.texts(self, state)
 
     def validate(self, state):
-        r, embedder = self.r, self.r.weights(state, "embedder")
-        texts = r.write(state["lm"].weights, "validation")
-        return r.validation(r.rank("validation", *r.scored(embedder, texts)))
+        return profiles_rank(self.r, state)
+
+
+class KnowledgePhase(NextTokenPhase):
+    """Questions about items by their titles are what is answered (data/questions.py), each once; judged by how well profiles rank."""
+
+    def __init__(self, r: ProfileRecommender, optimiser: optax.GradientTransformation):
+        super().__init__(r, r.lm, "knowledge", "lm", optimiser, r.config.policy.logits_chunk)
+
+    @functools.cached_property
+    def questions(self) -> list[questions.Question]:
+        """Those of all steps."""
+        r, count = self.r, self.settings.steps * self.settings.batch
+        known = r.sessions["train"], r.data.catalogue, r.config, self.lm.source.tokenizer
+        return questions.drawn(listed(self.settings.tasks), count, *known, r.config.seed)
+
+    def prompts(self):
+        assert self.r.prompts  # the model's static lengths are those of profiles' prompts
+        return [question.ids for question in self.questions]
+
+    def examples(self, state):
+        return list(enumerate(question.answer for question in self.questions))
+
+    def validate(self, state):
+        return profiles_rank(self.r, state)
+
+
+def profiles_rank(r: ProfileRecommender, state: dict[str, Part]) -> dict[str, float]:
+    """Validation's metrics of the profiles that the language model now writes."""
+    texts = r.write(state["lm"].weights, "validation")
+    return r.validation(r.rank("validation", *r.scored(r.weights(state, "embedder"), texts)))

@@ -43,7 +43,7 @@ def of(settings, updates: int) -> optax.GradientTransformation:
 
 def of_lm(config) -> dict[str, optax.GradientTransformation]:
     """The optimisers of the phases that train the language model, by the phases' names, with one state."""
-    updates = {"imitation": config.imitation.steps}
+    updates = {"knowledge": config.knowledge.steps, "imitation": config.imitation.steps}
     updates["policy"] = config.policy.steps * config.policy.epochs * config.policy.minibatches
     names = [name for name in updates if name in listed(config.phases)] or ["policy"]
     return shared({name: of(config[name], config.iterations * updates[name]) for name in names})

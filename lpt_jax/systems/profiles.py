@@ -4,6 +4,7 @@ The language model (`lm`, the paper's profile encoder) writes a user's profile i
 recommender decoder) ranks the whole catalogue by it.
 
     for each iteration:
+        lm       = knowledge phase: questions about items by title, if it is asked for
         lm       = imitation phase: given texts, token by token   # how a profile reads, if it is asked for
         profiles = write(lm, training sessions)               # plain language, one per session
         embedder = contrastive phase: profile ↔ next items, edit ↔ what follows it   # learn to rank by what profiles say
@@ -26,7 +27,7 @@ from lpt_jax.generation import Draws
 from lpt_jax.learning import optimisers
 from lpt_jax.learning.contrastive import ContrastivePhase
 from lpt_jax.learning.loop import Part, Phase
-from lpt_jax.learning.next_token import ImitationPhase
+from lpt_jax.learning.next_token import ImitationPhase, KnowledgePhase
 from lpt_jax.learning.policy import PolicyPhase
 from lpt_jax.learning.residuals import ResidualsPhase
 from lpt_jax.recommender import ProfileRecommender, language_model, load_decoder, load_encoder
@@ -37,8 +38,8 @@ from lpt_jax.systems.profiles_settings import HANDED_OUT
 from lpt_jax.systems.profiles_settings import settings as settings
 
 # phase -> the part that it trains, and its name in the results' rows
-TRAINS = {"imitation": "lm", "contrastive": "embedder", "policy": "lm", "residuals": "residuals"}
-STEPS = {"imitation": "sft", "contrastive": "cl", "policy": "rlso", "residuals": "items"}
+TRAINS = {"knowledge": "lm", "imitation": "lm", "contrastive": "embedder", "policy": "lm", "residuals": "residuals"}
+STEPS = {"knowledge": "kn", "imitation": "sft", "contrastive": "cl", "policy": "rlso", "residuals": "items"}
 SAME = (
     "data",
     "lm.source",
@@ -151,6 +152,8 @@ def schedule(r: ProfileRecommender) -> list[Phase]:
             if name == "contrastive":
                 raw = config.contrastive.texts == "histories"
                 phase = ContrastivePhase(r, name, "embedder", cl, texts_of_cl, cut=raw)
+            elif name == "knowledge":
+                phase = KnowledgePhase(r, of_lm[name])
             elif name == "imitation":
                 phase = ImitationPhase(r, of_lm[name], to_imitate)
             elif name == "policy":

@@ -20,7 +20,8 @@ from lpt_jax.systems.shared_settings import (
 )
 
 HANDED_OUT = ("profile.samples", "profile.temperature", "profile.best_by")  # how profiles are drawn for people
-PHASES = ("imitation", "contrastive", "policy", "residuals")
+KINDS = ("retrieval", "ranking", "rating", "hidden_item", "preference")  # of questions (data/questions.py)
+PHASES = ("knowledge", "imitation", "contrastive", "policy", "residuals")
 CHOICES = MODELS | {
     "profile.per": ("user", "journey"),
     "policy.trains": ("last_layers", "lora", "soft_prompt"),
@@ -33,12 +34,26 @@ LISTS = {  # comma-separated settings, none of them empty: what they may name
     "phases": PHASES,
     "contrastive.texts": ("profiles", "summaries", "histories"),
     "imitation.texts": ("summaries", "best", "file"),
+    "knowledge.tasks": KINDS,
 }
 MAY_BE_ZERO = """
-    imitation.steps imitation.sessions imitation.warmup imitation.weight_decay contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
+    knowledge.steps knowledge.warmup knowledge.weight_decay imitation.steps imitation.sessions imitation.warmup imitation.weight_decay contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
     contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio journeys.vectors audit.profiles
 """.split()  # all other numbers are greater
 MAY_BE_NEGATIVE = JOURNEYS
+
+
+def knowledge() -> ConfigDict:
+    """Of questions about items by their titles, by the language model, before it learns to write profiles."""
+    return group(
+        steps=60,  # updates per iteration
+        batch=16,  # questions per update
+        tasks=",".join(KINDS),  # of retrieval, ranking, rating, hidden_item, preference, each as often
+        candidates=5,  # of ranking
+        **optimiser(learning_rate=2e-4, warmup=10),
+        evaluate_every=60,
+        keep_best=False,
+    )
 
 
 def imitation() -> ConfigDict:
@@ -90,7 +105,7 @@ def policy() -> ConfigDict:
 def settings() -> ConfigDict:
     """All of them with their defaults."""
     c = ConfigDict()
-    c.phases = "contrastive,policy"  # phases of one iteration, in order, of imitation, contrastive, policy, residuals
+    c.phases = "contrastive,policy"  # phases of one iteration, in order, of knowledge, imitation, contrastive, policy, residuals
     c.lm = language_model()  # that writes profiles: the paper's profile encoder
     c.embedder = text_embedder()  # that ranks by profiles: the paper's recommender decoder
     c.score = group(  # of an item for a profile: their cosine, and
@@ -117,6 +132,7 @@ def settings() -> ConfigDict:
         best_by="explains + clean + supported",  # a sum as policy.reward's, of parts that read no next item
     )
     c.journeys = journeys(join=0.1, fewest=1)  # found by the items' texts, where profile.per is journey
+    c.knowledge = knowledge()
     c.imitation = imitation()
     c.contrastive = group(
         steps=100,  # embedder updates per iteration
@@ -159,6 +175,7 @@ def tiny(config: ConfigDict) -> None:
     config.profile.update(max_tokens=24 if "imitation" in config.phases else 8, batch=16)  # summaries are to fit
     config.profile.samples = min(config.profile.samples, 2)
     config.contrastive.update(steps=2, batch=16, evaluate_every=2, warmup=1, profiles_per_session=1)
+    config.knowledge.update(steps=2, batch=16, evaluate_every=2, warmup=1, candidates=2)
     config.imitation.update(steps=2, batch=16, evaluate_every=2, samples=2, warmup=1)
     config.residuals.update(steps=4, batch=16, windows=2, targets=2, evaluate_every=2, warmup=1)
     config.policy.update(steps=2, users=8, samples=2, evaluate_every=2, epochs=2)

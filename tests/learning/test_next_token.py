@@ -153,6 +153,40 @@ def test_a_resumed_run_goes_on_with_the_same_best_profiles(world, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_questions_are_learned_before_profiles(world, tmp_path):
+    """The phase's loss falls, the row is told, and a run begins from one that learned them."""
+    changes = dict(
+        phases="knowledge,imitation",
+        knowledge__steps=12,
+        knowledge__learning_rate=3e-3,
+        knowledge__evaluate_every=12,
+        profile__max_tokens=24,
+    )
+    results = train.train(profiles, config(**changes), tmp_path / "first")
+    assert {"zero_shot", "kn", "kn_sft"} <= set(results["rows"])
+    losses = [
+        record["loss"]
+        for record in files.read_jsonl(tmp_path / "first/metrics.jsonl")
+        if record.get("phase") == "knowledge" and "loss" in record
+    ]
+    assert len(losses) == 12 and np.mean(losses[-3:]) < np.mean(losses[:3])
+    r = recommender(config(**changes), tmp_path / "again")
+    phase, *_ = profiles.schedule(r)
+    phase.begin({})
+    assert (
+        len(phase.questions)
+        == 12 * r.config.knowledge.batch
+        == len(phase.rows) + round(phase.left_out * len(phase.questions))
+    )
+    (tmp_path / "first/config.json").write_text(json.dumps(config(**changes).to_dict()))  # as main writes it
+    after = train.train(
+        profiles,
+        config(phases="imitation", profile__max_tokens=24, begin_from=str(tmp_path / "first")),
+        tmp_path / "second",
+    )
+    assert after["rows"]["start"] == results["rows"]["kn_sft"]
+
+
 def test_texts_that_will_not_do(world, tmp_path, capsys):
     users = {f"user{u:04d}": "likes space ." for u in range(40)}
     file = text_file(tmp_path / "t.jsonl", users)
