@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 # a system's settings come before config.py, which asks for them, and the system itself after all it is made of
 FLOW = """errors files huge_pages array_types trackers checkpoints devices topologies metrics text_metrics text_audit rewards journeys
 systems.shared_settings systems.profiles_settings systems.journeys_settings systems.knowledge_settings systems.peapod_settings config data run models generation
-similarity ranking search trec extraction naming recommender rewarder audit learning baselines item_writer personal_writer report evaluate journeys_evaluation
+similarity ranking search trec extraction naming recommender rewarder audit learning baselines item_writer personal_writer profile_prompts report evaluate journeys_evaluation
 journeys_report knowledge_evaluation judge study train systems recommend demo export systems.journeys_use systems.journeys
 systems.knowledge systems.peapod check command_line main""".split()
 
