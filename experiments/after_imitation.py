@@ -16,8 +16,8 @@ CHANGES = {
     "profile.samples": 1,
 }
 RUNS = {
-    "REBEL, RLOO": {},
-    "GRPO": {"policy.loss": "grpo"},
+    "REBEL, RLOO": {"policy.keep_best": False},  # as imitation
+    "GRPO": {"policy.keep_best": False, "policy.loss": "grpo"},
     "best of 11, imitated": {
         "phases": "imitation",
         "imitation.texts": "best",

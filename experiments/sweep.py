@@ -137,6 +137,8 @@ def collect(runs: dict[str, list[Order]], row: str = "", metric: str = "ndcg") -
         results = [json.loads((workdir / "results.json").read_text(encoding="utf-8")) for workdir in done]
         protocols |= {result["protocol"]: None for result in results}
         values = [dict(np.load(workdir / "per_user.npz", allow_pickle=False)) for workdir in done]
+        if metric not in next(iter(results[0]["rows"].values())):
+            raise InputError(f"Its runs have no {metric}: set METRIC to one of their metrics, such as ndcg@10.")
         shown = [m for m in SHOWN if m in next(iter(results[0]["rows"].values()))]
         of_row = {row: [arrays[f"{row}/{metric}"] for arrays in values] for row in results[0]["rows"]}
         users[name] = {r["seed"]: {row: of_row[row][i] for row in of_row} for i, r in enumerate(results)}

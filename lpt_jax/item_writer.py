@@ -313,7 +313,8 @@ class ItemWriter:
             read = [self.tasks.explanation(item) for _, item in chosen]
             *put, who = self._put(read, [about(session) for session, _ in chosen], "explanation")
             words = devices.fetch(search.greedy(self.graph, self.whole(weights), *put, most, self.tasks.end, who))[:new]
-            texts += self.lm.tokenizer.batch_decode(words.tolist(), skip_special_tokens=True)
+            written = [[word for word in row if word >= 0] for row in words.tolist()]
+            texts += self.lm.tokenizer.batch_decode(written, skip_special_tokens=True)
         return texts
 
     def validation(self, ranks: np.ndarray) -> dict[str, float]:

@@ -285,6 +285,8 @@ def blocks(to, results: dict, curves: list[dict]):
             [to.text(one[name]) for name in ("item", "written", "review")] for one in results["explanations"]["samples"]
         ]
         yield to.table(["Item", "Written", "The review begins"], shown)
+    if results["audit"]:
+        yield from report.audit_blocks(to, results["audit"], results["rows"], MAIN)
     if picture := report.curves_picture(curves, "tasks", MAIN):
         yield to.heading(2, "Learning curves")
         yield to.picture("tasks", picture, "Learning curves")

@@ -47,6 +47,10 @@ class ProfilePrompts(PersonalWriter):
         session = Session(name, tuple(items), ratings, None, (), float("nan"))
         return prompts.summary(session, self.data.catalogue, self.config.data, self.config.personal.latest)
 
+    def fits(self, profile: str) -> bool:
+        """Whether the embedder reads all of a profile."""
+        return self.embedder.length(profile) <= self.embedder.profile_limit
+
     def text_of(self, name: str, items, given: str = "") -> str:
         """The profile of a person with these items: the one that is given, else by rules.
 
@@ -89,9 +93,11 @@ class ProfilePrompts(PersonalWriter):
         texts = [self.profile(session.user, session.history) for session in chosen[:-1]]
         texts.append(prompts.NEUTRAL["audit"][0].format(kind=kind))
         made = audit.pairs(texts, attributes, count, kind)
-        for name, alone in (("profile, items", False), ("profile alone", True)):
+        for name, alone in (("tasks", False), ("profile_alone", True)):  # the rows' names
             before, found[name] = self._listed(weights, chosen, texts, alone), {}
             for edit, of_kind in made.items():
+                stays = [place for place, text in enumerate(of_kind.texts) if self.fits(text)]
+                of_kind = Pairs([of_kind.texts[i] for i in stays], of_kind.profiles[stays], of_kind.about[stays])
                 of_pairs = [chosen[place] for place in of_kind.profiles]
                 found[name][edit] = self._measured(
                     edit, of_kind, before, self._listed(weights, of_pairs, of_kind.texts, alone)

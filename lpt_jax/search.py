@@ -82,14 +82,14 @@ def first_words(graph, weights: dict, tokens: Tokens, mask: Mask, words: jax.Arr
 
 @functools.partial(jax.jit, static_argnames=("graph", "most", "end"))
 def greedy(graph, weights: dict, tokens: Tokens, mask: Mask, most: int, end: int, who=None) -> jax.Array:
-    """The likeliest word after the likeliest word, Int32[B, most], until the end's id; 0 after it."""
+    """The likeliest word after the likeliest word, Int32[B, most], until the end's id; -1 after it."""
     lm = nnx.merge(graph, weights)
     text = lm.encode(tokens, mask, who=who)
 
     def step(state, t):
         caches, word, ended = state
-        states, caches = lm.step(caches, mask, word, t)
-        word = jnp.where(ended, 0, jnp.argmax(lm.logits(states), -1).astype(jnp.int32))
+        states, caches = lm.step(caches, mask, jnp.maximum(word, 0), t)
+        word = jnp.where(ended, -1, jnp.argmax(lm.logits(states), -1).astype(jnp.int32))
         return (caches, word, ended | (word == end)), word[:, 0]
 
     nothing = jnp.zeros((len(text), 1), jnp.int32)

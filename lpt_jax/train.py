@@ -207,7 +207,10 @@ def begun(system, r, workdir: Path) -> dict[str, dict]:
     theirs, ours = json.loads((workdir / "config.json").read_text(encoding="utf-8")), r.config.to_dict()
     config_lib.refuse_old(theirs, f"--config.begin_from={workdir}", "name the workdir of a run of this version")
     shared = config_lib.flat({name: config_lib.get(ours, name) for name in system.SAME}).values()
-    same = ("system", *system.SAME) + (("seed",) if {"tiny", "shuffled"} & set(shared) else ())  # made by the seed
+    by_seed = {"tiny", "shuffled"} & set(shared) or "scratch" in shared and {"lora", "last_layers"} & set(shared)
+    same = ("system", *system.SAME) + (
+        ("seed",) if by_seed else ()
+    )  # codes, titles or frozen weights are made by the seed
     defaults = config_lib.default(r.config.system).to_dict()  # of settings that are newer than the other run
     for name in same:  # of other data, users who are tested here may have been trained on there
         if (there := config_lib.get(theirs, name, defaults)) != config_lib.get(ours, name):

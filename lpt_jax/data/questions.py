@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lpt_jax.data import prompts
+from lpt_jax.data.tasks import others, stars_of
 from lpt_jax.errors import InputError
 
 TRIES = 100  # sessions that are drawn for a kind before it is given up
@@ -29,28 +30,43 @@ class Question(NamedTuple):
 
 
 def drawn(kinds: list[str], count: int, sessions: list, catalogue, config, tokenizer, seed: int) -> list[Question]:
-    """So many questions of randomly drawn training sessions, each kind as often; InputError for a kind that lacks its data."""
-    rng, found = np.random.default_rng((seed, 62)), []
+    """So many questions of randomly drawn training sessions, each kind as often; InputError for a kind that none can be asked of.
+
+    A session whose question is longer than config.prompt allows is passed over, and another one drawn.
+    """
+    rng, found, known = np.random.default_rng((seed, 62)), [], known_items(sessions)
     for number in range(count):
         kind = kinds[number % len(kinds)]
         for _ in range(TRIES):
             session = sessions[int(rng.integers(len(sessions)))]
-            if parts := globals()[f"_{kind}"](session, catalogue, config.knowledge.candidates, rng):
-                found.append(encoded(kind, *parts, catalogue, config, tokenizer))
+            parts = MAKERS[kind](session, catalogue, config, known[session.user], rng)
+            if parts and (question := encoded(kind, *parts, config, tokenizer)):
+                found.append(question)
                 break
         else:
-            needs = "ratings" if kind == "rating" else "two items a session, and others"
-            raise InputError(f"The questions {kind} need {needs}: leave {kind} out of --config.knowledge.tasks.")
+            needs = f"{'ratings, ' if kind == 'rating' else ''}two items a session, others beside, and room for them"
+            raise InputError(
+                f"No session has what a question of the kind {kind} needs ({needs} in --config.prompt.max_tokens="
+                f"{config.prompt.max_tokens}): leave {kind} out of --config.knowledge.tasks."
+            )
     return found
 
 
-def encoded(kind: str, items: list, parts: dict, answer: str, catalogue, config, tokenizer) -> Question:
-    """A question with the latest of its items' lines: as many as config.prompt has room for.
+def known_items(sessions: list) -> dict[str, set]:
+    """All items of each user's training sessions."""
+    found = {}
+    for session in sessions:
+        found.setdefault(session.user, set()).update(session.hidden, session.targets)
+    return found
 
-    The item that is asked for is not cut off: where `items` has it hidden, those after it stay.
-    """
-    control, most = prompts.control_tokens(tokenizer), config.prompt.history_items
-    items, sentence = items[-most:], prompts.KNOWLEDGE[kind]
+
+def encoded(kind: str, items: list, parts: dict, answer: str, config, tokenizer) -> Question | None:
+    """A question with the latest of its items' lines, as many as config.prompt has room for; None where that is none of them."""
+    control, items, sentence = (
+        prompts.control_tokens(tokenizer),
+        items[-config.prompt.history_items :],
+        prompts.KNOWLEDGE[kind],
+    )
     while True:
         shown = {"items": "\n".join(items), **{name: "\n".join(lines) for name, lines in parts.items()}}
         text = sentence.format(**{name: prompts.neutralise(lines, control) for name, lines in shown.items()})
@@ -58,9 +74,7 @@ def encoded(kind: str, items: list, parts: dict, answer: str, catalogue, config,
         if len(ids) <= config.prompt.max_tokens:
             return Question(text, answer, ids)
         if len(items) < 2 or items[0] == HIDDEN:
-            raise InputError(
-                f"--config.prompt.max_tokens={config.prompt.max_tokens} won't do: a question of the kind {kind} takes {len(ids)} tokens."
-            )
+            return None
         items = items[1:]
 
 
@@ -71,48 +85,52 @@ def _titles(catalogue, items) -> list[str]:
     return [catalogue.titles[item] for item in items]
 
 
-def _others(session, catalogue, count: int, rng) -> list[int]:
-    """Items that the session does not have."""
-    own, found = {*session.history, *session.targets}, []
-    while len(found) < count and len(own) + len(found) < len(catalogue.titles):
-        item = int(rng.integers(len(catalogue.titles)))
-        if item not in own and item not in found:
-            found.append(item)
-    return found
-
-
-def _retrieval(session, catalogue, count, rng):
+def _retrieval(session, catalogue, config, known, rng):
     return _titles(catalogue, session.history), {}, catalogue.titles[session.targets[0]]
 
 
-def _ranking(session, catalogue, count, rng):
-    candidates = [session.targets[0], *_others(session, catalogue, count - 1, rng)]
+def _ranking(session, catalogue, config, known, rng):
+    negatives = others(known, config.knowledge.candidates - 1, len(catalogue.titles), rng)
+    candidates = [session.targets[0], *negatives]
     shown = _titles(catalogue, [candidates[place] for place in rng.permutation(len(candidates))])
-    return _titles(catalogue, session.history), {"candidates": shown}, catalogue.titles[session.targets[0]]
+    read = _titles(catalogue, session.history), {"candidates": shown}, catalogue.titles[session.targets[0]]
+    return read if negatives else None
 
 
-def _rating(session, catalogue, count, rng):
-    stars = session.ratings or ()
-    if len(stars) < 2 or any(star is None or star != star for star in stars):
+def _rating(session, catalogue, config, known, rng):
+    given = session.ratings or ()
+    if len(given) < 2 or any(star is None or star != star for star in given):
         return None
-    lines = [f"{title}: {star:g}" for title, star in zip(_titles(catalogue, session.history), stars)]
-    return lines[:-1], {"item": _titles(catalogue, session.history[-1:])}, f"{stars[-1]:g}"
+    stars = [stars_of(star, config.data.best_rating) for star in given]
+    titles = _titles(catalogue, session.history)
+    lines = [f"{title}: {star}" for title, star in zip(titles, stars)]
+    return lines[:-1], {"item": titles[-1:]}, f"{stars[-1]}"
 
 
-def _hidden_item(session, catalogue, count, rng):
+def _hidden_item(session, catalogue, config, known, rng):
     if len(session.history) < 2:
         return None
     lines = _titles(catalogue, session.history)
-    back = 1 + int(rng.integers(min(3, len(lines))))  # of the latest: older ones may be dropped
+    back = 1 + int(
+        rng.integers(min(3, len(lines), config.prompt.history_items))
+    )  # of the latest: older ones may be dropped
     answer, lines[-back] = lines[-back], HIDDEN
     return lines, {}, answer
 
 
-def _preference(session, catalogue, count, rng):
-    others = _others(session, catalogue, 1, rng)
-    if not others:
+def _preference(session, catalogue, config, known, rng):
+    negatives, first = others(known, 1, len(catalogue.titles), rng), int(rng.integers(2))
+    if not negatives:
         return None
-    first = int(rng.integers(2))
-    pair = [session.targets[0], others[0]][:: 1 if first == 0 else -1]
+    pair = [session.targets[0], negatives[0]][:: 1 if first == 0 else -1]
     parts = {"first": _titles(catalogue, pair[:1]), "second": _titles(catalogue, pair[1:])}
     return _titles(catalogue, session.history), parts, "AB"[first]
+
+
+MAKERS = {
+    "retrieval": _retrieval,
+    "ranking": _ranking,
+    "rating": _rating,
+    "hidden_item": _hidden_item,
+    "preference": _preference,
+}

@@ -72,6 +72,25 @@ def none_or_float(value) -> float | None:
     return None if value is None or value != value else float(value)
 
 
+def stars_of(rating: float, best: float) -> int:
+    """A rating, of a scale that ends at `best`, as one of five stars.
+
+    >>> stars_of(4.6, 5.0), stars_of(7.0, 10.0), stars_of(0.5, 5.0)
+    (5, 4, 1)
+    """
+    return int(np.clip(np.floor(rating * len(STARS) / best + 0.5), 1, len(STARS)))
+
+
+def others(known: set, count: int, items: int, rng) -> list[int]:
+    """So many of the items, as far as there are, that a user does not have."""
+    found = []
+    while len(found) < count and len(known) + len(found) < items:
+        item = int(rng.integers(items))
+        if item not in known and item not in found:
+            found.append(item)
+    return found
+
+
 class Tasks:
     """Makes examples of a catalogue's items, with the words of a tokenizer and codes beside them."""
 
@@ -133,7 +152,7 @@ class Tasks:
 
     def star(self, rating: float) -> int:
         """The word of a rating, whose scale ends at config.data.best_rating: one of five."""
-        return self.stars[int(np.clip(np.floor(rating / self.scale + 0.5), 1, len(STARS))) - 1]
+        return self.stars[stars_of(rating, self.scale * len(STARS)) - 1]
 
     @functools.cached_property
     def eligible(self) -> dict[str, list[tuple[int, int]]]:
@@ -208,13 +227,7 @@ class Tasks:
         return int(rng.integers(1, len(user.items)))
 
     def _others(self, known: set, count: int, rng) -> list[int]:
-        """Items that a user does not have."""
-        found = []
-        while len(found) < count and len(known) + len(found) < self.count:
-            item = int(rng.integers(self.count))
-            if item not in known and item not in found:
-                found.append(item)
-        return found
+        return others(known, count, self.count, rng)
 
     def _retrieval(self, user, at, known, rng):
         asked, share = user.items[at : at + self.settings.next_items], self.settings.alone

@@ -77,6 +77,11 @@ class NextTokenPhase(Phase):
 
     shared, limit = 1, "profile.max_tokens"
 
+    @property
+    def start(self) -> str:
+        """The words that every text begins with, which the prompts end with."""
+        return self.lm.start
+
     def __init__(self, r, lm: LanguageModel, name: str, part: str, optimiser: optax.GradientTransformation, chunk: int):
         self.r, self.lm, self.name, self.part, self.optimiser = r, lm, name, part, optimiser
         self.settings, self.plan = r.config[name], plan_of(lm, optimiser, chunk, r.config.lm.remat)
@@ -116,7 +121,7 @@ class NextTokenPhase(Phase):
 
     def tokens_of(self, texts: list[str]) -> list[list[int]]:
         """The token ids that the model is to write for each text, with the end; none where they are too many, or none."""
-        lm, start = self.lm, self.lm.start
+        lm, start = self.lm, self.start
         if start and (wrong := next((text for text in texts if text and not text.startswith(start)), None)):
             raise InputError(
                 f"A text to imitate does not begin with --config.prompt.start={start!r}: {wrong[:60]!r}; give other texts, "
@@ -163,20 +168,25 @@ class ImitationPhase(NextTokenPhase):
 
 
 class KnowledgePhase(NextTokenPhase):
-    """Questions about items by their titles are what is answered (data/questions.py), each once; judged by how well profiles rank."""
+    """Questions about items by their titles are what is answered (data/questions.py); judged by how well profiles rank."""
+
+    start = ""
 
     def __init__(self, r: ProfileRecommender, optimiser: optax.GradientTransformation):
         super().__init__(r, r.lm, "knowledge", "lm", optimiser, r.config.policy.logits_chunk)
 
     @functools.cached_property
     def questions(self) -> list[questions.Question]:
-        """Those of all steps."""
-        r, count = self.r, self.settings.steps * self.settings.batch
+        """One for each place in all updates."""
+        r, count = self.r, self.r.config.iterations * self.settings.steps * self.settings.batch
         known = r.sessions["train"], r.data.catalogue, r.config, self.lm.source.tokenizer
-        return questions.drawn(listed(self.settings.tasks), count, *known, r.config.seed)
+        found = questions.drawn(listed(self.settings.tasks), max(count, 1), *known, r.config.seed)
+        longest = max(len(question.ids) for question in found)
+        if r.prompts and longest > max(self.lm.lengths):  # the model's static lengths are those of profiles' prompts
+            self.lm.lengths = (*self.lm.lengths, longest)
+        return found
 
     def prompts(self):
-        assert self.r.prompts  # the model's static lengths are those of profiles' prompts
         return [question.ids for question in self.questions]
 
     def examples(self, state):

@@ -38,14 +38,14 @@ class Plan:
 def loss(lm, batch: dict, dropout: float = 0.0, key=None) -> jax.Array:
     """The mean loss of a batch.
 
-    tokens, texts [B, S]: G texts at most in a row; "digits" [B, G, T] of one or more codes (-1: none) or "words" [B, G, T] (0: none);
+    tokens, texts [B, S]: G texts at most in a row; "digits" [B, G, T] of one or more codes or "words" [B, G, T], -1: none;
     "there" [K]: which codes, or words, there are, counted through (-1: none); "who" where there is a personal prompt. Only what is
     there is scored: most answers are shorter than the longest.
     """
     tokens, texts = batch["tokens"], batch["texts"]
     text = lm.encode(tokens, texts, dropout, key, batch.get("who"))
     if "words" in batch:
-        words = batch["words"]
+        words = jnp.maximum(batch["words"], 0)
         written = jnp.concatenate([jnp.zeros_like(words[..., :1]), words[..., :-1]], -1)
         states, answers = _there(batch, lm.decode(text, texts, written, dropout, key), words, 1)
         losses = optax.softmax_cross_entropy_with_integer_labels(lm.logits(states), answers)
@@ -89,7 +89,7 @@ def arrays(
     room = room if most > 1 else min(room, rounded(max(map(len, texts))))
     (packed,) = batches.packs(texts, room, most, 0, lambda lines, _: -(-lines // LINES) * LINES)
     found = {"tokens": packed.tokens, "texts": packed.texts}
-    name, nothing = ("digits", -1) if examples[0].digits else ("words", 0)
+    name = "digits" if examples[0].digits else "words"
     shape, places = (len(packed.tokens), most), packed.places_of_rows()
     if who is not None:
         found["who"] = {}
@@ -97,12 +97,12 @@ def arrays(
             flat = np.zeros((shape[0] * most, *values.shape[1:]), values.dtype)
             flat[places] = values
             found["who"][what] = flat.reshape(*shape, *values.shape[1:])
-    answers = np.full((len(packed.tokens) * most, length), nothing, np.int32)
+    answers = np.full((len(packed.tokens) * most, length), -1, np.int32)
     for example, place in zip(examples, places.tolist(), strict=True):
         answer = example.digits or example.words
         answers[place, : len(answer)] = answer
     size = levels if name == "digits" else 1
-    return found | {name: answers.reshape(-1, most, length), "there": there(answers.reshape(-1, size)[:, 0] != nothing)}
+    return found | {name: answers.reshape(-1, most, length), "there": there(answers.reshape(-1, size)[:, 0] >= 0)}
 
 
 def there(real: np.ndarray) -> np.ndarray:
@@ -122,8 +122,8 @@ def rounded(length: int) -> int:
 
 def read_and_written(batch: dict) -> int:
     """The tokens of a batch, those of the answers too."""
-    answers = batch["digits"] >= 0 if "digits" in batch else batch["words"] > 0
-    return int((batch["texts"] > 0).sum() + answers.sum())
+    answers = batch["digits"] if "digits" in batch else batch["words"]
+    return int((batch["texts"] > 0).sum() + (answers >= 0).sum())
 
 
 class TasksPhase(Phase):

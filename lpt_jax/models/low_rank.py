@@ -37,11 +37,12 @@ def attach(lm, targets: str, rank: int, alpha: float, key: jax.Array) -> None:
     if rank < 1:
         raise InputError(f"LoRA's rank is {rank}; it must be at least 1")
     linears = lm.linears()
-    chosen = list(filter(re.compile(targets).fullmatch, linears))
+    try:
+        chosen = list(filter(re.compile(targets).fullmatch, linears))
+    except re.error as error:
+        raise InputError(f"lora.targets={targets!r} won't do: it must be a regular expression ({error}).") from None
     if not chosen:
-        raise InputError(
-            f"--config.policy.lora.targets={targets!r} matches no matrix; the names are {', '.join(linears)}"
-        )
+        raise InputError(f"lora.targets={targets!r} matches no matrix; the names are {', '.join(linears)}")
     for name in chosen:
         *stack, inward, outward = (
             linears[name].kernel.shape if linears[name].kernel is not None else lm.embed.table.shape[::-1]

@@ -496,11 +496,11 @@ def save_t5(folder, lm, max_tokens: int | None = None, shard: int = SHARD) -> No
     _save(folder, files, named_tensors(layers.plain(nnx.state(lm)), t5_keys(spec.gated)), source.tokenizer, shard)
 
 
-def save_personal(folder, personal) -> None:
-    """Writes a PersonalPrompt: its spec as personal_prompt.json, its arrays by their names as personal_prompt.safetensors."""
+def save_personal(folder, personal, about: dict) -> None:
+    """Writes a PersonalPrompt: its spec, and what it is made of, as personal_prompt.json, its arrays by their names as personal_prompt.safetensors."""
     arrays = jax.tree_util.tree_flatten_with_path(layers.plain(nnx.state(personal)))[0]
     tensors = {".".join(key.key for key in path): np.asarray(array, np.float32) for path, array in arrays}
-    _save(folder, {"personal_prompt.json": dataclasses.asdict(personal.spec)}, tensors, stem="personal_prompt")
+    _save(folder, {"personal_prompt.json": dataclasses.asdict(personal.spec) | about}, tensors, stem="personal_prompt")
 
 
 def save_code_words(folder, codes: np.ndarray, head: np.ndarray) -> None:

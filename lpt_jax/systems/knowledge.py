@@ -72,6 +72,11 @@ def recommend(system, config, workdir: Path, kind: str, text: str, k: int) -> st
     r, state, _ = train.ready(system, Run(config, workdir))
     if kind == "profile" and not r.reads_profiles:
         raise InputError("--profile is for systems that read profiles: this one reads items; give --user or --history.")
+    if kind == "profile" and not r.fits(text):
+        raise InputError(
+            f"--profile is longer than the embedder's window of {r.embedder.profile_limit} tokens "
+            "(--config.embedder.max_profile_tokens): shorten it."
+        )
     if kind == "profile":
         session, notes = Session("", (), None, None, (), float("nan")), []
     elif kind == "user":
@@ -122,7 +127,8 @@ def export(system, config, workdir: Path, folder: Path) -> None:
             lm.lm.source = r.lm.source
             lm.save(part / "lm")
         if personal is not None:
-            weights_lib.save_personal(part / "personal_prompt", personal)
+            made_of = {"made_of": config.personal.kind, "embedder": export_lib.named(config.embedder.source)}
+            weights_lib.save_personal(part / "personal_prompt", personal, made_of)
         items = dict(zip(r.data.catalogue.ids, r.codes.digits.tolist(), strict=True))
         text = json.dumps({"width": r.codes.width, "digits": items}, ensure_ascii=False)
         to, code = (

@@ -90,7 +90,9 @@ def tiny(config: ConfigDict) -> None:
     config.lm.update(source="scratch", dtype="float32", width=32, layers=1, decoder_layers=1, heads=2, hidden=64)
     config.embedder.update(source="tiny")
     config.codes.update(kind="together", levels=2, width=8)
-    config.tasks.update(steps=6, batch=16, evaluate_every=3, warmup=1, history_items=6, title_words=2, candidates=4)
+    config.tasks.update(
+        steps=6, batch=16, evaluate_every=3, warmup=1, history_items=6, title_words=2, candidates=4, last_layers=1
+    )
     config.search.update(beams=10, batch=16, candidates=10)
 
 
@@ -102,6 +104,10 @@ def check(config: ConfigDict, wrong) -> None:
         wrong("tasks.trains", "all for a T5 (lm.kind=t5)")
     if config.lm.dropout >= 1:
         wrong("lm.dropout", "a share below 1")
+    if config.lm.kind == "decoder" and config.lm.source == "scratch" and config.lm.width // config.lm.heads % 2:
+        wrong("lm.heads", "such that lm.width / lm.heads is even")
+    if config.tasks.alone and config.get("personal", {"kind": "none"})["kind"] in ("task", "none"):
+        wrong("tasks.alone", "0 where no prompt says who asks (personal.kind)")
     if config.tasks.alone >= 1:
         wrong("tasks.alone", "a share below 1")
     if config.codes.width == 1:

@@ -1,4 +1,4 @@
-"""PeaPOD (arXiv 2407.05033): a T5 that names items, with a soft prompt for each person, distilled from the people nearest to them.
+"""PeaPOD (arXiv 2407.05033): a language model that names items, with a soft prompt for each person, distilled from the people nearest to them.
 
     u     = what the items that a person has chosen sum to         # factors of who chose what (baselines/counts.py)
     P(u)  = neighbours: attention over the nearest people | pool: a weighted pool | own: of u alone | profile: of E(a text about them)

@@ -203,6 +203,10 @@ def check(config: ConfigDict, wrong) -> None:
     if config.score.decay > 1:
         wrong("score.decay", "at most 1")
     check_journeys(config, wrong)
+    if config.knowledge.candidates < 2:
+        wrong("knowledge.candidates", "at least 2: the next item, and others")
+    if config.imitation.sessions and "best" not in config.imitation.texts:
+        wrong("imitation.sessions", "0 unless imitation.texts names best")
     if config.contrastive.batch < 2:
         wrong("contrastive.batch", "at least 2: the other pairs are the negatives")
     try:

@@ -59,8 +59,8 @@ def test_stars_are_the_last_items_own(r):
         read, asked = lines_of(text, "with stars:", "Stars for"), re.search(r"Stars for (.+?) 1 to 5", text, re.S)[1]
         assert any(
             titles[-1] == asked
-            and answer == f"{s.ratings[-1]:g}"
-            and read == [f"{t}: {x:g}" for t, x in zip(titles, s.ratings)][:-1][-len(read) :]
+            and answer == f"{int(s.ratings[-1] + 0.5)}"
+            and read == [f"{t}: {int(x + 0.5)}" for t, x in zip(titles, s.ratings)][:-1][-len(read) :]
             for titles, _, s in histories(r)
         )
 
@@ -96,13 +96,27 @@ def test_each_kind_comes_as_often_and_seeds_differ(r):
 def test_what_does_not_fit_and_what_lacks_are_told(r):
     config = r.config.copy_and_resolve_references()
     config.prompt.max_tokens = 12
-    with pytest.raises(
-        InputError, match=r"prompt\.max_tokens=12 won't do: a question of the kind retrieval takes \d+ tokens"
-    ):
+    with pytest.raises(InputError, match=r"kind retrieval needs \(.*prompt\.max_tokens=12\): leave retrieval out"):
         drawn(r, "retrieval", config=config)
-    known = [s for s in r.sessions["train"]][:3]
-    unrated = [type(s)(s.user, s.history, None, None, s.targets, s.time) for s in known]
+    config.prompt.update(max_tokens=200, history_items=1)
+    assert {text.count(questions.HIDDEN) for text, _ in drawn(r, "hidden_item", config=config)} == {1}
+    unrated = [type(s)(s.user, s.history, None, None, s.targets, s.time) for s in r.sessions["train"][:3]]
     with pytest.raises(
-        InputError, match=r"The questions rating need ratings: leave rating out of --config\.knowledge\.tasks"
+        InputError, match=r"kind rating needs \(ratings, .*leave rating out of --config\.knowledge\.tasks"
     ):
         questions.drawn(["rating"], 2, unrated, r.data.catalogue, r.config, r.lm.source.tokenizer, 0)
+
+
+def test_negatives_are_of_no_session_of_the_user(r):
+    known = questions.known_items(r.sessions["train"])
+    for session in r.sessions["train"]:
+        assert {*session.history, *session.targets} <= known[session.user]
+    titles = r.data.catalogue.titles
+    for text, answer in drawn(r, "ranking"):
+        shown = lines_of(text, "Candidates:", "Most likely next:")
+        read = lines_of(text, "oldest first:", "Candidates:")
+        users = {s.user for names, after, s in histories(r) if read == names[-len(read) :] and answer == after}
+        wrong = [title for title in shown if title != answer]
+        assert any(
+            not any(titles[i] == t for i in known[user] for t in wrong if titles.count(t) == 1) for user in users
+        )

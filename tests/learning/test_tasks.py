@@ -1,5 +1,6 @@
 """Text tasks: what is read and asked for, no leak, packing that changes nothing, losses against NumPy, gradients, a mix that learns."""
 
+import copy
 import dataclasses
 
 import jax
@@ -304,9 +305,12 @@ def test_the_tokenizer_of_a_model_from_scratch():
     assert tasks.sentinels(tokenizer) == [known[f"<extra_id_{i}>"] for i in range(16)]
 
 
-def test_a_tokenizer_without_marks_gets_a_sentence():
+def test_marks_of_other_tokenizers_are_special_tokens_without_another_use():
+    tokenizer = copy.deepcopy(made_up.tiny_tokenizer())
+    assert tokenizer.convert_ids_to_tokens(tasks.sentinels(tokenizer)) == ["[CLS]", "[SEP]"]
+    tokenizer.chat_template += "[CLS][SEP]"
     with pytest.raises(InputError, match="has no marks for what is hidden"):
-        tasks.sentinels(made_up.tiny_tokenizer())
+        tasks.sentinels(tokenizer)
 
 
 def test_codes_of_every_kind(r):

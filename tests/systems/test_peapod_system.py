@@ -201,9 +201,11 @@ def test_a_profile_alone_is_recommended_by_and_edits_are_audited(tmp_path):
     )
     results = train.train(peapod, config, tmp_path)
     assert {"profile_alone", "shuffled_profiles", "tasks", "user_knn"} <= set(results["rows"])
-    assert set(results["audit"]) == {"profile, items", "profile alone"}
-    alone = results["audit"]["profile alone"]
-    assert alone["like"]["pairs"] > 10 and -1 <= alone["like"]["change"] <= 1
+    assert set(results["audit"]) == {"tasks", "profile_alone"}
+    assert results["audit"]["profile_alone"]["like"]["pairs"] > 10
+    assert "What a profile’s words do" in (tmp_path / "report.html").read_text()
+    with pytest.raises(InputError, match="longer than the embedder's window"):
+        recommend.run(peapod, config, tmp_path, "profile", "space " * 600, 5)
     shown = recommend.run(peapod, config, tmp_path, "profile", "I like space films.", 5)
     assert shown.startswith("I like space films.") and "rank  score  item" in shown
     r, state, _ = train.ready(peapod, Run(config, tmp_path))
