@@ -27,3 +27,5 @@ RUNS = {
         "imitation.evaluate_every": 18,
     },
 }
+WORDS = """Only the last has been run so far. The quickstart's own RLSO, REBEL from the same imitation and CL with the same number of profiles, gained
++.0276 (.0187 … .0372), by seed +.0225, +.0292, +.0312 (does_it_learn.md). So imitating the best moves the writer about as far; the two have not been compared user by user yet."""
