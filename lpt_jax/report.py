@@ -54,7 +54,7 @@ LABELS = {  # what the rows of the results are called in words; others by their 
         "next_ids": "Largest id + 1, + 2, …",
         "next_ids_shuffled": "The same, ids mixed",
         "tasks": "The model after its tasks",
-        "profile_alone": "The model, of the profile alone",
+        "profile_alone": "The model, by profile alone",
     },
     **{"user_knn": "The nearest people’s items"},
     **{"transitions": "Transition counts", "item_knn": "Item-kNN", "summary": "Summary by rules"},
