@@ -160,8 +160,8 @@ def policy_update(run: Shapes) -> Program:
 def imitation_step(run: Shapes, phase: str, texts: int) -> Program:
     """A step of a phase in which the language model learns given texts, so many of a prompt."""
     users, prompt, length = run.config[phase].batch, run.config.prompt.max_tokens, run.config.profile.max_tokens
-    texts = users, texts
-    data = run.batch(users, prompt), run.batch(users, prompt, dtype=bool), run.batch(*texts, length), run.batch(*texts)
+    asked = run.batch(users, prompt), run.batch(users, prompt, dtype=bool)
+    data = *asked, run.batch(users, texts, length), run.batch(users, texts)
     plan = next_token.plan_of(run.lm, run.optimisers[phase], run.config.policy.logits_chunk, run.config.lm.remat)
     return Program(next_token.update, (plan, run.lm.frozen, run.state["lm"], *data), data, f"{phase}.batch")
 

@@ -54,6 +54,10 @@ def baseline_rows(r, untrained: dict):
     history = functools.cache(lambda split: r.embedder.embed_profiles(untrained, r.history_texts(split))[0])
     mean = functools.cache(lambda split, last: simple.items_mean(r.sessions[split], texts(), last))
     decayed = functools.cache(lambda split, decay: simple.decayed_mean(r.sessions[split], texts(), decay))
+    svd = functools.cache(lambda: factors.fitted_svd(sequences(), len(counts), SIZES[-1]))
+    bpr = functools.cache(
+        lambda penalty: factors.fitted_bpr(sequences(), len(counts), SIZES[1], penalty, r.config.seed)
+    )
     make = {
         "popularity": lambda: simple.popularity(sessions, counts),
         "last_item": lambda: simple.last_item(sessions, texts()),
@@ -85,14 +89,10 @@ def baseline_rows(r, untrained: dict):
             itertools.product(PENALTIES),
         ),
         "svd": lambda: best(
-            r, lambda split, size: factors.svd(r.sessions[split], sequences(), counts, size), itertools.product(SIZES)
+            r, lambda split, size: factors.svd(r.sessions[split], counts, svd(), size), itertools.product(SIZES)
         ),
         "bpr": lambda: best(
-            r,
-            lambda split, penalty: factors.bpr(
-                r.sessions[split], sequences(), counts, SIZES[1], penalty, r.config.seed
-            ),
-            itertools.product(SQUARES),
+            r, lambda split, penalty: factors.bpr(r.sessions[split], counts, bpr(penalty)), itertools.product(SQUARES)
         ),
         "sasrec": lambda: by_ids(r, sessions),
     }

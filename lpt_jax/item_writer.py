@@ -58,11 +58,11 @@ def load_model(config, texts: list[str], of_codes: tuple[int, int]) -> T5 | Item
     texts: whose words a random one knows; of_codes: digits of a code, and words of each.
     """
     settings, dtype, key = config.lm, devices.product_type(config.lm.dtype), jax.random.key(config.seed)
-    whole, rngs = settings.kind == "t5", nnx.Rngs(params=key)
+    t5, rngs = settings.kind == "t5", nnx.Rngs(params=key)
     if settings.source == "scratch":
         tokenizer = scratch_tokenizer(texts, settings.vocab)
         heads, size = settings.heads, settings.width // settings.heads
-        if whole:
+        if t5:
             shape = settings.width, settings.layers, settings.decoder_layers, heads, size, settings.hidden
             lm = T5(T5Spec(len(tokenizer), *shape, levels=of_codes[0], digits=of_codes[1]), rngs)
         else:
@@ -71,8 +71,8 @@ def load_model(config, texts: list[str], of_codes: tuple[int, int]) -> T5 | Item
         lm.set_attributes(dtype=dtype)
         lm.source = Source(tokenizer, tokenizer.pad_token_id, frozenset({tokenizer.eos_token_id}))
     else:
-        lm = T5.load(settings.source, dtype, *of_codes) if whole else Decoder.load(settings.source, dtype)
-    if whole:
+        lm = T5.load(settings.source, dtype, *of_codes) if t5 else Decoder.load(settings.source, dtype)
+    if t5:
         return lm
     if config.tasks.trains != "all":
         make_trainable(lm, config, "tasks", key)
@@ -300,9 +300,8 @@ class ItemWriter:
             chosen = [asked[row] for row in rows]
             read = [self.tasks.rating(session.history, session.ratings, item) for session, item in chosen]
             *put, who = self._put(read, [about(session) for session, _ in chosen], "rating")
-            found[rows[:new]] = devices.fetch(search.first_words(self.graph, self.whole(weights), *put, words, who))[
-                :new
-            ]
+            chances = search.first_words(self.graph, self.whole(weights), *put, words, who)
+            found[rows[:new]] = devices.fetch(chances)[:new]
         return found
 
     def explain(self, weights: dict, asked: list[tuple]) -> list[str]:

@@ -44,10 +44,8 @@ def beam(graph, weights: dict, tokens: Tokens, mask: Mask, next_of: tuple, hidde
         node = jnp.maximum(jnp.take_along_axis(after.reshape(batch, -1), at, 1), 0)
         caches = lm.of_parents(caches, parent)
         token = lm.spec.vocab + level * width + digit
-    left = ((0, 0), (0, beams - node.shape[1]))
-    return jnp.pad(jnp.where(jnp.isfinite(total), node, -1), left, constant_values=-1), jnp.pad(
-        total, left, constant_values=-jnp.inf
-    )
+    ids, left = jnp.where(jnp.isfinite(total), node, -1), ((0, 0), (0, beams - node.shape[1]))
+    return jnp.pad(ids, left, constant_values=-1), jnp.pad(total, left, constant_values=-jnp.inf)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -27,7 +27,8 @@ def test_svd_is_numpys():
     histories = [[0], [7, 2], GROUPS[5]]
     rows = np.array([[item in h for item in range(N)] for h in histories], float)
     wanted = rows / np.sqrt(of_items) @ right @ right.T * np.sqrt(of_items)
-    found, items = factors.svd(sessions(histories), GROUPS, POPULARITY, size)
+    fitted = factors.fitted_svd(GROUPS, N, size)
+    found, items = factors.svd(sessions(histories), POPULARITY, fitted, size)
     assert items is None
     np.testing.assert_allclose(found[[0, 1, 2]], wanted, atol=1e-4)
 
@@ -49,15 +50,17 @@ def test_bprs_loss_written_out():
     )
 
 
-@pytest.mark.parametrize(
-    "make", [lambda *a: factors.svd(*a, 2), lambda *a: factors.bpr(*a, 4, 1e-3, 0, 200)], ids=["svd", "bpr"]
-)
-def test_newcomers_get_what_their_group_chooses(make):
-    found, _ = make(sessions([[0, 1], [6, 8]]), GROUPS, POPULARITY)
+@pytest.mark.parametrize("name", ["svd", "bpr"])
+def test_newcomers_get_what_their_group_chooses(name):
+    asked = sessions([[0, 1], [6, 8]])
+    if name == "svd":
+        found, _ = factors.svd(asked, POPULARITY, factors.fitted_svd(GROUPS, N, 4), 2)
+    else:
+        found, _ = factors.bpr(asked, POPULARITY, factors.fitted_bpr(GROUPS, N, 4, 1e-3, 0, epochs=200))
     scores = found[[0, 1]]
     assert scores[0, 2:6].min() > scores[0, 6:].max() and scores[1, [7, 9, 10, 11]].min() > scores[1, :6].max()
 
 
 def test_nobody_with_two_items_gets_a_sentence():
     with pytest.raises(InputError, match="leave it out"):
-        factors.bpr(sessions([[0]]), [[0], [3]], POPULARITY, 4, 1e-3, 0)
+        factors.fitted_bpr([[0], [3]], N, 4, 1e-3, 0)

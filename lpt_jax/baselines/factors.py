@@ -18,21 +18,22 @@ from lpt_jax.ranking import padded
 EPOCHS, BATCH, RATE, LATEST = 20, 1024, 3e-3, 50  # of BPR; LATEST items make a person
 
 
-def svd(sessions, sequences, popularity: np.ndarray, size: int) -> tuple[Scored, None]:
-    """PureSVD (Cremonesi 2010): a history's row times V Vᵀ, of counts.factors' scaled matrix."""
-    found, _ = factors(sequences, len(popularity), size)
-    scale = np.sqrt(np.maximum(np.bincount(np.concatenate(list(map(np.unique, sequences))), minlength=len(found)), 1))
-    back = found * scale[:, None] ** 2  # D^½ V, as found is D^-½ V
-    return Scored(sessions, popularity, lambda history: back @ found[list(history)].sum(0)), None
+def fitted_svd(sequences, items: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """How items are read and scored, [N, size] both: D^-½ V and D^½ V of counts.factors' scaled matrix, the largest factors first."""
+    read, _ = factors(sequences, items, size)
+    users = np.asarray(chosen(sequences, items).sum(0)).ravel()  # D
+    return read, read * np.maximum(users, 1)[:, None]
 
 
-def bpr(sessions, sequences, popularity, size: int, penalty: float, seed: int, epochs=EPOCHS) -> tuple[Scored, None]:
-    """BPR (arXiv 1205.2618): −log σ(score of an item that the user chose − of one not chosen) + penalty × squares.
+def svd(sessions, popularity: np.ndarray, fitted: tuple[np.ndarray, np.ndarray], size: int) -> tuple[Scored, None]:
+    """PureSVD (Cremonesi 2010): a history's row times V Vᵀ, by the first `size` factors of fitted_svd."""
+    read, scored = (vectors[:, :size] for vectors in fitted)
+    return Scored(sessions, popularity, lambda history: scored @ read[list(history)].sum(0)), None
 
-    An item's score is its bias and its vector's product with what the user's other items sum to, / √ of their number.
-    """
-    tree = fitted_bpr(sequences, len(popularity), size, penalty, seed, epochs)
-    read, scored, bias = (np.asarray(tree[name]) for name in ("read", "scored", "bias"))
+
+def bpr(sessions, popularity: np.ndarray, fitted: dict) -> tuple[Scored, None]:
+    """BPR: an item's score is its bias and its vector's product with what the user's other items sum to, / √ of their number."""
+    read, scored, bias = (np.asarray(fitted[name]) for name in ("read", "scored", "bias"))
 
     def of(history):
         last = list(history[-LATEST:])
@@ -41,8 +42,11 @@ def bpr(sessions, sequences, popularity, size: int, penalty: float, seed: int, e
     return Scored(sessions, popularity, of), None
 
 
-def fitted_bpr(sequences, items: int, size: int, penalty: float, seed: int, epochs: int) -> dict:
-    """Of items: vectors "read" and "scored" [N, size], and "bias" [N], learned by Adam; InputError where nobody has two."""
+def fitted_bpr(sequences, items: int, size: int, penalty: float, seed: int, epochs: int = EPOCHS) -> dict:
+    """Of items: vectors "read" and "scored" [N, size], and "bias" [N], learned by Adam; InputError where nobody has two.
+
+    arXiv 1205.2618: −log σ(score of an item that the user chose − of one not chosen) + penalty × squares.
+    """
     rng = np.random.default_rng((seed, 47))
     matrix, users = chosen(sequences, items), padded([sequence[-LATEST:] for sequence in sequences])
     pairs = [(user, item) for user, sequence in enumerate(sequences) if len(sequence) > 1 for item in sequence]

@@ -62,11 +62,8 @@ def known_items(sessions: list) -> dict[str, set]:
 
 def encoded(kind: str, items: list, parts: dict, answer: str, config, tokenizer) -> Question | None:
     """A question with the latest of its items' lines, as many as config.prompt has room for; None where that is none of them."""
-    control, items, sentence = (
-        prompts.control_tokens(tokenizer),
-        items[-config.prompt.history_items :],
-        prompts.KNOWLEDGE[kind],
-    )
+    control, sentence = prompts.control_tokens(tokenizer), prompts.KNOWLEDGE[kind]
+    items = items[-config.prompt.history_items :]
     while True:
         shown = {"items": "\n".join(items), **{name: "\n".join(lines) for name, lines in parts.items()}}
         text = sentence.format(**{name: prompts.neutralise(lines, control) for name, lines in shown.items()})
@@ -111,9 +108,8 @@ def _hidden_item(session, catalogue, config, known, rng):
     if len(session.history) < 2:
         return None
     lines = _titles(catalogue, session.history)
-    back = 1 + int(
-        rng.integers(min(3, len(lines), config.prompt.history_items))
-    )  # of the latest: older ones may be dropped
+    latest = min(3, len(lines), config.prompt.history_items)  # older ones may be dropped
+    back = 1 + int(rng.integers(latest))
     answer, lines[-back] = lines[-back], HIDDEN
     return lines, {}, answer
 

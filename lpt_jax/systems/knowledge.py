@@ -116,11 +116,11 @@ def export(system, config, workdir: Path, folder: Path) -> None:
     r, _, state, _ = train.trained(system, Run(config, workdir))
     lm = nnx.merge(r.graph, jax.tree.map(np.array, devices.fetch(r.whole(r.weights(state, "lm")))))
     lm.source, personal, lm.personal = r.lm.source, lm.personal, None
-    whole = isinstance(lm, T5)
+    t5 = isinstance(lm, T5)
     if not devices.first():
         return
     with export_lib.writing(folder):
-        if whole:
+        if t5:
             weights_lib.save_t5(part / "lm", lm)
         else:
             lm.lm = export_lib.on_host(lm.lm)
@@ -131,16 +131,9 @@ def export(system, config, workdir: Path, folder: Path) -> None:
             weights_lib.save_personal(part / "personal_prompt", personal, made_of)
         items = dict(zip(r.data.catalogue.ids, r.codes.digits.tolist(), strict=True))
         text = json.dumps({"width": r.codes.width, "digits": items}, ensure_ascii=False)
-        to, code = (
-            report.Markdown(part),
-            CARD.format(
-                kind=type(lm).__name__,
-                module="t5" if whole else "item_decoder",
-                levels=r.lm.spec.levels,
-                width=r.codes.width,
-            ),
-        )
-        head = {"library_name": "transformers", "pipeline_tag": "text2text-generation" if whole else "text-generation"}
+        named = {"kind": type(lm).__name__, "module": "t5" if t5 else "item_decoder"}
+        to, code = report.Markdown(part), CARD.format(**named, levels=r.lm.spec.levels, width=r.codes.width)
+        head = {"library_name": "transformers", "pipeline_tag": "text2text-generation" if t5 else "text-generation"}
         words = f"Names the next item by its code. Trained from {export_lib.named(config.lm.source)} by lpt_jax"
         card = to.page("", export_lib.opening(to, config, "lm", head, words, code))
         files.write_file(part / "README.md", card)
