@@ -81,29 +81,40 @@ def audit(r: ProfileRecommender, audited: Audited, split: str = "test", wording:
     neutral = prompts.NEUTRAL["audit"][0].format(kind=kind)
     profiles = [texts[row] for row in rows] + [neutral]
     histories = [r.sessions[split][row].history for row in rows] + [()]
-    made = pairs(profiles, attributes, count, kind, wording, "\n" if r.by_journey else " ")
+
+    def lists(texts, of):
+        vectors, valid = (queries or r.queries)(audited.weights, texts)
+        return listed(r, audited, vectors, [histories[row] for row in of]), valid
+
+    between = "\n" if r.by_journey else " "
+    made = pairs(profiles, attributes, count, kind, wording, between)
+    found = of_edits(made, profiles, lists, attributes, (r.config.seed, r.config.evaluation.bootstrap))
+    found["kept"] = found["dislike"].get("kept")
+    if r.by_journey:
+        found["muted"] = muted(r, audited, [texts[row] for row in rows], histories[:-1])
+    return found | {"profiles": len(rows)}
+
+
+def of_edits(made: dict[str, Pairs], profiles: list[str], lists, attributes, settings: tuple[int, int]) -> dict:
+    """The numbers of each kind of edit of profiles; edits that are not read whole are left out.
+
+    lists(texts, of): the Lists of texts, `of` being the profile that each is or is an edit of (its row), and which of them are read whole,
+    Bool[n]; settings: seed and number of the bootstrap.
+    """
     asked = [text for of_kind in made.values() for text in of_kind.texts]
     of_pair = np.concatenate([of_kind.profiles for of_kind in made.values()])
-    texts = profiles + asked
-    vectors, valid = (queries or r.queries)(audited.weights, texts)
-    lists = listed(r, audited, vectors, histories + [histories[p] for p in of_pair])
-    before, after = Lists(*(a[: len(profiles)] for a in lists)), Lists(*(a[len(profiles) :] for a in lists))
+    both, valid = lists(profiles + asked, np.concatenate([np.arange(len(profiles)), of_pair]))
+    before, after = Lists(*(a[: len(profiles)] for a in both)), Lists(*(a[len(profiles) :] for a in both))
     valid, found, start = valid[len(profiles) :] & valid[of_pair], {}, 0
     for name, of_kind in made.items():
         where = slice(start, start := start + len(of_kind.texts))
         stays = np.flatnonzero(valid[where])
         edited = Lists(*(a[where][stays] for a in after))
         of_kind = Pairs([of_kind.texts[i] for i in stays], of_kind.profiles[stays], of_kind.about[stays])
-        has = attributes.has
-        found[name] = measured(
-            of_kind, before, edited, has, name in FALLS, r.config.seed, r.config.evaluation.bootstrap
-        )
+        found[name] = measured(of_kind, before, edited, attributes.has, name in FALLS, *settings)
     for of_kind in filter(None, found.values()):
         of_kind["changes"] = {attributes.names[a]: change for a, change in of_kind["changes"].items()}
-    found["kept"] = found["dislike"].get("kept")
-    if r.by_journey:
-        found["muted"] = muted(r, audited, [texts[row] for row in rows], histories[:-1])
-    return found | {"profiles": len(rows)}
+    return found
 
 
 def muted(r: ProfileRecommender, by: Audited, profiles: list[str], histories: list) -> dict:
@@ -188,9 +199,13 @@ def listed(r: ProfileRecommender, by: Audited, vectors: np.ndarray, histories: l
         rows = np.arange(start, start + batch) % len(vectors)
         best = ranking.top_k(vectors[rows], items, hidden[rows], TOP, r.run.count)[0]
         found.append(devices.fetch(best)[: len(vectors) - start])
-    found = np.concatenate(found)
-    has = r.data.catalogue.attributes.has[:, np.maximum(found, 0)] & (found >= 0)
-    return Lists(found, has.mean(-1).T)
+    return lists_of(np.concatenate(found), r.data.catalogue.attributes)
+
+
+def lists_of(items: np.ndarray, attributes) -> Lists:
+    """The Lists of items Int[n, TOP], -1 for none."""
+    has = attributes.has[:, np.maximum(items, 0)] & (items >= 0)
+    return Lists(items, has.mean(-1).T)
 
 
 def measured(pairs: Pairs, before: Lists, after: Lists, has: np.ndarray, falls: bool, seed: int, samples: int) -> dict:

@@ -5,7 +5,6 @@ import functools
 import numpy as np
 
 from lpt_jax import audit
-from lpt_jax.audit import Lists, Pairs
 from lpt_jax.data import prompts
 from lpt_jax.data.sessions import Session
 from lpt_jax.data.tasks import TASKS
@@ -89,31 +88,15 @@ class ProfilePrompts(PersonalWriter):
             return {}
         rows = np.linspace(0, len(sessions) - 1, min(PROFILES, len(sessions)), dtype=int)
         chosen = [sessions[row] for row in rows] + [Session("", (), None, None, (), float("nan"))]
-        kind = self.config.data.kind
+        kind, settings = self.config.data.kind, (self.config.seed, self.config.evaluation.bootstrap)
         texts = [self.profile(session.user, session.history) for session in chosen[:-1]]
         texts.append(prompts.NEUTRAL["audit"][0].format(kind=kind))
         made = audit.pairs(texts, attributes, count, kind)
         for name, alone in (("tasks", False), ("profile_alone", True)):  # the rows' names
-            before, found[name] = self._listed(weights, chosen, texts, alone), {}
-            for edit, of_kind in made.items():
-                stays = [place for place, text in enumerate(of_kind.texts) if self.fits(text)]
-                of_kind = Pairs([of_kind.texts[i] for i in stays], of_kind.profiles[stays], of_kind.about[stays])
-                of_pairs = [chosen[place] for place in of_kind.profiles]
-                found[name][edit] = self._measured(
-                    edit, of_kind, before, self._listed(weights, of_pairs, of_kind.texts, alone)
-                )
-        return found
 
-    def _listed(self, weights: dict, sessions: list, texts: list[str], alone: bool) -> Lists:
-        items, _ = (
-            self.found(weights, sessions, audit.TOP, texts, alone) if texts else (np.zeros((0, audit.TOP), int), 0)
-        )
-        has = self.data.catalogue.attributes.has[:, np.maximum(items, 0)] & (items >= 0)
-        return Lists(items, has.mean(-1).T)
+            def lists(texts, of, alone=alone):
+                items, _ = self.found(weights, [chosen[row] for row in of], audit.TOP, texts, alone)
+                return audit.lists_of(items, attributes), np.array([self.fits(text) for text in texts])
 
-    def _measured(self, edit: str, pairs: Pairs, before: Lists, after: Lists) -> dict:
-        attributes, settings = self.data.catalogue.attributes, (self.config.seed, self.config.evaluation.bootstrap)
-        found = audit.measured(pairs, before, after, attributes.has, edit in audit.FALLS, *settings)
-        if found:
-            found["changes"] = {attributes.names[a]: change for a, change in found["changes"].items()}
+            found[name] = audit.of_edits(made, texts, lists, attributes, settings)
         return found
