@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lpt_jax import config as config_lib
-from lpt_jax.data import carriers, downloads
+from lpt_jax.data import carriers
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOLLM2 = dict(vocab=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, hidden=1536, rope_theta=1e5,
@@ -34,8 +34,7 @@ MADE_UP = {  # the data of random models
 
 def have_carriers() -> bool:
     """Whether the cache holds the real models and ratings, so that nothing is fetched."""
-    folder = downloads.cache("carriers")
-    return all((folder / f"{name}-{version}").is_dir() for name, (version, *_) in carriers.WHEELS.items())
+    return all(carriers.folder_of(name).is_dir() for name in carriers.QUICKSTART)
 
 
 def settings(options) -> dict[str, str]:

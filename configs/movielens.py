@@ -40,7 +40,7 @@ def get_config(variant: str = ""):
         system="Be brief.",  # SmolLM2's template would add a longer one of its own
     )
     c.profile.update(max_tokens=48, batch=96, samples=8)
-    c.imitation.update(steps=40, evaluate_every=40, schedule="linear")
+    c.imitation.update(steps=40, evaluate_every=0, schedule="linear")  # the embedder does not know yet what is good
     c.contrastive.update(
         steps=128,
         batch=64,

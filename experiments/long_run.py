@@ -38,7 +38,7 @@ def pack(folder: Path, size: int = PIECE) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     whole, names = folder / "whole.tar", []
     with tarfile.open(whole, "w") as archive:
-        for name in carriers.WHEELS:
+        for name in carriers.QUICKSTART:
             place = carriers.carrier(name)
             archive.add(place, place.name)
     with open(whole, "rb") as file:

