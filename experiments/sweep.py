@@ -2,7 +2,7 @@
 
 FILE.py asks a question in its docstring and answers it by runs: CONFIG (a config of configs/), SEEDS, CHANGES (settings
 of all runs, {"policy.steps": 40}), RUNS (name -> what it changes besides; the first is what the others are compared
-with); where all begin from the same models, FIRST (the settings of the runs that train those, one for each seed); ROW, if
+with); PART, if the rows are not results.json's "rows" (journeys: "naming"); where all begin from the same models, FIRST (the settings of the runs that train those, one for each seed); ROW, if
 the last row is not what is compared; METRIC, if it is not NDCG over the whole ranking; and WORDS, what was learned.
 Without a flag one command is printed for each run that can start now, for bash, xargs or a SLURM array: those of FIRST,
 and once they have finished the others. Runs that have finished are not repeated, and experiments that ask for the same
@@ -25,8 +25,8 @@ from lpt_jax import config as config_lib
 from lpt_jax import files, metrics, report
 from lpt_jax.errors import InputError
 
-SHOWN = ("ndcg", "ndcg@10", "recall@10", "mrr")
-MEASURES = {"ndcg": "NDCG over the whole ranking", "ndcg@10": "NDCG@10"}
+SHOWN = ("ndcg", "ndcg@10", "recall@10", "mrr", "top1", "cosine", "chrf", "bleu")
+MEASURES = {"ndcg": "NDCG over the whole ranking", "ndcg@10": "NDCG@10", "top1": "the share of names found at once"}
 CURVES = {"reward/metric": "Reward of rollouts", "profile_tokens": "Profile length, tokens"}
 READ = ("ended", "clean", "supported", "telling")  # shares of the text audit
 ENDS = {"kl": "KL to the reference", "profile_tokens": "profile's tokens"}
@@ -52,6 +52,7 @@ def read(file: Path) -> dict:
         "FIRST": None,
         "ROW": "",
         "METRIC": "ndcg",
+        "PART": "rows",
         "WORDS": "",
         "__doc__": "",
     } | runpy.run_path(str(file))
@@ -120,7 +121,7 @@ def run(asked: list[Order]) -> None:
             raise InputError(f"{one.workdir}: the run ended with status {code}; the same command goes on from there.")
 
 
-def collect(runs: dict[str, list[Order]], row: str = "", metric: str = "ndcg") -> dict:
+def collect(runs: dict[str, list[Order]], row: str = "", metric: str = "ndcg", part: str = "rows") -> dict:
     """What the finished runs show, by name: seeds, the rows' metrics by seed, each step's gain, how much more was gained
     than by the first name (by a row; or by the last one, in all or since `start`, if all have one: the same CL, trained
     again elsewhere, is not quite the same), and how long the profiles and how far from the reference the policy were at the end of training.
@@ -136,10 +137,12 @@ def collect(runs: dict[str, list[Order]], row: str = "", metric: str = "ndcg") -
         if not done:
             continue
         results = [json.loads((workdir / "results.json").read_text(encoding="utf-8")) for workdir in done]
+        results = [result | {"rows": result[part]} for result in results]
         protocols |= {result["protocol"]: None for result in results}
         values = [dict(np.load(workdir / "per_user.npz", allow_pickle=False)) for workdir in done]
         if metric not in next(iter(results[0]["rows"].values())):
             raise InputError(f"Its runs have no {metric}: set METRIC to one of their metrics, such as ndcg@10.")
+        steps_of = [step for step in results[0]["gains"] if set(step.split("->")) <= set(results[0]["rows"])]
         shown = [m for m in SHOWN if m in next(iter(results[0]["rows"].values()))]
         of_row = {row: [arrays[f"{row}/{metric}"] for arrays in values] for row in results[0]["rows"]}
         users[name] = {r["seed"]: {row: of_row[row][i] for row in of_row} for i, r in enumerate(results)}
@@ -149,7 +152,7 @@ def collect(runs: dict[str, list[Order]], row: str = "", metric: str = "ndcg") -
         found[name] = {
             "seeds": list(users[name]),
             "rows": {row: {m: [r["rows"][row][m] for r in results] for m in shown} for row in of_row},
-            "gains": {step: gain(*(of_row[row] for row in step.split("->"))) for step in results[0]["gains"]},
+            "gains": {step: gain(*(of_row[row] for row in step.split("->"))) for step in steps_of},
             "end": {key: sum(of_runs, []) for key, of_runs in ends.items()},
             "texts": texts_of(results),
             "seconds": [r["seconds"] for r in results],
@@ -183,7 +186,7 @@ def texts_of(results: list[dict]) -> dict[str, dict[str, list[float]]]:
     for name in stages:
         texts = [result["audit"][name]["text"] for result in results]
         means = [text | {"supported": text["supported"]["claims"]} for text in texts]
-        found[name] = {what: [of[what]["mean"] for of in means] for what in READ if what in means[0]}
+        found[name] = {what: [of[what]["mean"] for of in means if of.get(what)] for what in READ}
         found[name]["words"] = [text["words"] for text in texts]
     return found
 
@@ -247,7 +250,7 @@ def table(experiment: dict, found: dict, to) -> str:
     ends = [f"{title} at the end" for title in ENDS.values()]
     head = ["", "step", "its gain", f"over {to.text(base)}", *ends, "minutes", "GiB"]
     read = [
-        [to.text(name), to.text(stage), *(f"{np.mean(of[what]):.2f}" if what in of else "–" for what in READ)]
+        [to.text(name), to.text(stage), *(f"{np.mean(of[what]):.2f}" if of[what] else "–" for what in READ)]
         + [f"{np.mean(of['words']):.0f}"]
         for name, one in runs.items()
         for stage, of in one["texts"].items()
@@ -315,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         if f.run:
             run(asked)
         if f.run or f.collect:
-            found = collect(runs, experiment["ROW"], experiment["METRIC"])
+            found = collect(runs, experiment["ROW"], experiment["METRIC"], experiment["PART"])
             text = table(experiment, found, report.Markdown(file.parent))
             text += f"\n![Gains, and learning curves, means over seeds]({file.stem}.png)\n"
             files.write_file(file.with_suffix(".json"), json.dumps(files.plain(found), indent=1) + "\n")

@@ -19,15 +19,15 @@ MAIN = {"extraction": "ari", "naming": "top1", "ranking": "ndcg"}  # the metric 
 Trained = dict[str, tuple[str, dict]]  # phase -> the part of the state that it trained, and its weights at the end
 
 
-def test(r: JourneyNamer, trained: Trained, note: dict) -> dict:
-    """What results.json holds."""
+def test(r: JourneyNamer, trained: Trained, note: dict) -> tuple[dict, dict[str, tuple]]:
+    """What results.json holds, and every row's metrics by what counts once: a mix, a name, a user (as metrics.per_user)."""
     parts = {"extraction": {}, "naming": {}, "ranking": {}}  # part -> row -> metric -> Float[mixes, names or users]
     mixes, ways = some_mixes(r), ways_to_name(r, trained)
     parts["extraction"] = extraction_rows(r, mixes)
     parts["naming"], written = naming_rows(r, ways)
     histories = {kind: histories_rows(r, ways, of_kind) for kind, of_kind in mixes.items()}
     parts["ranking"], chosen = ranking_rows(r)
-    return {
+    results = {
         "protocol": protocol(r, list(mixes)),
         **{part: {row: means(r, values, MAIN[part]) for row, values in rows.items()} for part, rows in parts.items()},
         "histories": {
@@ -43,6 +43,8 @@ def test(r: JourneyNamer, trained: Trained, note: dict) -> dict:
         "samples": samples(r, list(ways.values())[-1]),
         **evaluate.about(r.run, note),
     }
+    whole = {row: values for rows in parts.values() for row, values in rows.items()}
+    return results, {row: (range(len(next(iter(of.values())))), of) for row, of in whole.items()}
 
 
 def protocol(r: JourneyNamer, kinds: list[str]) -> str:

@@ -119,7 +119,13 @@ def test_what_is_collected(folder):
     assert text.startswith("Which <reward> is best?") and "None of them." in text
     ndcg = [results["rows"]["rlso"]["ndcg"] for _, results, _ in runs]
     assert f"| MRR: rlso | 0, 1 | {np.mean(ndcg):.4f} ± {np.std(ndcg, ddof=1):.4f} |" in text
-    assert f"{mrr['over']['mean']:+.4f} (" in text and text.count("| last\\_item |") == text.count("| start |") == 1
+    assert f"{mrr['over']['mean']:+.4f} (" in text and text.count("\n| last\\_item |") == text.count("\n| start |") == 1
+    audits = [results["audit"]["rlso"]["text"] for _, results, _ in runs]
+    assert mrr["texts"]["rlso"]["ended"] == [text["ended"]["mean"] for text in audits]
+    words = np.mean([text["words"] for text in audits])
+    assert np.mean(mrr["texts"]["rlso"]["words"]) == words
+    read = next(line for line in text.splitlines() if line.startswith("| MRR | rlso | "))
+    assert read.endswith(f"| {words:.0f} |") and f"| {np.mean(mrr['texts']['rlso']['clean']):.2f} |" in read
     assert (folder / "reward.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lpt_jax import config as config_lib
-from lpt_jax import devices, files, journeys_evaluation, journeys_report, text_metrics
+from lpt_jax import devices, files, journeys_evaluation, journeys_report, report, text_metrics
 from lpt_jax.data import collections
 from lpt_jax.learning import optimisers
 from lpt_jax.learning.loop import Part, Phase
@@ -103,10 +103,9 @@ def test(r: JourneyNamer, stages: dict[str, dict], state: dict[str, Part], note:
         print("lpt_jax: the system journeys writes no TREC files.", flush=True)
     weights = list(stages.values())[-1]
     trained = {name: (TRAINS[name], weights[TRAINS[name]]) for name in config_lib.listed(r.config.phases)}
-    results = journeys_evaluation.test(r, trained, note)
+    results, values = journeys_evaluation.test(r, trained, note)
     if devices.first():
-        text = json.dumps(files.plain(results), indent=1, ensure_ascii=False)
-        files.write_file(r.run.workdir / "results.json", text + "\n")
+        report.write_results(r.run.workdir, results, values)
         journeys_report.write(r.run.workdir, results, files.read_jsonl(r.run.workdir / "metrics.jsonl"))
     print(
         journeys_report.tables(results), f"\nresults.json and report.html are in {r.run.workdir}", sep="\n", flush=True

@@ -58,6 +58,14 @@ def test_the_results_have_every_part_and_a_report_with_timelines(trained):
     ].keys()
     rows = "last_item mean_of_latest mean_of_all decayed_mean every_item journeys".split()
     assert list(results["ranking"]) == rows and set(results["chosen"]) == set(rows[3:])
+    values = np.load(trained / "per_user.npz", allow_pickle=False)
+    for part, row, metric in (
+        ("extraction", "far: icpc", "ari"),
+        ("naming", "few_shot", "top1"),
+        ("ranking", "journeys", "ndcg"),
+    ):
+        assert values[f"{row}/{metric}"].mean() == pytest.approx(results[part][row][metric], abs=1e-12)
+        assert len(values[f"{row}/users"]) == len(values[f"{row}/{metric}"])
     for gain in (
         "few_shot->prompt_tuning",
         "frequent_words->fine_tuning",
