@@ -52,6 +52,16 @@ def scratch_tokenizer(texts: list[str], size: int):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special, **more)
 
 
+def random_model(settings, vocab: int, of_codes: tuple[int, int], rngs: nnx.Rngs) -> T5 | Decoder:
+    """A language model of the shape that config.lm gives; a T5's codes are there."""
+    heads, size = settings.heads, settings.width // settings.heads
+    if settings.kind == "t5":
+        shape = settings.width, settings.layers, settings.decoder_layers, heads, size, settings.hidden
+        return T5(T5Spec(vocab, *shape, levels=of_codes[0], digits=of_codes[1]), rngs)
+    shape = settings.width, settings.layers, heads, heads, size, settings.hidden
+    return Decoder(DecoderSpec("llama", vocab, *shape), rngs)
+
+
 def load_model(config, texts: list[str], of_codes: tuple[int, int]) -> T5 | ItemDecoder:
     """The language model of a config: read from its source, or random, of the shape that its settings give.
 
@@ -61,22 +71,36 @@ def load_model(config, texts: list[str], of_codes: tuple[int, int]) -> T5 | Item
     t5, rngs = settings.kind == "t5", nnx.Rngs(params=key)
     if settings.source == "scratch":
         tokenizer = scratch_tokenizer(texts, settings.vocab)
-        heads, size = settings.heads, settings.width // settings.heads
-        if t5:
-            shape = settings.width, settings.layers, settings.decoder_layers, heads, size, settings.hidden
-            lm = T5(T5Spec(len(tokenizer), *shape, levels=of_codes[0], digits=of_codes[1]), rngs)
-        else:
-            shape = settings.width, settings.layers, heads, heads, size, settings.hidden
-            lm = Decoder(DecoderSpec("llama", len(tokenizer), *shape), rngs)
+        lm = random_model(settings, len(tokenizer), of_codes, rngs)
         lm.set_attributes(dtype=dtype)
         lm.source = Source(tokenizer, tokenizer.pad_token_id, frozenset({tokenizer.eos_token_id}))
     else:
         lm = T5.load(settings.source, dtype, *of_codes) if t5 else Decoder.load(settings.source, dtype)
     if t5:
+        lm.remat = settings.remat
         return lm
     if config.tasks.trains != "all":
         make_trainable(lm, config, "tasks", key)
     return ItemDecoder(lm, *of_codes, rngs, settings.remat)
+
+
+def divided(lm: T5 | ItemDecoder, trains: str) -> tuple[nnx.GraphDef, dict, dict]:
+    """A model's structure, what of it trains, as float32 masters, and what is frozen.
+
+    trains: tasks.trains; of a decoder-only model code words and personal prompts always train.
+    """
+
+    def learns(path: tuple, value) -> bool:
+        return trains == "all" or path[0] != "lm" or nnx.filterlib.to_predicate(TRAINED[trains])(path[1:], value)
+
+    graph, trained, frozen = nnx.split(lm, learns, ...)
+    return graph, layers.masters(layers.plain(trained)), layers.plain(frozen)
+
+
+def code_shape(config, count: int) -> tuple[int, int]:
+    """A code's digits, and the words of each, of so many items."""
+    levels, width = config.codes.levels, config.codes.width
+    return levels, width or codes_lib.needed(count, levels)
 
 
 def about(session) -> tuple:
@@ -114,13 +138,7 @@ class ItemWriter:
 
     @functools.cached_property
     def _split(self):
-        graph, trained, frozen = nnx.split(self.lm, self._trains, ...)
-        return graph, layers.masters(layers.plain(trained)), layers.plain(frozen)
-
-    def _trains(self, path: tuple, value) -> bool:
-        """Whether a parameter is trained: all are, or code words and personal prompts, and of the decoder what tasks.trains says."""
-        trains = self.config.tasks.trains
-        return trains == "all" or path[0] != "lm" or nnx.filterlib.to_predicate(TRAINED[trains])(path[1:], value)
+        return divided(self.lm, self.config.tasks.trains)
 
     @property
     def graph(self) -> nnx.GraphDef:
@@ -162,8 +180,7 @@ class ItemWriter:
     @property
     def code_shape(self) -> tuple[int, int]:
         """A code's digits, and the words of each."""
-        levels, width = self.config.codes.levels, self.config.codes.width
-        return levels, width or codes_lib.needed(self.run.count, levels)
+        return code_shape(self.config, self.run.count)
 
     @functools.cached_property
     def codes(self) -> codes_lib.Codes:

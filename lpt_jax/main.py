@@ -18,7 +18,7 @@ SYSTEMS = {
     name: f"lpt_jax.systems.{name}" for name in ("profiles", "journeys", "knowledge", "peapod")
 }  # config.system: its module
 LACKS = {"journeys": ("audit", "judge", "study", "demo", "check")}  # modes that a system has not
-LACKS["knowledge"] = LACKS["peapod"] = (*LACKS["journeys"], "write_profiles")
+LACKS["knowledge"] = LACKS["peapod"] = ("audit", "judge", "study", "demo", "write_profiles")
 MODULES = {name: name for name in ("recommend", "demo", "export", "check")}  # a mode's module, if not train
 
 

@@ -15,6 +15,12 @@ from lpt_jax.models.personal_prompts import PersonalPrompt, PersonalSpec
 from lpt_jax.models.t5 import T5
 
 
+def personal_prompt(settings, kind: str, size: int, width: int, seed: int) -> PersonalPrompt:
+    """A new prompt as config.personal says, for a model of this width; size: of a person's vector."""
+    shape = {name: settings[name] for name in ("task_tokens", "tokens", "heads", "pool")}
+    return PersonalPrompt(PersonalSpec(kind=kind, tasks=len(TASKS), size=size, **shape), width, nnx.Rngs(seed))
+
+
 class PersonalWriter(ItemWriter):
     """A run and its language model with a personal prompt."""
 
@@ -37,9 +43,7 @@ class PersonalWriter(ItemWriter):
         """The model with a new personal prompt."""
         lm, settings = super().load(), self.config.personal
         if settings.kind != "none":
-            shape = {name: settings[name] for name in ("task_tokens", "tokens", "heads", "pool")}
-            spec = PersonalSpec(kind=self.prompt_kind, tasks=len(TASKS), size=self.size, **shape)
-            lm.personal = PersonalPrompt(spec, lm.spec.width, nnx.Rngs(self.config.seed))
+            lm.personal = personal_prompt(settings, self.prompt_kind, self.size, lm.spec.width, self.config.seed)
         return lm
 
     @functools.cached_property

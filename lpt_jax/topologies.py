@@ -6,6 +6,7 @@ TPU slices compile with the package libtpu and H100s with jax's CUDA wheels.
 import math
 import os
 import re
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -14,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from lpt_jax.errors import InputError
 
 GIB = 1 << 30
+ITEMS, HISTORY = 100_000, 256  # the catalogue, and the longest hidden history, of what is checked: the data aren't read
 MEMORY = {"v4": 31.25, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "h100": 79.1}  # GiB that programs can have on a device
 H100 = """
 device_description_str: "NVIDIA H100 80GB HBM3" platform_name: "CUDA"
@@ -26,6 +28,20 @@ gpu_device_info {
   shared_memory_per_core: 233472 shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
   l2_cache_size: 52428800 memory_bandwidth: 3352320000000 device_memory_size: 84929347584
 }"""  # what the compiler asks of the device
+
+
+class Program(NamedTuple):
+    """What is compiled: a jitted function and its arguments, of which `data` are no part of the run's state."""
+
+    function: object
+    arguments: tuple
+    data: tuple
+    setting: str  # what to lower where it doesn't fit
+
+
+def bytes_of(tree) -> float:
+    """Bytes of a tree of placed shapes on one device."""
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def machine(topology: str):

@@ -11,12 +11,23 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
-from lpt_jax import check, config, devices, generation, ranking, similarity, train
+from lpt_jax import (
+    config,
+    devices,
+    generation,
+    profiles_programs,
+    ranking,
+    search,
+    similarity,
+    tasks_programs,
+    topologies,
+    train,
+)
 from lpt_jax.learning import contrastive, next_token, policy
 from lpt_jax.main import main
 from lpt_jax.models import layers
 from lpt_jax.run import Run
-from lpt_jax.systems import profiles
+from lpt_jax.systems import knowledge, peapod, profiles
 from tests.conftest import ROOT
 
 
@@ -27,7 +38,7 @@ def test_bytes_are_those_of_one_device():
         jax.ShapeDtypeStruct((8, 6), jnp.float32, sharding=spread),
         jax.ShapeDtypeStruct((5,), "bfloat16", sharding=whole),
     ]
-    assert check.bytes_of(tree) == 8 * 6 * 4 / 4 + 5 * 2
+    assert topologies.bytes_of(tree) == 8 * 6 * 4 / 4 + 5 * 2
 
 
 def test_topology_is_for_check_alone(capsys):
@@ -48,8 +59,8 @@ class Both:
         self.r = profiles.build(Run(asked, folder))
         self.phases = {phase.name: phase for phase in profiles.schedule(self.r)}
         self.state = train.initial_state(self.r, list(self.phases.values()))
-        self.shapes = check.Shapes(asked, self.r.run.mesh, "cpu")
-        self.programs = check.programs(self.shapes)
+        self.shapes = profiles_programs.Shapes(asked, self.r.run.mesh, "cpu")
+        self.programs = profiles_programs.programs(self.shapes)
 
 
 @pytest.fixture(scope="module", params=["movielens.py:tiny", "movies_tv_gemma.py:tiny"])
@@ -136,7 +147,7 @@ def test_an_imitation_step_is_a_run_s(tmp_path):
     assert static(plan, part.weights, frozen) == static(asked[0], state.weights, both.r.lm.frozen)
     assert_alike((frozen, part), (both.r.lm.frozen, state))
     assert_alike(data, asked[3:])
-    alone = check.programs(Both("movielens.py:tiny", tmp_path / "alone", phases="imitation").shapes)
+    alone = profiles_programs.programs(Both("movielens.py:tiny", tmp_path / "alone", phases="imitation").shapes)
     assert "imitation step" in alone and not {"rollout", "scoring", "policy update"} & alone.keys()
 
 
@@ -179,6 +190,52 @@ def test_embedding_and_ranking_are_a_run_s(both):
     assert items.sharding.is_equivalent_to(phase.earn.items.sharding, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "system", "changes"),
+    [
+        ("knowledge.py:tiny", knowledge, {}),
+        ("knowledge_ml.py:tiny", knowledge, {"codes.levels": "1", "tasks.next_items": "3", "lm.remat": "true"}),
+        ("knowledge.py:tiny", knowledge, {"lm.kind": "decoder", "tasks.trains": "last_layers"}),
+        ("peapod.py:tiny", peapod, {"personal.kind": "neighbours"}),
+        ("peapod.py:tiny", peapod, {"personal.kind": "profile"}),
+    ],
+    ids=["t5", "ratings", "decoder", "neighbours", "profile"],
+)
+def test_updates_and_search_of_codes_are_a_run_s(name, system, changes, tmp_path):
+    """All but the values, and how many lines and items there are: at least as many as in any batch."""
+    changes = changes | {"codes.width": "100", "tasks.weights.preference": "0.1"}
+    asked = config.load(f"{ROOT}/configs/{name}", changes)
+    r = system.build(Run(asked, tmp_path))
+    (phase,) = system.schedule(r)
+    state = train.initial_state(r, [phase])["lm"]
+    with asked.unlocked():
+        asked.lm.vocab = r.lm.spec.vocab  # the made-up titles have fewer words
+    programs = tasks_programs.programs(tasks_programs.Shapes(asked, r.run.mesh, "cpu"))
+    phase.begin({"lm": state})
+    assert {task.replace("_", " ") for task in phase.names} <= programs.keys()
+    for step in range(12):
+        task, batch = phase.batch(step)
+        plan, frozen, part, data, key = programs[task.replace("_", " ")].arguments
+        assert static(plan, part.weights, frozen) == static(phase.plan, state.weights, r.frozen)
+        assert_alike((frozen, part), (r.frozen, state))
+        assert data.keys() == batch.keys() and key.dtype == r.run.key.dtype
+        for (path, shape), array in zip(jax.tree.leaves_with_path(data), jax.tree.leaves(batch), strict=True):
+            assert (shape.dtype, shape.shape[2:]) == (array.dtype, array.shape[2:]), path
+            assert all(most >= own for most, own in zip(shape.shape, array.shape, strict=True)), path
+    (graph, whole, *texts, trie, hidden, beams, who), size = programs["search"].arguments, asked.search.batch
+    assert graph_of(graph, whole) == graph_of(r.graph, r.whole(state.weights))
+    assert described(whole) == described(r.whole(state.weights))
+    for shape, table in zip(trie, r.trie, strict=True):
+        assert (shape.dtype, shape.shape[1]) == (table.dtype, table.shape[1]) and len(shape.shape) == table.ndim
+    ids, _ = jax.eval_shape(
+        lambda *given: search.beam(graph, *given[:-1], beams, given[-1]), whole, *texts, trie, hidden, who
+    )
+    assert ids.shape == (size, beams) and beams >= asked.search.beams
+    _, _, *texts, digits, who = programs["candidates"].arguments
+    chances = jax.eval_shape(lambda *given: search.likelihoods(graph, *given), whole, *texts, digits, who)
+    assert chances.shape == (size, asked.search.candidates)
+
+
 # ---- what a run holds
 
 
@@ -207,12 +264,24 @@ def test_no_buffer_counts_twice(kind, trains, tmp_path):
 def test_published_configs_are_those_of_the_recipes():
     for name in ("movies_tv_gemma", "movies_tv_llama"):
         asked = config.load(f"{ROOT}/configs/{name}.py", {})
-        lm, encoder = check.models(asked)
+        lm, encoder = profiles_programs.models(asked)
         assert (lm.spec.layers, lm.spec.width, encoder.spec.layers, encoder.spec.width) == (
             (18, 2048, 24, 1024) if "gemma" in name else (32, 4096, 24, 1024)
         )
         count = sum(a.size for a in jax.tree.leaves(layers.plain(nnx.state(lm))))
         assert round(count / 1e9, 2) == (2.51 if "gemma" in name else 8.03)
+
+
+def test_published_t5s_have_their_sizes():
+    for name, changes, billions in (
+        ("knowledge_flan", {}, 0.25),
+        ("knowledge_flan", {"lm.source": "google/flan-t5-xl"}, 2.85),
+        ("peapod_t5", {}, 0.06),
+    ):
+        asked = config.load(f"{ROOT}/configs/{name}.py", changes)
+        lm = nnx.eval_shape(lambda asked=asked: tasks_programs.model(asked, (3, 32)))
+        count = sum(a.size for a in jax.tree.leaves(layers.plain(nnx.state(lm))))
+        assert round(count / 1e9, 2) == billions
 
 
 # ---- compiled

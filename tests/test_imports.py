@@ -12,7 +12,7 @@ FLOW = """errors files huge_pages array_types trackers checkpoints devices topol
 systems.shared_settings systems.profiles_settings systems.journeys_settings systems.knowledge_settings systems.peapod_settings config data run models generation
 similarity ranking search trec extraction naming recommender rewarder audit learning baselines item_writer personal_writer profile_prompts report evaluate journeys_evaluation
 journeys_report knowledge_evaluation judge study train systems recommend demo export systems.journeys_use systems.journeys
-systems.knowledge systems.peapod check command_line main""".split()
+systems.knowledge systems.peapod profiles_programs tasks_programs check command_line main""".split()
 
 
 def imports(root):

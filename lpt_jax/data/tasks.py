@@ -91,6 +91,12 @@ def others(known: set, count: int, items: int, rng) -> list[int]:
     return found
 
 
+def longest(settings, task: str, levels: int) -> int:
+    """How long an answer to a task may be, in digits or words; settings: config.tasks, levels: digits of a code."""
+    digits = {"retrieval": levels * settings.next_items, "ranking": levels, "hidden_item": levels}
+    return digits.get(task, settings.max_words if task in ("hidden_words", "explanation") else 2)
+
+
 class Tasks:
     """Makes examples of a catalogue's items, with the words of a tokenizer and codes beside them."""
 
@@ -199,9 +205,7 @@ class Tasks:
 
     def longest(self, task: str) -> int:
         """How long an answer to a task may be, in digits or words."""
-        levels = self.codes.digits.shape[1]
-        digits = {"retrieval": levels * self.settings.next_items, "ranking": levels, "hidden_item": levels}
-        return digits.get(task, self.settings.max_words if task in ("hidden_words", "explanation") else 2)
+        return longest(self.settings, task, self.codes.digits.shape[1])
 
     def draw(self, task: str, rng: np.random.Generator) -> Example:
         """One example of a task, of a randomly drawn user."""

@@ -29,16 +29,20 @@ class ItemDecoderSpec:
 
 
 class ItemDecoder(CodeWords):
-    """A Decoder, and code words of so many levels and digits, which begin as large as its own words' vectors."""
+    """A Decoder, and code words of so many levels and digits, which begin as large as its own words' vectors.
+
+    size: of the code words, relative to 0.02; None: as said.
+    """
 
     packs = False  # several texts to a line
 
-    def __init__(self, lm: Decoder, levels: int, digits: int, rngs: nnx.Rngs, remat: bool = False):
+    def __init__(self, lm: Decoder, levels: int, digits: int, rngs: nnx.Rngs, remat: bool = False, size=None):
         self.lm, self.spec, self.source = lm, ItemDecoderSpec(lm.spec.vocab, lm.spec.width), lm.source
         self.codes, self.code_head, self.personal = (nnx.data(None) for _ in range(3))
         self.remat, self.mesh = remat, None
-        size = float(np.std(np.asarray(lm.embed.table[...], np.float32))) * lm.spec.embed_scale
-        self.add_codes(levels, digits, rngs, size / 0.02)
+        if size is None:
+            size = float(np.std(np.asarray(lm.embed.table[...], np.float32))) * lm.spec.embed_scale / 0.02
+        self.add_codes(levels, digits, rngs, size)
 
     @classmethod
     def load(cls, folder: str, levels: int, digits: int, dtype: str = "float32") -> "ItemDecoder":

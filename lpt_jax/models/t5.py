@@ -175,7 +175,7 @@ class T5(CodeWords):
         self.codes, self.code_head = nnx.data(None), nnx.data(None)
         self.personal = nnx.data(None)
         self.spec, self.source = spec, None
-        self.dtype, self.mesh = "float32", None
+        self.dtype, self.mesh, self.remat = "float32", None, False
         if spec.levels:
             self.add_codes(spec.levels, spec.digits, rngs)
 
@@ -222,7 +222,7 @@ class T5(CodeWords):
         def layer(block, x, drop):
             return block(x, bias, drop), None
 
-        x, _ = through(self.encoder, layer, dropped(x, dropout, key, 0), dropout, key)
+        x, _ = through(self.encoder, layer, dropped(x, dropout, key, 0), dropout, key, self.remat)
         return self.encoder_norm(x)
 
     def decode(self, text: jax.Array, mask: Mask, written: jax.Array, dropout=0.0, key=None) -> jax.Array:
@@ -239,7 +239,7 @@ class T5(CodeWords):
             return block(x, block.of_text(text), text_bias, bias, drop)[0], None
 
         key = key if key is None else jax.random.fold_in(key, 1 << 20)
-        x, _ = through(self.decoder, layer, dropped(x, dropout, key, 0), dropout, key)
+        x, _ = through(self.decoder, layer, dropped(x, dropout, key, 0), dropout, key, self.remat)
         return self.decoder_norm(x)
 
     def begin(self, text: jax.Array, mask: Mask, samples: int, most: int) -> dict:
@@ -288,8 +288,8 @@ def only(seen: jax.Array) -> jax.Array:
     return jnp.where(seen, 0.0, jnp.float32(-1e9))[:, None]
 
 
-def through(stack: nnx.Module, layer, x: jax.Array, rate: float, key) -> tuple[jax.Array, object]:
-    """x through a stack's layers, layer(block, x, drop) each."""
+def through(stack: nnx.Module, layer, x: jax.Array, rate: float, key, remat: bool) -> tuple[jax.Array, object]:
+    """x through a stack's layers, layer(block, x, drop) each; remat: the backward pass computes them once more."""
     graph, trees = nnx.split(stack)
     trees = layers.plain(trees)
     count = layers.size_of(trees)
@@ -300,4 +300,7 @@ def through(stack: nnx.Module, layer, x: jax.Array, rate: float, key) -> tuple[j
             nnx.merge(graph, tree), x, lambda values, place: dropped(values, rate, key, 4 * number + place + 1)
         )
 
-    return jax.lax.scan(one, x, (trees, jnp.arange(count)), unroll=count if count <= UNROLLED else 1)
+    one = jax.checkpoint(one) if remat else one
+    return jax.lax.scan(
+        one, x, (trees, jnp.arange(count)), unroll=count if count <= UNROLLED // 2 else 1
+    )  # there are two stacks

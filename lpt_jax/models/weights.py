@@ -139,6 +139,25 @@ PUBLISHED = {  # the recipes' models: of their config.json what is not transform
         "rms_norm_eps": 1e-5,
         "rope_theta": 5e5,
     },
+    "google-t5/t5-small": {"model_type": "t5"},
+    "google/flan-t5-base": {
+        "model_type": "t5",
+        "d_model": 768,
+        "d_ff": 2048,
+        "num_layers": 12,
+        "num_heads": 12,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    },
+    "google/flan-t5-xl": {
+        "model_type": "t5",
+        "d_model": 2048,
+        "d_ff": 5120,
+        "num_layers": 24,
+        "num_heads": 32,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    },
     "mixedbread-ai/mxbai-embed-large-v1": {
         "model_type": "bert",
         "hidden_size": 1024,
@@ -200,16 +219,19 @@ def encoder_files(source: str) -> Files:
     return Files(path, _encoder_configs(path), source, _safetensors(path))
 
 
-def configs(decoder: str, encoder: str) -> tuple[dict, dict]:
-    """What spec_from_hf needs of both models: of a folder or hub id only the JSON files are read, of PUBLISHED ones none."""
-    if decoder in PUBLISHED:
-        of_decoder = filled(PUBLISHED[decoder], decoder)
-    else:
-        path = _locate(decoder, ["*.json"])
-        of_decoder = decoder_files(decoder).config if path.is_file() else _decoder_configs(path)[0]
-    if encoder in PUBLISHED:
-        return of_decoder, {"config.json": filled(PUBLISHED[encoder], encoder)}
-    return of_decoder, _encoder_configs(_locate(encoder, ["*.json"]))
+def config_of_lm(source: str) -> dict:
+    """What spec_from_hf needs of a language model: of a folder or hub id only the JSON files are read, of PUBLISHED ones none."""
+    if source in PUBLISHED:
+        return filled(PUBLISHED[source], source)
+    path = _locate(source, ["*.json"])
+    return decoder_files(source).config if path.is_file() else _decoder_configs(path)[0]
+
+
+def configs_of_encoder(source: str) -> dict:
+    """The same of a text encoder."""
+    if source in PUBLISHED:
+        return {"config.json": filled(PUBLISHED[source], source)}
+    return _encoder_configs(_locate(source, ["*.json"]))
 
 
 def _decoder_configs(path):

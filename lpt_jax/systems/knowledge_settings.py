@@ -46,7 +46,7 @@ def settings() -> ConfigDict:
         hidden=256,
         vocab=4096,  # words of a random model, the titles' most frequent
         dropout=0.1,  # while it learns; of a decoder-only model on what it reads
-        remat=False,  # recompute a decoder-only model's activations in the backward pass
+        remat=False,  # recompute activations in the backward pass
     )
     c.embedder = text_embedder()  # of the items' texts, for codes by text; it is not trained
     c.codes = group(
