@@ -13,7 +13,7 @@ def get_config(variant: str = ""):
     c = default("knowledge")
     c.name = "knowledge_flan"
     c.data.update(**BEAUTY, **LAST_ITEM)
-    c.lm.update(source="google/flan-t5-base", dtype="auto", dropout=0.1)
+    c.lm.update(source="google/flan-t5-base", dtype="auto", dropout=0.1, remat=True)
     c.tasks.update(
         steps=20_000, batch=128, title_words=12, max_tokens=512, history_items=20, learning_rate=3e-4, warmup=600, evaluate_every=1000
     )  # fmt: skip
