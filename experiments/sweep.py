@@ -280,7 +280,8 @@ def picture(found: dict) -> bytes:
     for place, (key, title) in enumerate(curves.items(), 2):
         axes = report.axes_of(figure, 1, len(curves) + 1, place)
         for name, one in runs.items():
-            axes.plot(*one["curves"][key], label=name.replace("$", r"\$"), linewidth=1.5)
+            if one["curves"][key][0]:
+                axes.plot(*one["curves"][key], label=name.replace("$", r"\$"), linewidth=1.5)
         axes.set_title(title, fontsize=10, color=report.INK, loc="left")
         axes.set_xlabel("step", fontsize=9, color=report.INK)
     if curves:

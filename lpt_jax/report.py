@@ -171,6 +171,7 @@ def draw_gains(axes, gains: dict[str, dict]) -> None:
         axes.plot(gain["mean"], y, "o", color=color)
     axes.set_yticks(range(len(gains)), [name.replace("$", r"\$") for name in gains])
     axes.set_ylim(len(gains) - 0.5, -0.5)
+    axes.locator_params(axis="x", nbins=5)
 
 
 def gains_picture(gains: dict) -> bytes:
