@@ -19,5 +19,6 @@ RUNS = {
         "imitation.texts": "best",
         "imitation.samples": 11,
         "imitation.steps": 110,
+        "imitation.evaluate_every": 55,
     },
 }

@@ -28,6 +28,7 @@ from lpt_jax.errors import InputError
 SHOWN = ("ndcg", "ndcg@10", "recall@10", "mrr", "top1", "cosine", "chrf", "bleu")
 MEASURES = {"ndcg": "NDCG over the whole ranking", "ndcg@10": "NDCG@10", "top1": "the share of names found at once"}
 CURVES = {"reward/metric": "Reward of rollouts", "profile_tokens": "Profile length, tokens"}
+UNITS = {"naming": "names", "extraction": "mixes"}  # of the intervals, by part of the results
 READ = ("ended", "clean", "supported", "telling")  # shares of the text audit
 ENDS = {"kl": "KL to the reference", "profile_tokens": "profile's tokens"}
 SMOOTH = 5  # steps whose mean a curve shows: a batch's users differ
@@ -95,7 +96,7 @@ def orders(experiment: dict) -> tuple[list[Order], dict[str, list[Order]]]:
 
 def finished(one: Order) -> bool:
     """Whether a run has been tested; InputError if its workdir holds one with other settings."""
-    if not (one.workdir / "results.json").exists():
+    if not all((one.workdir / name).exists() for name in ("results.json", "per_user.npz")):
         return False
     there = config_lib.flat(json.loads((one.workdir / "config.json").read_text(encoding="utf-8")))
     if config_lib.differing(there, one.settings):
@@ -259,7 +260,7 @@ def table(experiment: dict, found: dict, to) -> str:
         (experiment["__doc__"] or "").strip(),
         to.paragraph(found["protocol"]),
         f"Means ± s.d. over seeds. Gains are in {MEASURES.get(found['metric'], found['metric'])}, pooled over seeds, with 95 % "
-        "intervals by resampling users.",
+        f"intervals by resampling {UNITS.get(experiment['PART'], 'users')}.",
         to.table(["", "seeds", *shown], rows), to.table(head, gains),
         *([to.table(["", "profiles", *READ, "words"], read)] * bool(read)), *filter(None, [experiment["WORDS"].strip()]),
     ]) + "\n"  # fmt: skip

@@ -45,6 +45,10 @@ def main(config, topology: str | None, processes: str | None) -> int:
 def check(config, topology: str) -> bool:
     """Compiles every program of a config for a topology and prints what each needs: whether all fit."""
     found, platform, memory = topologies.machine(topology)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for model in (config.lm, config.embedder):
+            model.dtype = model.dtype.replace("auto", "bfloat16")  # which is fast there, if not here
     of_system = importlib.import_module(f"lpt_jax.{PROGRAMS[config.system]}")
     run, too_large = of_system.Shapes(config, devices.make_mesh(config.mesh, found), platform), []
     parts = sorted(run.resident().items(), key=lambda part: -part[1])

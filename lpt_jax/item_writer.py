@@ -76,12 +76,22 @@ def load_model(config, texts: list[str], of_codes: tuple[int, int]) -> T5 | Item
         lm.source = Source(tokenizer, tokenizer.pad_token_id, frozenset({tokenizer.eos_token_id}))
     else:
         lm = T5.load(settings.source, dtype, *of_codes) if t5 else Decoder.load(settings.source, dtype)
-    if t5:
-        lm.remat = settings.remat
+    return with_codes(lm, config, of_codes, rngs)
+
+
+def with_codes(
+    lm: T5 | Decoder, config, of_codes: tuple[int, int], rngs, size: float | None = None
+) -> T5 | ItemDecoder:
+    """A language model with code words, and what trains apart from the rest; a T5 has its code words already.
+
+    size: of the code words' vectors (ItemDecoder).
+    """
+    if config.lm.kind == "t5":
+        lm.remat = config.lm.remat
         return lm
     if config.tasks.trains != "all":
-        make_trainable(lm, config, "tasks", key)
-    return ItemDecoder(lm, *of_codes, rngs, settings.remat)
+        make_trainable(lm, config, "tasks", jax.random.key(config.seed))
+    return ItemDecoder(lm, *of_codes, rngs, config.lm.remat, size)
 
 
 def divided(lm: T5 | ItemDecoder, trains: str) -> tuple[nnx.GraphDef, dict, dict]:

@@ -29,7 +29,8 @@ def run(argv: list[str]) -> int | None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(downloads.cache("jax")))  # before jax is imported
     f, config, workdir = parse(argv)
     if f.mode in LACKS.get(config.system, ()):
-        raise InputError(f"--mode={f.mode} is not for the system {config.system}: it is for profiles.")
+        others = ", ".join(name for name in SYSTEMS if f.mode not in LACKS.get(name, ()))
+        raise InputError(f"--mode={f.mode} is not for the system {config.system}: it is for {others}.")
     if f.run and config.system in LACKS:
         raise InputError(
             f"--run is not for the system {config.system}: other systems' TREC runs are scored beside profiles."

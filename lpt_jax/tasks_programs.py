@@ -11,10 +11,10 @@ from lpt_jax.learning import optimisers, tasks
 from lpt_jax.learning.loop import Part
 from lpt_jax.models import decoder, encoder, layers, t5, weights
 from lpt_jax.models.item_decoder import ItemDecoder
-from lpt_jax.recommender import TINY_WIDTH, make_trainable
+from lpt_jax.recommender import TINY_WIDTH
 from lpt_jax.topologies import HISTORY, ITEMS, Program, bytes_of
 
-WORDS = 16  # that an example has at least, where tasks.tokens says how many examples there are
+WORDS = 8  # that an example has at least, where tasks.tokens says how many examples there are
 
 
 # ---- a run without its data and weights
@@ -28,22 +28,17 @@ def model(config, of_codes: tuple[int, int]) -> t5.T5 | ItemDecoder:
     else:
         found = weights.config_of_lm(settings.source)
         if settings.kind == "t5":
-            tied = found.get("scale_decoder_outputs", found["tie_word_embeddings"])  # the files aren't read
+            tied = found.get("scale_decoder_outputs", found.get("tie_word_embeddings", True))  # the files aren't read
             lm = t5.T5(t5.spec_from_hf(found, tied), rngs)
             lm.add_codes(*of_codes, rngs)
         else:
             lm = decoder.Decoder(decoder.spec_from_hf(found), rngs)
     lm.set_attributes(dtype=dtype)
-    if settings.kind == "t5":
-        lm.remat = settings.remat
-        return lm
-    if settings.source != "scratch":
+    if settings.kind != "t5" and settings.source != "scratch":
         graph, arrays = nnx.split(lm)
         lm = nnx.merge(graph, jax.tree.map(lambda a: a.astype(dtype), layers.plain(arrays)))
     lm.source = weights.Source(None, 0)
-    if config.tasks.trains != "all":
-        make_trainable(lm, config, "tasks", jax.random.key(0))
-    return ItemDecoder(lm, *of_codes, rngs, settings.remat, size=1.0)
+    return item_writer.with_codes(lm, config, of_codes, rngs, size=1.0)
 
 
 def width_of(source: str) -> int:
@@ -99,9 +94,11 @@ def programs(run: Shapes) -> dict[str, Program]:
     """Every program of a config: an update for each task that it asks for, and what finds items."""
     found = {}
     for task in TASKS:
-        if run.settings.weights[task] and (task != "hidden_words" or run.settings.title_words):
+        words = run.settings.title_words and run.settings.hidden_words
+        if run.settings.weights[task] and (words or task != "hidden_words"):
             found[task.replace("_", " ")] = update(run, task)
-    return found | {"search": beam(run), "candidates": candidates(run)}
+    found |= {"search": beam(run), "candidates": candidates(run)}
+    return found | ({"explanations": explanations(run)} if run.settings.weights.explanation else {})
 
 
 def who(run: Shapes, *shape: int) -> dict | None:
@@ -119,11 +116,11 @@ def who(run: Shapes, *shape: int) -> dict | None:
 def update(run: Shapes, task: str) -> Program:
     """A step of a task; a text may need a line of its own."""
     s, (levels, _), most = run.settings, run.codes, tasks.MOST if run.lm.packs else 1
-    texts, room = (
-        (s.tokens // WORDS if s.tokens else s.batch),
-        tasks.rounded(s.max_tokens) if most == 1 else s.max_tokens,
-    )
-    lines = min(texts, 2 * s.tokens // room + 1) if s.tokens and most > 1 else texts
+    texts, room = (s.tokens // WORDS if s.tokens else s.batch), s.max_tokens
+    packed = (
+        2 * (s.tokens + room) // room + texts // most + 1
+    )  # all lines but one are more than half full, or have `most` texts
+    lines = min(texts, packed) if s.tokens and most > 1 else texts
     lines, length = -(-lines // tasks.LINES) * tasks.LINES, longest(s, task, levels)
     digits = task not in ("hidden_words", "explanation", "rating", "preference")
     answers = texts * (length // levels if digits else length)
@@ -163,3 +160,9 @@ def candidates(run: Shapes) -> Program:
     return Program(
         search.likelihoods, (run.graph, whole, *texts, digits, people), (texts, digits, people), "search.batch"
     )
+
+
+def explanations(run: Shapes) -> Program:
+    texts, people = read(run), who(run, run.config.search.batch, 1)
+    whole, most = layers.joined(run.state.weights, run.frozen), run.settings.max_words
+    return Program(search.greedy, (run.graph, whole, *texts, most, 0, people), (texts, people), "search.batch")

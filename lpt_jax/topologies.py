@@ -1,4 +1,4 @@
-"""Machines that need not be there: their devices, for programs to be compiled for and measured, never run.
+"""Machines that need not be there, and programs that are compiled for them and measured, never run.
 
 TPU slices compile with the package libtpu and H100s with jax's CUDA wheels.
 """

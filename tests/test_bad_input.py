@@ -43,6 +43,7 @@ SETTINGS = [
     ("unknown phase", "TINY --config.phases=contrastive,rl", r"phases='contrastive,rl' .* contrastive, policy"),
     ("a phase twice", "TINY --config.phases=policy,policy", r"phases='policy,policy' .* each once at most"),
     ("no column of users", "TINY --config.data.columns.user=", r"data\.columns\.user='' .* the name of a column"),
+    ("the best without validation", "TINY --config.imitation.evaluate_every=0 --config.imitation.keep_best=true", r"imitation\.evaluate_every=0 .* 1 or more, or imitation\.keep_best false"),
     ("one sample per user", "TINY --config.policy.samples=1", r"policy\.samples=1 .* at least 2"),
     ("best by next items", "TINY --config.profile.best_by=explains+ndcg", r"profile\.best_by='explains\+ndcg' .* explains, held_back"),
     ("unknown reward", "TINY --config.policy.reward=nosuch:f", r"policy\.reward='nosuch:f' .* importable"),

@@ -198,8 +198,9 @@ def test_embedding_and_ranking_are_a_run_s(both):
         ("knowledge.py:tiny", knowledge, {"lm.kind": "decoder", "tasks.trains": "last_layers"}),
         ("peapod.py:tiny", peapod, {"personal.kind": "neighbours"}),
         ("peapod.py:tiny", peapod, {"personal.kind": "profile"}),
+        ("knowledge.py:tiny", knowledge, {"tasks.tokens": "2000", "tasks.max_tokens": "200", "codes.levels": "1"}),
     ],
-    ids=["t5", "ratings", "decoder", "neighbours", "profile"],
+    ids=["t5", "ratings", "decoder", "neighbours", "profile", "tokens"],
 )
 def test_updates_and_search_of_codes_are_a_run_s(name, system, changes, tmp_path):
     """All but the values, and how many lines and items there are: at least as many as in any batch."""
@@ -226,7 +227,7 @@ def test_updates_and_search_of_codes_are_a_run_s(name, system, changes, tmp_path
     assert graph_of(graph, whole) == graph_of(r.graph, r.whole(state.weights))
     assert described(whole) == described(r.whole(state.weights))
     for shape, table in zip(trie, r.trie, strict=True):
-        assert (shape.dtype, shape.shape[1]) == (table.dtype, table.shape[1]) and len(shape.shape) == table.ndim
+        assert (shape.dtype, shape.shape[1]) == (table.dtype, table.shape[1]) and shape.shape[0] >= table.shape[0]
     ids, _ = jax.eval_shape(
         lambda *given: search.beam(graph, *given[:-1], beams, given[-1]), whole, *texts, trie, hidden, who
     )

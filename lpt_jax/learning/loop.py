@@ -54,7 +54,7 @@ class Phase:
         raise NotImplementedError
 
 
-def measures(settings, step: int) -> bool:
+def validates_after(settings, step: int) -> bool:
     """Whether validation follows the step, counted from 0: every so many steps and after the last; never if evaluate_every is 0."""
     every = settings.evaluate_every
     return every > 0 and ((step + 1) % every == 0 or step + 1 == settings.steps)
@@ -142,7 +142,7 @@ class Loop:
                 f"run stops and its last good checkpoint ({self.last.latest()}) is kept; a smaller learning_rate helps."
             )
         note["step"], note["global_step"] = step + 1, note["global_step"] + 1
-        if measures(settings, step):
+        if validates_after(settings, step):
             values |= self.validate(phase, state, best, step + 1)
         self.log(phase, step + 1, values)
         bar.update()

@@ -19,7 +19,7 @@ from flax import nnx
 from lpt_jax import devices, ranking, rewards
 from lpt_jax.data import batches
 from lpt_jax.generation import Profiles
-from lpt_jax.learning.loop import Part, Phase, Report, measures
+from lpt_jax.learning.loop import Part, Phase, Report, validates_after
 from lpt_jax.models.decoder import run
 from lpt_jax.recommender import ProfileRecommender
 from lpt_jax.rewarder import Earned, Rewarder
@@ -243,7 +243,7 @@ class PolicyPhase(Phase):
     def log_ratio(self, rollout: tuple, old, step: int) -> tuple[np.ndarray, dict]:
         """log π − log π_ref of each profile [B, G], where it counts or is due to be measured (else zeros), and its mean."""
         s, profiles = self.settings, rollout[0]
-        if not (s.kl_coef or measures(s, step)):
+        if not (s.kl_coef or validates_after(s, step)):
             return np.zeros(profiles.mask.shape[:2], np.float32), {}
         graph, weights = self.r.lm.reference
         reference = self.score(dataclasses.replace(self.plan, graph=graph), weights, rollout)

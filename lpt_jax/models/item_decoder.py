@@ -31,7 +31,7 @@ class ItemDecoderSpec:
 class ItemDecoder(CodeWords):
     """A Decoder, and code words of so many levels and digits, which begin as large as its own words' vectors.
 
-    size: of the code words, relative to 0.02; None: as said.
+    size: how large they begin instead, relative to 0.02, where the model holds no arrays to measure.
     """
 
     packs = False  # several texts to a line

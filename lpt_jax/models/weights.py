@@ -122,7 +122,7 @@ ENCODER_FILES = (
     "1_Pooling/config.json",
     "config_sentence_transformers.json",
 )
-PUBLISHED = {  # the recipes' models: of their config.json what is not transformers' default
+PUBLISHED = {  # the recipes' models, and what they may be exchanged for: of their config.json what is not transformers' default
     "google/gemma-2b-it": {
         "model_type": "gemma",
         "hidden_size": 2048,

@@ -32,7 +32,11 @@ from lpt_jax.run import Run
 
 TRAINS, STEPS = {"tasks": "lm"}, {"tasks": "tasks"}  # phase -> the part that it trains, and its name in results
 SAME = (
-    *("data", "lm", "codes", "tasks.titles", "embedder.source"),
+    *(
+        f"lm.{name}"
+        for name in ("kind", "source", "dtype", "width", "layers", "decoder_layers", "heads", "hidden", "vocab")
+    ),
+    *("data", "codes", "tasks.titles", "embedder.source"),
     *("tasks.trains", "tasks.last_layers", "tasks.lora"),
 )  # of begin_from
 

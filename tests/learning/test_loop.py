@@ -171,7 +171,7 @@ def test_without_validation_a_phase_ends_with_its_last_state(tmp_path):
     assert not [r for r in records(tmp_path) if "val/ndcg" in r] and len(records(tmp_path)) == 4
 
 
-@pytest.mark.parametrize(("every", "keep_best"), [(1, True), (2, True), (100, True), (2, False)], ids=str)
+@pytest.mark.parametrize(("every", "keep_best"), [(1, True), (2, True), (100, True), (2, False), (0, False)], ids=str)
 def test_killed_at_every_event_ends_as_if_never_killed(tmp_path, every, keep_best):
     """Each start dies at the first event at which none has died before: in steps, validations, logs, begins."""
     options = {"values": [0.1, 0.5, 0.3, 0.2, 0.4], "keep_best": keep_best}

@@ -106,6 +106,25 @@ def test_gradients_are_those_of_transformers(both):
         np.testing.assert_allclose(named[key], expected, atol=2e-4 * np.abs(expected).max(), err_msg=key)
 
 
+def test_recomputed_activations_change_no_gradient(both):
+    _, lm, _ = both
+    tokens, mask, written = batch(lm.spec.vocab)
+
+    def slopes(remat):
+        lm.remat = remat
+        graph, state = nnx.split(lm)
+        merged = jax.grad(lambda tree: jnp.sum(nnx.merge(graph, tree)(tokens, mask, written) ** 2))
+        recomputes = "remat" in str(jax.make_jaxpr(merged)(layers.plain(state)))
+        assert recomputes == remat
+        return jax.tree.leaves(merged(layers.plain(state)))
+
+    try:
+        for a, b in zip(slopes(False), slopes(True), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(a).max(), 1))
+    finally:
+        lm.remat = False
+
+
 def test_cached_decoding_is_the_whole_pass(both):
     _, lm, _ = both
     tokens, mask, written = batch(lm.spec.vocab)

@@ -192,7 +192,7 @@ def test_auc_by_hand():
     assert knowledge_evaluation.auc(np.array([0.1]), np.array([True])) is None
 
 
-@pytest.mark.parametrize("mode", ["audit", "judge", "demo", "check", "write_profiles"])
+@pytest.mark.parametrize("mode", ["audit", "judge", "demo", "write_profiles"])
 def test_modes_that_it_has_not(mode, capsys):
     assert main(["main", "--config=configs/knowledge.py:tiny", f"--mode={mode}"]) == 2
     assert f"--mode={mode} is not for the system knowledge" in capsys.readouterr().err
