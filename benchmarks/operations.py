@@ -1,6 +1,6 @@
 """Floating-point operations of matrix products: what the mathematics of each program needs, and what a traced program does.
 
-    needs(run)["policy update"]                                    # of a check.Shapes: needed, and recomputed on purpose
+    needs(run)["policy update"]                                    # of a profiles_programs.Shapes: needed, and recomputed on purpose
     traced_operations(needed(program.function.trace(*program.arguments)), trips)
 
 An operation is an addition or a multiplication, over all devices; tests/test_operations.py holds the two together.
@@ -13,7 +13,7 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from lpt_jax import check, devices, similarity
+from lpt_jax import devices, profiles_programs, similarity, topologies
 
 # ---- what the mathematics needs
 
@@ -44,8 +44,8 @@ def embedding_operations(spec, texts, length) -> float:
     return spec.layers * texts * length * token
 
 
-def needs(run: check.Shapes) -> dict[str, Operations]:
-    """Of every program of check.programs(run)."""
+def needs(run: profiles_programs.Shapes) -> dict[str, Operations]:
+    """Of every program of profiles_programs.programs(run)."""
     settings = run.config.policy
     return {
         "write profiles": writing(run, run.config.profile.batch, 1),
@@ -58,12 +58,12 @@ def needs(run: check.Shapes) -> dict[str, Operations]:
     }
 
 
-def sizes(run: check.Shapes) -> tuple[int, int]:
+def sizes(run: profiles_programs.Shapes) -> tuple[int, int]:
     """Tokens of a context and of a profile."""
     return run.config.prompt.max_tokens - 1, run.config.profile.max_tokens
 
 
-def lora_operations(run: check.Shapes, tokens: int, own: int) -> float:
+def lora_operations(run: profiles_programs.Shapes, tokens: int, own: int) -> float:
     """Operations of x·a·b of every LoRA matrix: of so many tokens, in the head of the profiles' own alone."""
     if run.config.policy.trains != "lora":
         return 0.0
@@ -71,7 +71,7 @@ def lora_operations(run: check.Shapes, tokens: int, own: int) -> float:
     return 2.0 * sum((tokens if path[0].key == "upper" else own) * matrix.size for path, matrix in matrices)
 
 
-def writing(run: check.Shapes, users: int, samples: int) -> Operations:
+def writing(run: profiles_programs.Shapes, users: int, samples: int) -> Operations:
     """Of sampling profiles: a prefill, and every profile's tokens one by one."""
     spec, (prompt, length), rows = run.lm.spec, sizes(run), users * samples
     prefill = pass_operations(spec, users, prompt, 0, 0, spec.layers, top=True)
@@ -81,7 +81,7 @@ def writing(run: check.Shapes, users: int, samples: int) -> Operations:
     return Operations(need, sum(second_halves(run, users, samples)))
 
 
-def second_halves(run: check.Shapes, users: int, samples: int = 0) -> tuple[float, float]:
+def second_halves(run: profiles_programs.Shapes, users: int, samples: int = 0) -> tuple[float, float]:
     """Of a pass through the trained layers and a trained head: their float32 matrices' second halves (models/products.py)."""
     if run.config.policy.trains == "lora" or devices.product_type(run.config.lm.dtype) == "float32":
         return 0.0, 0.0
@@ -90,7 +90,7 @@ def second_halves(run: check.Shapes, users: int, samples: int = 0) -> tuple[floa
     return layers, 2 * rows * length * spec.width * spec.vocab if "head" in run.state["lm"].weights else 0.0
 
 
-def scoring(run: check.Shapes, users: int) -> tuple[float, float, float]:
+def scoring(run: profiles_programs.Shapes, users: int) -> tuple[float, float, float]:
     """Of the trained layers, of the head, and of LoRA."""
     spec, (prompt, length), rows = run.lm.spec, sizes(run), users * run.config.policy.samples
     layers = pass_operations(spec, users, prompt, rows, length, spec.layers - run.lm.below, top=True)
@@ -98,7 +98,7 @@ def scoring(run: check.Shapes, users: int) -> tuple[float, float, float]:
     return layers, head, lora_operations(run, users * prompt + rows * length, rows * length)
 
 
-def policy_update(run: check.Shapes) -> Operations:
+def policy_update(run: profiles_programs.Shapes) -> Operations:
     """Three passes over what trains, two over what is frozen."""
     settings, spec, (prompt, length) = run.config.policy, run.lm.spec, sizes(run)
     users, frozen = settings.users // settings.minibatches, settings.trains == "lora"
@@ -114,23 +114,23 @@ def policy_update(run: check.Shapes) -> Operations:
     return Operations(need, again)
 
 
-def contrastive_step(run: check.Shapes) -> Operations:
+def contrastive_step(run: profiles_programs.Shapes) -> Operations:
     """Three passes over as many lines as there are texts."""
-    program = check.programs(run)["contrastive step"]
+    program = profiles_programs.programs(run)["contrastive step"]
     need = embedding_operations(run.embedder.spec, *program.data[0]["tokens"].shape)
     return Operations(3 * need, need if run.config.lm.remat else 0.0)
 
 
-def embedding(run: check.Shapes) -> Operations:
+def embedding(run: profiles_programs.Shapes) -> Operations:
     """Of a batch of the catalogue."""
     room, _ = similarity.line_of(run.embedder.item_limit)
     return Operations(embedding_operations(run.embedder.spec, run.config.embedder.batch, room))
 
 
-def ranking(run: check.Shapes) -> Operations:
+def ranking(run: profiles_programs.Shapes) -> Operations:
     """Of all items' scores for a rollout's profiles."""
     profiles = run.config.policy.users * run.config.policy.samples
-    return Operations(2.0 * profiles * check.ITEMS * run.embedder.spec.width)
+    return Operations(2.0 * profiles * topologies.ITEMS * run.embedder.spec.width)
 
 
 # ---- what a program does

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import operations
-from lpt_jax import check, config, devices
+from lpt_jax import config, devices, profiles_programs, topologies
 from lpt_jax.models.products import product
 from tests.conftest import ROOT
 
@@ -41,7 +41,7 @@ def test_positions_with_logits_are_found_inside_loops():
     assert operations.most_logits(traced(jnp.matmul, (3, 4, 5), (5, 32)), 33) == 0
 
 
-def done(program: check.Program, length: int):
+def done(program: topologies.Program, length: int):
     """A program's jaxpr and its operations, with profiles of so many tokens."""
     jaxpr = operations.needed(program.function.trace(*program.arguments))
     return jaxpr, operations.traced_operations(jaxpr, length)
@@ -51,8 +51,8 @@ def done(program: check.Program, length: int):
 def test_the_recipes_do_what_the_mathematics_needs(name):
     """Traced at their real sizes: operations within 1.25 of the formulas, and never logits of a prompt."""
     asked = config.load(f"{ROOT}/configs/{name}", {})
-    run = check.Shapes(asked, devices.make_mesh(asked.mesh), "cpu")
-    needs, programs = operations.needs(run), check.programs(run)
+    run = profiles_programs.Shapes(asked, devices.make_mesh(asked.mesh), "cpu")
+    needs, programs = operations.needs(run), profiles_programs.programs(run)
     assert needs.keys() == programs.keys()
     for what, program in programs.items():
         jaxpr, count = done(program, asked.profile.max_tokens)
@@ -63,9 +63,9 @@ def test_the_recipes_do_what_the_mathematics_needs(name):
 
 def test_a_tiny_run_does_no_more_than_twice_what_it_needs():
     asked = config.load(f"{ROOT}/configs/movies_tv_gemma.py:tiny", {})
-    run = check.Shapes(asked, devices.make_mesh(asked.mesh), "cpu")
+    run = profiles_programs.Shapes(asked, devices.make_mesh(asked.mesh), "cpu")
     needs = operations.needs(run)
-    for what, program in check.programs(run).items():
+    for what, program in profiles_programs.programs(run).items():
         _, count = done(program, asked.profile.max_tokens)
         ratio = (count - needs[what].again) / needs[what].need
         assert 0.9 < ratio < 2, what  # attention counts when so small
