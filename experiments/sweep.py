@@ -2,8 +2,9 @@
 
 FILE.py asks a question in its docstring and answers it by runs: CONFIG (a config of configs/), SEEDS, CHANGES (settings
 of all runs, {"policy.steps": 40}), RUNS (name -> what it changes besides; the first is what the others are compared
-with); PART, if the rows are not results.json's "rows" (journeys: "naming"); where all begin from the same models, FIRST (the settings of the runs that train those, one for each seed); ROW, if
-the last row is not what is compared; METRIC, if it is not NDCG over the whole ranking; and WORDS, what was learned.
+with); where all begin from the same models, FIRST (the settings of the runs that train those, one for each seed); ROW, if
+the last row is not what is compared; PART, if the rows are not results.json's "rows" (journeys: "naming"); METRIC, if it is
+not NDCG over the whole ranking; and WORDS, what was learned.
 Without a flag one command is printed for each run that can start now, for bash, xargs or a SLURM array: those of FIRST,
 and once they have finished the others. Runs that have finished are not repeated, and experiments that ask for the same
 run share it. Flags:"""

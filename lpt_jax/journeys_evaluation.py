@@ -43,8 +43,8 @@ def test(r: JourneyNamer, trained: Trained, note: dict) -> tuple[dict, dict[str,
         "samples": samples(r, list(ways.values())[-1]),
         **evaluate.about(r.run, note),
     }
-    whole = {row: values for rows in parts.values() for row, values in rows.items()}
-    return results, {row: (range(len(next(iter(of.values())))), of) for row, of in whole.items()}
+    counted = {row: of for rows in parts.values() for row, of in rows.items()}
+    return results, {row: (range(len(next(iter(of.values())))), of) for row, of in counted.items()}
 
 
 def protocol(r: JourneyNamer, kinds: list[str]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from lpt_jax import devices, item_writer, personal_writer, search
-from lpt_jax.data.tasks import TASKS, longest
+from lpt_jax.data.tasks import CODED, TASKS, longest
 from lpt_jax.learning import optimisers, tasks
 from lpt_jax.learning.loop import Part
 from lpt_jax.models import decoder, encoder, layers, t5, weights
@@ -117,17 +117,15 @@ def update(run: Shapes, task: str) -> Program:
     """A step of a task; a text may need a line of its own."""
     s, (levels, _), most = run.settings, run.codes, tasks.MOST if run.lm.packs else 1
     texts, room = (s.tokens // WORDS if s.tokens else s.batch), s.max_tokens
-    packed = (
-        2 * (s.tokens + room) // room + texts // most + 1
-    )  # all lines but one are more than half full, or have `most` texts
+    # all lines but one are more than half full, or have as many texts as a line may
+    packed = 2 * (s.tokens + room) // room + texts // most + 1
     lines = min(texts, packed) if s.tokens and most > 1 else texts
     lines, length = -(-lines // tasks.LINES) * tasks.LINES, longest(s, task, levels)
-    digits = task not in ("hidden_words", "explanation", "rating", "preference")
-    answers = texts * (length // levels if digits else length)
+    answers = texts * (length // levels if task in CODED else length)
     data = {
         "tokens": run.batch(lines, room),
         "texts": run.batch(lines, room),
-        "digits" if digits else "words": run.batch(lines, most, length),
+        "digits" if task in CODED else "words": run.batch(lines, most, length),
         "there": run.batch(-(-answers // tasks.SCORED) * tasks.SCORED),
     }
     if (people := who(run, lines, most)) is not None:

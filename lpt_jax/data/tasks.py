@@ -26,6 +26,7 @@ from lpt_jax.data.sessions import Dataset
 from lpt_jax.errors import InputError
 
 TASKS = tuple(prompts.KNOWLEDGE)
+CODED = ("retrieval", "ranking", "hidden_item")  # answered by items' codes, the others in words
 STARS, EITHER = ("1", "2", "3", "4", "5"), ("A", "B")
 SPAN = 3.0  # mean words of a hidden span
 TRIES = 100  # users that are drawn for a task before it is given up
@@ -93,8 +94,9 @@ def others(known: set, count: int, items: int, rng) -> list[int]:
 
 def longest(settings, task: str, levels: int) -> int:
     """How long an answer to a task may be, in digits or words; settings: config.tasks, levels: digits of a code."""
-    digits = {"retrieval": levels * settings.next_items, "ranking": levels, "hidden_item": levels}
-    return digits.get(task, settings.max_words if task in ("hidden_words", "explanation") else 2)
+    if task in CODED:
+        return levels * (settings.next_items if task == "retrieval" else 1)
+    return settings.max_words if task in ("hidden_words", "explanation") else 2
 
 
 class Tasks:
